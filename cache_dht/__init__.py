@@ -1,0 +1,4 @@
+"""The federated cache: shard placement, record store (SQLite), semantic index (FAISS), reuse rules.
+
+May import: base modules and `consensus`. Never: `governance`, `p2p`, `plugins`, `node`, `simulations`, `cli`.
+"""

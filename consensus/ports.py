@@ -1,0 +1,68 @@
+"""What consensus needs from the rooms around it. `node` wires them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from nsllm.consensus.block import Block, DecidedBlock
+from nsllm.ids import Address, Height, TimeMs
+
+
+class Application(Protocol):
+    """The replicated state machine (scores, network log, EVM): deterministic, one caller at a time.
+
+    Implemented by `nsllm.governance.ledger`. `height` is always one above the last committed block.
+    """
+
+    async def due_in(self) -> float | None:
+        """Seconds until a block is wanted (0.0: now), or None while nothing is: no empty blocks."""
+        ...
+
+    async def propose(self, height: Height, now_ms: TimeMs, proposer: Address) -> Block:
+        """A new valid block for `height` from what is pending (possibly an empty body)."""
+        ...
+
+    async def validate(self, block: Block, now_ms: TimeMs) -> None:
+        """Pass silently if honest validators may prevote `block`.
+
+        Raises:
+            BlockError: says which field is wrong, with both values.
+            DivergenceError: everything agrees but the EVM state root that a quorum certified; we halt.
+        """
+        ...
+
+    async def commit(self, decided: DecidedBlock) -> None:
+        """Execute and store a decided block atomically; repeating the last one is a no-op.
+
+        Raises:
+            DivergenceError: our roots differ from the certified ones.
+        """
+        ...
+
+    async def decided(self, start: Height, count: int) -> Sequence[DecidedBlock]:
+        """Stored decided blocks from `start`, ascending, at most `count`; for peers that catch up."""
+        ...
+
+    async def tip(self) -> Height:
+        """Height of the last committed block; 0 before the first."""
+        ...
+
+
+class Mesh(Protocol):
+    """Direct, acknowledged streams to the other validators. Implemented in `node` over `nsllm.p2p.protocols`."""
+
+    def send(self, to: Address, message: bytes) -> None:
+        """Queue a consensus message (canonical bytes) for one validator; bounded, oldest dropped, never blocks.
+
+        The mesh reconnects and retries until the queue's bound; loss is repaired by the driver's own resends.
+        """
+        ...
+
+
+class BlockSource(Protocol):
+    """Where a validator that fell behind gets decided blocks. Implemented in `node` over the sync protocol."""
+
+    async def fetch(self, start: Height, count: int) -> Sequence[DecidedBlock]:
+        """Decided blocks from any peer that has them, unverified; empty if nobody answers in time."""
+        ...

@@ -1,0 +1,219 @@
+"""The PeerService port: what the HTTP side asks of the peer. Implemented by `nsllm.node.peer`; frozen values only.
+
+Everything here runs in trio; `nsllm.node.api.bridge` carries calls over from aiohttp's thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import trio
+
+from nsllm.node.engine.port import EngineInfo, ModelInfo
+from nsllm.record import Message, Sampling, Visibility
+
+
+@dataclass(frozen=True, slots=True)
+class ChatCommand:
+    """A validated chat completion request."""
+
+    model: str
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    visibility: Visibility | None
+    """None: the peer's default."""
+    reuse: bool = True
+    """False where a cached answer may not stand in (logprobs, n > 1, tools)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where an answer comes from; becomes the `x-nsllm-*` headers."""
+
+    kind: Literal["engine", "cache"]
+    generator: str
+    """Address (0x…) of the member that generated it."""
+    score_ppm: int | None = None
+    """Certified hybrid score under the present policy; None before certification."""
+    height: int | None = None
+    age_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatStarted:
+    """First event: identity of the completion and where it comes from."""
+
+    completion_id: str
+    """`chatcmpl-…`; also the receipt's id."""
+    model: str
+    created_s: int
+    source: Source
+    visibility: Visibility
+
+
+@dataclass(frozen=True, slots=True)
+class ChatDelta:
+    """Text as it comes."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFinished:
+    """Last event."""
+
+    finish_reason: Literal["stop", "length", "content_filter"]
+    prompt_tokens: int
+    completion_tokens: int
+    publication: Literal["private", "pending", "unpublished", "certified", "withheld"]
+    """`pending`: a record went to the validators; `unpublished`: it failed a quality threshold, see `detail`."""
+    detail: str = ""
+
+
+ChatEvent = ChatStarted | ChatDelta | ChatFinished
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptStatus:
+    """What is known of a completion's receipt."""
+
+    completion_id: str
+    state: Literal["pending", "certified", "logged", "anchored", "none"]
+    """`none`: there will be no receipt; `detail` says why (private, withheld, unpublished, expired)."""
+    detail: str
+    score_ppm: int | None
+    height: int | None
+    signers: tuple[str, ...]
+    anchor_tx: str | None
+    """Hash (0x…) of the anchor transaction once it is certified."""
+    receipt_json: str | None
+    """Canonical receipt at its present level; None before certification."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerEvent:
+    """Something that happened, for the status page's event stream and `nsllm up`'s log."""
+
+    kind: str
+    """Such as `generation_finished`, `certified`, `anchored`, `peer_connected`, `cache_hit`."""
+    at_ms: int
+    fields: dict[str, str | int | bool | None]
+    """Never prompts, answers or keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Answer of `/readyz`."""
+
+    genesis: bool
+    engine: bool
+    quorum: bool
+    detail: str
+
+    @property
+    def ready(self) -> bool:
+        """All three hold."""
+        return self.genesis and self.engine and self.quorum
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRow:
+    """One peer that we know."""
+
+    peer_id: str
+    address: str | None
+    """Member address (0x…), if its card was checked."""
+    roles: tuple[str, ...]
+    multiaddrs: tuple[str, ...]
+    connected: bool
+    rtt_ms: float | None
+    height: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateRow:
+    """One decided block, for the page."""
+
+    height: int
+    round: int
+    time_ms: int
+    records: int
+    log_size: int
+    signers: int
+    anchor: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The whole status page, frozen. None means no data, never a made-up value."""
+
+    version: str
+    name: str
+    peer_id: str
+    address: str
+    roles: tuple[str, ...]
+    network: str
+    """Network name from the genesis."""
+    network_id: str
+    multiaddrs: tuple[str, ...]
+    uptime_s: float
+    default_visibility: Visibility
+    readiness: Readiness
+    engine: EngineInfo
+    peers: tuple[PeerRow, ...]
+    cache: dict[str, int | float | None]
+    """records, bytes, shards_held, hits_local, hits_remote, misses"""
+    consensus: dict[str, Any]
+    """height, epoch, round, validators, quorum, faults, pending, halted (reason or None)"""
+    certificates: tuple[CertificateRow, ...]
+    """Newest first, at most 10."""
+    policy: dict[str, Any]
+    logs: dict[str, Any]
+    """peer_log_size, peer_log_root, network_log_size, network_log_root"""
+    anchors: tuple[dict[str, Any], ...]
+    """Newest first, at most 10: log_size, log_root, tx, height, certified"""
+    notices: tuple[str, ...]
+    """What an operator should know, such as "fewer than 4 validators: f = 0"."""
+
+
+class PeerService(Protocol):
+    """One running peer."""
+
+    def models(self) -> tuple[ModelInfo, ...]:
+        """The chat model first, then the encoder."""
+        ...
+
+    def chat(self, command: ChatCommand) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[ChatEvent]]:
+        """Run one completion; leaving the context cancels it. Raises `ServiceError` on entering or while receiving."""
+        ...
+
+    async def embed(self, texts: Sequence[str]) -> tuple[list[tuple[float, ...]], int]:
+        """Unit vectors and token count."""
+        ...
+
+    async def receipt(self, completion_id: str) -> ReceiptStatus:
+        """Raises `NotFoundError` for an id that this peer never gave out."""
+        ...
+
+    def readiness(self) -> Readiness:
+        """Cheap; for `/readyz`."""
+        ...
+
+    async def status(self) -> Status:
+        """A fresh snapshot."""
+        ...
+
+    def peers(self) -> tuple[PeerRow, ...]:
+        """Known peers, our own row first."""
+        ...
+
+    def events(self) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[PeerEvent]]:
+        """Events from now on; a slow reader loses the oldest."""
+        ...
+
+    async def invite(self) -> str:
+        """One-time invite text; needs the admin key at the HTTP side. Raises `ServiceError` if we cannot admit."""
+        ...

@@ -1,0 +1,147 @@
+"""Requests and records: the words that the cache, the scores and the receipts all speak.
+
+A request is what was asked; a record is an answer as published, signed by the peer that generated it. Both are
+canonical values: sampling parameters are integers in millionths, embeddings are signed bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from msgspec import Meta
+
+from nsllm import canonical, crypto
+from nsllm.canonical import Value
+from nsllm.crypto import MemberKey
+from nsllm.errors import EncodingError
+from nsllm.ids import (
+    AddressField,
+    CountField,
+    Digest,
+    DigestField,
+    NetworkId,
+    NetworkIdField,
+    SignatureField,
+    TimeMsField,
+)
+
+MAX_RECORD_BYTES: Final = 512 * 1024
+"""Canonical size that any peer accepts for one signed record."""
+MAX_TEXT_CHARS: Final = 100_000
+EMBEDDING_DIMENSIONS: Final = 384
+
+Micro = Annotated[int, Meta(ge=0, le=1_000_000_000)]
+"""A real parameter times 1,000,000: temperature 0.2 is 200,000."""
+TextField = Annotated[str, Meta(max_length=MAX_TEXT_CHARS)]
+TokenField = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Visibility = Literal["private", "group", "public"]
+FinishReason = Literal["stop", "length", "content_filter"]
+
+
+class Message(Value, frozen=True, kw_only=True):
+    """One turn of a conversation, as the OpenAI API names it."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: TextField
+
+
+class Sampling(Value, frozen=True, kw_only=True):
+    """Sampling parameters; None where the caller left the choice to the peer.
+
+    Names and meanings are the OpenAI API's (vLLM's for `top_k`, `min_p` and `repetition_penalty`).
+    """
+
+    temperature_micro: Micro | None = None
+    top_p_micro: Micro | None = None
+    top_k: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+    repetition_penalty_micro: Micro | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    stop: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=4)] = ()
+
+
+class Request(Value, frozen=True, kw_only=True):
+    """What was asked, in its canonical form; its digest is the exact-match key of the cache."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=256)]
+    model_digest: DigestField
+    """Digest over weights, dtype and quantization of the model that answers."""
+    messages: Annotated[tuple[Message, ...], Meta(min_length=1, max_length=256)]
+    sampling: Sampling
+    """As the caller set them; unset ones stay None here."""
+    attachments: Annotated[tuple[DigestField, ...], Meta(max_length=64)] = ()
+
+    def question(self) -> str:
+        """The last user turn: what relevance is judged against and what semantic look-ups embed."""
+        return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
+
+
+class Evidence(Value, frozen=True, kw_only=True):
+    """A document chunk that the answer cites."""
+
+    digest: DigestField
+    text: TextField
+
+
+class Record(Value, frozen=True, kw_only=True):
+    """An answer as published. `group` and `public` requests make one; `private` ones never do."""
+
+    network: NetworkIdField
+    request: Request
+    generator: AddressField
+    visibility: Literal["group", "public"]
+    sampling: Sampling
+    """The effective parameters, with the model card's values filled in."""
+    prompt_token_ids: Annotated[tuple[TokenField, ...], Meta(max_length=MAX_TEXT_CHARS)]
+    token_ids: Annotated[tuple[TokenField, ...], Meta(max_length=MAX_TEXT_CHARS)]
+    text: TextField
+    finish_reason: Literal["stop", "length"]
+    embedding: Annotated[bytes, Meta(min_length=EMBEDDING_DIMENSIONS, max_length=EMBEDDING_DIMENSIONS)]
+    """The question's embedding: 384 signed bytes, unit vector times 127, rounded."""
+    evidence: Annotated[tuple[Evidence, ...], Meta(max_length=32)] = ()
+    nonce: CountField = 0
+    """Tells apart two records of one generator with the same content."""
+    created_ms: TimeMsField
+
+    def digest(self) -> Digest:
+        """What the generator signs and everybody else names the record by."""
+        return canonical.digest("record", self.network, self)
+
+
+class SignedRecord(Value, frozen=True, kw_only=True):
+    """A record and its generator's signature."""
+
+    record: Record
+    signature: SignatureField
+
+    def check(self, network: NetworkId) -> None:
+        """Pass silently if the record belongs to `network` and its generator signed it.
+
+        Raises:
+            EncodingError: another network's record.
+            SignatureError: not the generator's signature.
+        """
+        if self.record.network != network:
+            raise EncodingError(f"record of network {self.record.network.hex()[:16]}, not {network.hex()[:16]}")
+        crypto.verify(self.record.digest(), self.signature, self.record.generator)
+
+
+def request_key(network: NetworkId, request: Request) -> Digest:
+    """Exact-match key: digest of the canonical request under the network's domain."""
+    return canonical.digest("request", network, request)
+
+
+def sign_record(key: MemberKey, record: Record) -> SignedRecord:
+    """The record with its generator's signature; `key` must be the key of `record.generator`."""
+    return SignedRecord(record=record, signature=key.sign(record.digest()))
+
+
+def quantize_embedding(vector: tuple[float, ...] | list[float]) -> bytes:
+    """A unit vector of 384 floats as 384 signed bytes (times 127, rounded, clipped).
+
+    >>> quantize_embedding([1.0] + [0.0] * 383)[:2]
+    b'\\x7f\\x00'
+    """
+    if len(vector) != EMBEDDING_DIMENSIONS:
+        raise ValueError(f"{len(vector)} dimensions, expected {EMBEDDING_DIMENSIONS}")
+    return bytes(max(-127, min(127, round(x * 127))) & 0xFF for x in vector)
