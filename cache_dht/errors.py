@@ -1,0 +1,28 @@
+"""What can go wrong in the cache.
+
+CacheError
+├── StoreError        (OwnFault) the record store cannot be read or written: damaged page, full disk
+└── RecordRefusedError (PeerFault) a record that we must not hold, with the reason
+"""
+
+from __future__ import annotations
+
+from nsllm.errors import NsllmError, OwnFault, PeerFault
+
+
+class CacheError(NsllmError):
+    """Root of this room's errors."""
+
+    code = "cache_error"
+
+
+class StoreError(CacheError, OwnFault):
+    """The record store cannot be read or written."""
+
+    code = "store_failed"
+
+
+class RecordRefusedError(CacheError, PeerFault):
+    """A record that we must not hold."""
+
+    code = "record_refused"

@@ -1,0 +1,91 @@
+"""Placement: the public rule that cuts keys and embeddings into shards and names the holders of each shard.
+
+Keys: the first eight bytes of the request key modulo the number of shards. Embeddings: the signs of their products
+with public hyperplanes of +1 and -1, drawn from SHA-256, so that near questions fall into the same or a neighbouring
+cell. Holders: rendezvous (highest random weight) hashing over members with the data role, salted by epoch.
+
+Source: Thaler and Ravishankar 1998 (rendezvous hashing); Charikar 2002 (sign of random projections). Pure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from nsllm import canonical
+from nsllm.consensus.registry import Member
+from nsllm.ids import Address, Digest, Epoch, NetworkId
+from nsllm.record import EMBEDDING_DIMENSIONS, Record
+
+Space = Literal["key", "embedding"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Shard:
+    """One cell of the key space or of the embedding space."""
+
+    space: Space
+    number: int
+
+    def provider_key(self, network: NetworkId) -> Digest:
+        """The key under which holders announce the shard in the DHT."""
+        return canonical.digest("shard", network, f"{self.space}/{self.number}".encode())
+
+
+def key_shard(request_key: Digest, shards: int) -> Shard:
+    """Shard of an exact-match key."""
+    return Shard("key", int.from_bytes(request_key[:8], "big") % shards)
+
+
+def embedding_shard(embedding: bytes, shards: int) -> Shard:
+    """Shard of a quantized embedding (384 signed bytes): sign bits over public hyperplanes, modulo the shards."""
+    vector = memoryview(embedding).cast("b")
+    cell = 0
+    for plane in _planes(max(1, (shards - 1).bit_length())):
+        product = sum(x if up else -x for x, up in zip(vector, plane, strict=True))
+        cell = cell << 1 | (product >= 0)
+    return Shard("embedding", cell % shards)
+
+
+def shards_of(record: Record, request_key: Digest, shards: int) -> tuple[Shard, Shard]:
+    """Both shards whose holders keep a record."""
+    return key_shard(request_key, shards), embedding_shard(record.embedding, shards)
+
+
+def holders(
+    network: NetworkId, epoch: Epoch, shard: Shard, members: Iterable[Member], replication: int
+) -> tuple[Address, ...]:
+    """Members that hold `shard`, the heaviest first; all data members if there are fewer than `replication`."""
+    salt = network + epoch.to_bytes(8, "big") + f"{shard.space}/{shard.number}/".encode()
+    weighted = sorted(
+        (
+            (hashlib.sha256(salt + member.address).digest(), member.address)
+            for member in members
+            if "data" in member.roles
+        ),
+        reverse=True,
+    )
+    return tuple(address for _, address in weighted[:replication])
+
+
+def shards_held(
+    network: NetworkId, epoch: Epoch, own: Address, members: Iterable[Member], shards: int, replication: int
+) -> tuple[Shard, ...]:
+    """Every shard of both spaces that `own` holds, ascending."""
+    known = tuple(members)
+    spaces: tuple[Space, ...] = ("embedding", "key")
+    every = (Shard(space, number) for space in spaces for number in range(shards))
+    return tuple(shard for shard in every if own in holders(network, epoch, shard, known, replication))
+
+
+@lru_cache(maxsize=32)
+def _planes(count: int) -> tuple[tuple[bool, ...], ...]:
+    return tuple(_plane(number) for number in range(count))
+
+
+def _plane(number: int) -> tuple[bool, ...]:
+    bits = b"".join(hashlib.sha256(f"nsllm/plane/{number}/{i}".encode()).digest() for i in range(2))
+    return tuple(bool(bits[i // 8] >> (i % 8) & 1) for i in range(EMBEDDING_DIMENSIONS))
