@@ -187,7 +187,11 @@ class PeerService(Protocol):
         ...
 
     def chat(self, command: ChatCommand) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[ChatEvent]]:
-        """Run one completion; leaving the context cancels it. Raises `ServiceError` on entering or while receiving."""
+        """Run one completion; leaving the context cancels it.
+
+        Raises `ServiceError` (or `EngineError`) on entering, or on leaving when the channel ended without
+        `ChatFinished`.
+        """
         ...
 
     async def embed(self, texts: Sequence[str]) -> tuple[list[tuple[float, ...]], int]:

@@ -1,0 +1,347 @@
+"""The flow of a question: input validation, look-up beside prefill, generation, output validation, publication.
+
+Text streams to the caller as it is made. The safety layers read along: each stretch of `CHECK_CHARS` is judged while the
+next one is generated, and an answer that fails is cut off with `content_filter`; the whole text is judged once more
+before the last event. Quality (coherence) never withholds text, it only decides whether the answer is published.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from nsllm.cache_dht.reuse import may_stand_in
+from nsllm.consensus.certified import CertifiedRecord
+from nsllm.errors import NsllmError
+from nsllm.ids import Digest, Ppm, hex0x
+from nsllm.node.completions import Completions
+from nsllm.node.context import PeerContext
+from nsllm.node.engine.port import Done, Engine
+from nsllm.node.errors import EngineError, UnknownModelError
+from nsllm.node.federated_cache import FederatedCache, Found
+from nsllm.node.gatekeeper import Gatekeeper
+from nsllm.node.publisher import Publisher
+from nsllm.node.service import ChatCommand, ChatDelta, ChatEvent, ChatFinished, ChatStarted, Source
+from nsllm.record import (
+    Record,
+    Request,
+    SignedRecord,
+    Visibility,
+    quantize_embedding,
+    request_key,
+    sign_record,
+)
+
+CHECK_CHARS: Final = 160
+"""Stretch of answer that one safety check reads while generation goes on."""
+LOOKUP_DEADLINE_S: Final = 1.0
+"""A remote look-up that takes longer is given up: the answer is generated instead."""
+CHANNEL_LIMIT: Final = 64
+_CHUNK = re.compile(r"\s*\S+|\s+$")
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    completion_id: str
+    command: ChatCommand
+    visibility: Visibility
+    request: Request
+    key: Digest
+    embedding: tuple[float, ...]
+    created_ms: int
+
+
+class _SafetyReader:
+    """Judges an answer stretch by stretch while the next stretch is generated."""
+
+    def __init__(self, gatekeeper: Gatekeeper, question: str) -> None:
+        self._gatekeeper = gatekeeper
+        self._question = question
+        self._feed, self._queue = trio.open_memory_channel[str](4096)
+        self.withheld: str | None = None
+        """Reason of the first stretch that failed."""
+
+    def read(self, text: str) -> None:
+        """Take the next text; never waits."""
+        self._feed.send_nowait(text)
+
+    async def run(self) -> None:
+        """Judge until cancelled or until a stretch fails."""
+        seen = ""
+        unread = 0
+        async for text in self._queue:
+            seen = (seen + text)[-4 * CHECK_CHARS :]
+            unread += len(text)
+            if unread >= CHECK_CHARS:
+                unread = 0
+                verdict = await self._gatekeeper.check_output(self._question, seen)
+                if verdict.withheld:
+                    self.withheld = verdict.reason
+                    return
+
+
+class Orchestrator:
+    """Answers questions with this peer's engine, the federated cache and the validation layers."""
+
+    def __init__(
+        self,
+        *,
+        context: PeerContext,
+        engine: Engine,
+        cache: FederatedCache,
+        gatekeeper: Gatekeeper,
+        publisher: Publisher,
+        completions: Completions,
+        default_visibility: Visibility,
+    ) -> None:
+        self._context = context
+        self._engine = engine
+        self._cache = cache
+        self._gatekeeper = gatekeeper
+        self._publisher = publisher
+        self._completions = completions
+        self._default_visibility = default_visibility
+
+    @asynccontextmanager
+    async def chat(self, command: ChatCommand) -> AsyncGenerator[trio.MemoryReceiveChannel[ChatEvent]]:
+        """Run one completion; see `nsllm.node.service.PeerService.chat`.
+
+        The channel ends early when something fails; the error is raised on leaving the context.
+        """
+        question = await self._admit(command)
+        send, receive = trio.open_memory_channel[ChatEvent](CHANNEL_LIMIT)
+        failure: NsllmError | None = None
+
+        async def answer() -> None:
+            nonlocal failure
+            try:
+                await self._answer(question, send)
+            except NsllmError as error:
+                failure = error
+            except BaseExceptionGroup as group:
+                failure = _lone(group)
+                if failure is None:
+                    raise
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            try:
+                async with receive:
+                    yield receive
+            finally:
+                nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    async def _admit(self, command: ChatCommand) -> _Question:
+        model = self._engine.info().text
+        if command.model not in {model.name, "default"}:
+            raise UnknownModelError(
+                f"model {command.model!r} is not served here", hint=f"this peer serves {model.name!r}", param="model"
+            )
+        request = Request(
+            model=model.name, model_digest=model.digest, messages=command.messages, sampling=command.sampling
+        )
+        (embedding,) = await self._engine.embed([request.question()])
+        return _Question(
+            completion_id=f"chatcmpl-{self._context.rng.getrandbits(120):030x}",
+            command=command,
+            visibility=command.visibility or self._default_visibility,
+            request=request,
+            key=request_key(self._context.network_id, request),
+            embedding=embedding,
+            created_ms=self._context.clock.now_ms(),
+        )
+
+    async def _answer(self, question: _Question, send: trio.MemorySendChannel[ChatEvent]) -> None:
+        async with send:
+            verdict = await self._gatekeeper.check_input(question.request.question(), question.embedding)
+            if verdict.withheld:
+                await send.send(self._started(question, self._own_source()))
+                await self._withhold(question, send, verdict.reason, stage="input", tokens=(0, 0))
+                return
+            found = await self._cache.local(question.key) if self._reusable(question) else None
+            if found is not None:
+                await self._serve(question, found, send)
+            else:
+                await self._generate(question, send)
+
+    def _reusable(self, question: _Question) -> bool:
+        return question.command.reuse and may_stand_in(question.command.sampling)
+
+    async def _generate(self, question: _Question, send: trio.MemorySendChannel[ChatEvent]) -> None:
+        """Generate, while a remote look-up runs beside the prefill; a hit cancels the generation."""
+        found: Found | None = None
+        looked_up = trio.Event()
+
+        async def look_up() -> None:
+            nonlocal found
+            with trio.move_on_after(LOOKUP_DEADLINE_S):
+                found = await self._cache.remote(question.key)
+            looked_up.set()
+            if found is not None:
+                generation.cancel()
+
+        async with trio.open_nursery() as nursery:
+            generation = trio.CancelScope()
+            if self._reusable(question) and question.visibility != "private":
+                nursery.start_soon(look_up)
+            else:
+                looked_up.set()
+            with generation:
+                await self._run_engine(question, looked_up, send)
+            nursery.cancel_scope.cancel()
+        if found is not None:
+            await self._serve(question, found, send)
+
+    async def _run_engine(
+        self, question: _Question, looked_up: trio.Event, send: trio.MemorySendChannel[ChatEvent]
+    ) -> None:
+        texts: list[str] = []
+        token_ids: list[int] = []
+        done: Done | None = None
+        reader = _SafetyReader(self._gatekeeper, question.request.question())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reader.run)
+            async with self._engine.generate(question.request.messages, question.request.sampling) as pieces:
+                async for piece in pieces:
+                    if not token_ids:
+                        await looked_up.wait()
+                        await send.send(self._started(question, self._own_source()))
+                    if isinstance(piece, Done):
+                        done = piece
+                        break
+                    token_ids.extend(piece.token_ids)
+                    if piece.text:
+                        texts.append(piece.text)
+                        reader.read(piece.text)
+                        await send.send(ChatDelta(piece.text))
+                    if reader.withheld is not None:
+                        break
+            nursery.cancel_scope.cancel()
+        text = "".join(texts)
+        reason = reader.withheld
+        if reason is None:
+            if done is None:
+                raise EngineError("the model worker ended without finishing its answer", hint="ask again")
+            verdict = await self._gatekeeper.check_output(question.request.question(), text)
+            reason = verdict.reason if verdict.withheld else None
+        if reason is not None or done is None:
+            prompt_tokens = len(done.prompt_token_ids) if done is not None else 0
+            tokens = (prompt_tokens, len(token_ids))
+            await self._withhold(question, send, reason or "", stage="output", tokens=tokens)
+            return
+        await self._finish(question, send, text, tuple(token_ids), done)
+
+    async def _finish(
+        self,
+        question: _Question,
+        send: trio.MemorySendChannel[ChatEvent],
+        text: str,
+        token_ids: tuple[int, ...],
+        done: Done,
+    ) -> None:
+        context = self._context
+        usage = (len(done.prompt_token_ids), len(token_ids))
+        if question.visibility == "private":
+            await self._settle(question, "this answer is private: it left no trace outside this peer", None)
+            await send.send(ChatFinished(done.finish_reason, *usage, "private"))
+            return
+        quality = await self._gatekeeper.check_quality(question.request.messages, text, question.embedding)
+        if quality.withheld:
+            context.events.emit("unpublished", completion=question.completion_id, reason=quality.reason)
+            await self._settle(question, quality.reason, None)
+            await send.send(ChatFinished(done.finish_reason, *usage, "unpublished", quality.reason))
+            return
+        record = Record(
+            network=context.network_id,
+            request=question.request,
+            generator=context.address,
+            visibility=question.visibility,
+            sampling=done.sampling,
+            prompt_token_ids=done.prompt_token_ids,
+            token_ids=token_ids,
+            text=text,
+            finish_reason=done.finish_reason,
+            embedding=quantize_embedding(question.embedding),
+            nonce=context.rng.getrandbits(53),
+            created_ms=context.clock.now_ms(),
+        )
+        signed = sign_record(context.key, record)
+        await self._settle(question, "", signed)
+        self._publisher.publish(signed)
+        await send.send(ChatFinished(done.finish_reason, *usage, "pending"))
+
+    async def _serve(self, question: _Question, found: Found, send: trio.MemorySendChannel[ChatEvent]) -> None:
+        """A certified record in place of a generation, in chunks of a word."""
+        record = found.certified.signed.record
+        await self._completions.add(
+            question.completion_id,
+            "certified",
+            "",
+            found.certified.signed,
+            self._context.clock.now_ms(),
+            own=False,
+        )
+        await send.send(self._started(question, _cache_source(found.certified, found.score_ppm, question.created_ms)))
+        for chunk in _CHUNK.findall(record.text):
+            await send.send(ChatDelta(chunk))
+        usage = (len(record.prompt_token_ids), len(record.token_ids))
+        await send.send(ChatFinished(record.finish_reason, *usage, "certified"))
+
+    async def _withhold(
+        self,
+        question: _Question,
+        send: trio.MemorySendChannel[ChatEvent],
+        reason: str,
+        *,
+        stage: str,
+        tokens: tuple[int, int],
+    ) -> None:
+        self._context.events.emit("withheld", completion=question.completion_id, stage=stage, reason=reason)
+        await self._settle(question, reason, None)
+        await send.send(ChatFinished("content_filter", *tokens, "withheld", reason))
+
+    async def _settle(self, question: _Question, detail: str, signed: SignedRecord | None) -> None:
+        state = "none" if signed is None else "pending"
+        now = self._context.clock.now_ms()
+        await self._completions.add(question.completion_id, state, detail, signed, now, own=True)
+
+    def _started(self, question: _Question, source: Source) -> ChatStarted:
+        return ChatStarted(
+            completion_id=question.completion_id,
+            model=question.request.model,
+            created_s=question.created_ms // 1000,
+            source=source,
+            visibility=question.visibility,
+        )
+
+    def _own_source(self) -> Source:
+        return Source(kind="engine", generator=hex0x(self._context.address))
+
+
+def _cache_source(found: CertifiedRecord, score_ppm: Ppm, now_ms: int) -> Source:
+    return Source(
+        kind="cache",
+        generator=hex0x(found.signed.record.generator),
+        score_ppm=score_ppm,
+        height=found.certificate.header.height,
+        age_ms=max(0, now_ms - found.signed.record.created_ms),
+    )
+
+
+def _lone(group: BaseExceptionGroup[BaseException]) -> NsllmError | None:
+    """The one error of ours that a nursery wrapped, however deep; None if there is anything else in the group."""
+    rest = group.split(lambda error: isinstance(error, NsllmError | trio.Cancelled))[1]
+    if rest is not None:
+        return None
+    ours = group.subgroup(NsllmError)
+    error: BaseException | None = ours
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error if isinstance(error, NsllmError) else None
