@@ -1,0 +1,239 @@
+"""GGUF to safetensors: the shipped text model, turned once into files that load in a third of a second.
+
+Written by hand rather than through transformers, whose GGUF loader needs accelerate, takes 15 s and 1.5 GB, forgets
+SmolLM's digit splitting, and refuses to save what it loaded. This one streams tensor by tensor (about 400 MB), and its
+output depends on the input file alone, so that every machine gets the same model digest.
+
+Runs as a child process (`python -m nsllm.node.engine.convert GGUF FOLDER`), which prints `done total` lines (tensors),
+so that the peer's memory stays small. Imports neither torch nor transformers.
+
+Sources: GGUF specification (ggml-org/ggml docs/gguf.md); llama.cpp `convert_hf_to_gguf.py` for names and the
+query/key permutation; safetensors README for the file format; SmolLM2 model card for sampling (temperature 0.2,
+top_p 0.9).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from gguf import GGUFReader
+from gguf.quants import dequantize
+from numpy.typing import NDArray
+
+LAYER_NAMES: Final = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+OUTER_NAMES: Final = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+CONTROL_TOKEN: Final = 3
+"""GGUF's token type for control tokens."""
+CARD_SAMPLING: Final = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
+
+
+class ConversionError(ValueError):
+    """The GGUF file is not of the kind that this converter knows."""
+
+
+def convert(gguf: Path, folder: Path, report: Callable[[int, int], None]) -> None:
+    """Write `gguf` as a Hugging Face model folder: bf16 safetensors, tokenizer, configuration, chat template.
+
+    Args:
+        gguf: a Llama-architecture file with a byte-level BPE tokenizer.
+        folder: exists and is empty.
+        report: called with tensors done and total.
+
+    Raises:
+        ConversionError: another architecture or tokenizer, or a tensor that has no place.
+        OSError: as the file system says.
+    """
+    reader = GGUFReader(gguf)
+    if _field(reader, "general.architecture") != "llama":
+        raise ConversionError(f"{gguf.name}: architecture {_field(reader, 'general.architecture')!r}, expected 'llama'")
+    if _field(reader, "tokenizer.ggml.model") != "gpt2" or _field(reader, "tokenizer.ggml.pre") != "smollm":
+        raise ConversionError(f"{gguf.name}: tokenizer {_field(reader, 'tokenizer.ggml.pre')!r}, expected 'smollm'")
+    config = _config(reader)
+    tokens: list[str] = _field(reader, "tokenizer.ggml.tokens")
+    _write_json(folder / "config.json", config)
+    _write_json(folder / "tokenizer.json", _tokenizer(reader, tokens))
+    _write_json(folder / "tokenizer_config.json", _tokenizer_config(reader, tokens))
+    (folder / "chat_template.jinja").write_text(_field(reader, "tokenizer.chat_template"), encoding="utf-8")
+    ids = {"bos_token_id": config["bos_token_id"], "eos_token_id": config["eos_token_id"]}
+    _write_json(folder / "generation_config.json", {**ids, "pad_token_id": config["pad_token_id"], **CARD_SAMPLING})
+    heads = (config["num_attention_heads"], config["num_key_value_heads"])
+    _write_weights(folder / "model.safetensors", reader, heads, report)
+
+
+def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The bits of `values` as bfloat16, rounded to nearest even.
+
+    >>> hex(to_bfloat16(np.array([1.0], np.float32))[0])
+    '0x3f80'
+    """
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    return ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype(np.uint16)
+
+
+def _field(reader: GGUFReader, name: str) -> Any:
+    field = reader.get_field(name)
+    if field is None:
+        raise ConversionError(f"no field {name!r} in the GGUF file")
+    return field.contents()
+
+
+def _config(reader: GGUFReader) -> dict[str, Any]:
+    hidden, heads = _field(reader, "llama.embedding_length"), _field(reader, "llama.attention.head_count")
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "dtype": "bfloat16",
+        "hidden_size": hidden,
+        "intermediate_size": _field(reader, "llama.feed_forward_length"),
+        "num_hidden_layers": _field(reader, "llama.block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": _field(reader, "llama.attention.head_count_kv"),
+        "head_dim": hidden // heads,
+        "max_position_embeddings": _field(reader, "llama.context_length"),
+        # The file holds float32 neighbours of 1e-5 and 100000; the model card's numbers are the exact ones.
+        "rms_norm_eps": float(f"{_field(reader, 'llama.attention.layer_norm_rms_epsilon'):.6g}"),
+        "rope_parameters": {"rope_type": "default", "rope_theta": float(_field(reader, "llama.rope.freq_base"))},
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "vocab_size": _field(reader, "llama.vocab_size"),
+        "tie_word_embeddings": all(tensor.name != "output.weight" for tensor in reader.tensors),
+        "bos_token_id": _field(reader, "tokenizer.ggml.bos_token_id"),
+        "eos_token_id": _field(reader, "tokenizer.ggml.eos_token_id"),
+        "pad_token_id": _field(reader, "tokenizer.ggml.padding_token_id"),
+    }
+
+
+def _tokenizer(reader: GGUFReader, tokens: list[str]) -> dict[str, Any]:
+    """tokenizer.json: byte-level BPE; `pre = smollm` means that every digit stands alone."""
+    kinds = _field(reader, "tokenizer.ggml.token_type")
+    merges: list[str] = _field(reader, "tokenizer.ggml.merges")
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": i, "content": token, **flags}
+            for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
+            if kind == CONTROL_TOKEN
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level],
+        },
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {token: i for i, token in enumerate(tokens)},
+            "merges": [merge.split(" ") for merge in merges],
+        },
+    }
+
+
+def _tokenizer_config(reader: GGUFReader, tokens: list[str]) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": _field(reader, "llama.context_length"),
+        "clean_up_tokenization_spaces": False,
+        "bos_token": tokens[_field(reader, "tokenizer.ggml.bos_token_id")],
+        "eos_token": tokens[_field(reader, "tokenizer.ggml.eos_token_id")],
+        "pad_token": tokens[_field(reader, "tokenizer.ggml.padding_token_id")],
+        "unk_token": tokens[_field(reader, "tokenizer.ggml.unknown_token_id")],
+    }
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_weights(path: Path, reader: GGUFReader, heads: tuple[int, int], report: Callable[[int, int], None]) -> None:
+    """The safetensors file: header length (8 bytes, little endian), JSON header, then the tensors one after another."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for tensor in reader.tensors:
+        size_bytes = 2 * int(tensor.n_elements)
+        shape = [int(length) for length in reversed(tensor.shape)]  # GGUF lists the fastest dimension first
+        header[_name(tensor.name)] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, offset + size_bytes]}
+        offset += size_bytes
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with path.open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for done, values in enumerate(_tensors(reader, heads), start=1):
+            file.write(to_bfloat16(values).tobytes())
+            report(done, len(reader.tensors))
+
+
+def _tensors(reader: GGUFReader, heads: tuple[int, int]) -> Iterator[NDArray[np.float32]]:
+    for tensor in reader.tensors:
+        values = dequantize(tensor.data, tensor.tensor_type)
+        if ".attn_q." in tensor.name:
+            values = _unpermuted(values, heads[0])
+        elif ".attn_k." in tensor.name:
+            values = _unpermuted(values, heads[1])
+        yield values
+
+
+def _unpermuted(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+    """Rows (heads * head_dim, hidden) from llama.cpp's interleaved rotary order back to Hugging Face's halves."""
+    half = weight.shape[0] // heads // 2
+    return weight.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+
+def _name(gguf_name: str) -> str:
+    parts = gguf_name.split(".")
+    if parts[0] == "blk" and len(parts) == 4 and parts[2] in LAYER_NAMES:
+        return f"model.layers.{parts[1]}.{LAYER_NAMES[parts[2]]}.{parts[3]}"
+    if len(parts) == 2 and parts[0] in OUTER_NAMES:
+        return f"{OUTER_NAMES[parts[0]]}.{parts[1]}"
+    raise ConversionError(f"tensor {gguf_name!r} has no place in a Llama model")
+
+
+def main(arguments: list[str]) -> int:
+    """`GGUF FOLDER`: convert, print `done total` lines; exit 1 with one line on standard error if it cannot be."""
+
+    def say(done: int, total: int) -> None:
+        sys.stdout.write(f"{done} {total}\n")
+        sys.stdout.flush()
+
+    try:
+        convert(Path(arguments[0]), Path(arguments[1]), say)
+    except (ConversionError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
