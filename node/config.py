@@ -1,0 +1,198 @@
+"""Settings of a peer: frozen dataclasses with defaults and units, read from `config.toml`, overridden by flags.
+
+Precedence, weakest first: defaults, the environment (`NSLLM_HOME`), the file, flags. Unknown settings are refused by
+name. Relative paths in the file are relative to the file's folder. Secrets never stand in `effective`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar, cast
+
+from nsllm.consensus.registry import Role
+from nsllm.content import redact
+from nsllm.node.errors import ConfigError
+from nsllm.record import Visibility
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+CONFIG_FILE: Final = "config.toml"
+GENESIS_FILE: Final = "genesis.json"
+DEFAULT_PORT: Final = 8700
+
+
+def setting(default: T, doc: str, *, unit: str = "", least: int | None = None, most: int | None = None) -> T:
+    """A documented dataclass field; type checkers see its default value.
+
+    Args:
+        default: value where nothing sets it.
+        doc: one sentence for the settings table.
+        unit: such as `tokens`; empty where there is none.
+        least: smallest value of a number, or of a text's or list's length.
+        most: largest value of the same.
+    """
+    metadata = {"doc": doc, "unit": unit, "least": least, "most": most}
+    return cast("T", field(default=default, metadata=metadata))
+
+
+@dataclass(frozen=True, slots=True)
+class ApiConfig:
+    """The HTTP side: OpenAI-compatible API, receipts and the status page."""
+
+    host: str = setting("127.0.0.1", "Address that the API and the page listen on; beyond loopback a key is required.")
+    port: int = setting(DEFAULT_PORT, "TCP port of the API and the page; 0 picks a free one.", least=0, most=65535)
+    key: str = field(
+        default="",
+        repr=False,
+        metadata={"doc": "API key that clients send as a bearer token; empty: none (loopback only).", "secret": True},
+    )
+    allowed_hosts: tuple[str, ...] = setting(
+        (), "Host header names to accept beside loopback names and `host`.", most=64
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class P2pConfig:
+    """The libp2p side."""
+
+    listen: tuple[str, ...] = setting(
+        (), "Multiaddrs to listen on; empty: a free TCP port on all interfaces, chosen once and kept.", most=16
+    )
+    bootstrap: tuple[str, ...] = setting(
+        (), "Multiaddrs ending in /p2p/<id> that are dialled at start and again when a peer is lost.", most=64
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What runs the models."""
+
+    text_model: Path | None = setting(None, "Folder of the text model; unset: the default model.")
+    encoder_model: Path | None = setting(None, "Folder of the encoder; unset: the default encoder.")
+    threads: int = setting(1, "CPU threads of the model worker.", unit="threads", least=1, most=1024)
+    max_active: int = setting(4, "Generations that run at the same time.", unit="generations", least=1, most=1024)
+    max_queue: int = setting(32, "Generations that wait; more are answered with 429.", unit="generations", least=0)
+    max_tokens_default: int = setting(
+        256, "Length of an answer where the request does not say.", unit="tokens", least=1, most=1_000_000
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PluginConfig:
+    """Plugins beside the built-in ones."""
+
+    enabled: tuple[str, ...] = setting(
+        (),
+        "Entry point names (group `nsllm.plugins`) to run in the plugin worker; installed alone does nothing.",
+        most=64,
+    )
+
+
+def models_home() -> Path:
+    """Where models live: `$NSLLM_HOME`, or `~/.cache/nsllm` (`$XDG_CACHE_HOME/nsllm` where that is set)."""
+    given = os.environ.get("NSLLM_HOME")
+    if given:
+        return Path(given).expanduser().absolute()
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "nsllm"
+
+
+def default_data_dir() -> Path:
+    """Where a peer lives unless told otherwise: `$XDG_DATA_HOME/nsllm`, or `~/.local/share/nsllm`."""
+    share = os.environ.get("XDG_DATA_HOME")
+    return (Path(share) if share else Path.home() / ".local" / "share") / "nsllm"
+
+
+@dataclass(frozen=True, slots=True)
+class PeerConfig:
+    """All settings of one peer. Make it with `nsllm.node.settings.load_config`, which reads and checks the file."""
+
+    data_dir: Path = field(metadata={"doc": "Folder of keys, genesis, store and logs (flag only).", "flag_only": True})
+    home: Path = field(
+        default_factory=models_home,
+        metadata={"doc": "Folder of the model cache; the environment's `NSLLM_HOME`.", "flag_only": True},
+    )
+    name: str = setting("peer", "What the page and the log call this peer.", least=1, most=64)
+    genesis: Path | None = setting(None, "Genesis file; unset: `genesis.json` in the data folder.")
+    roles: tuple[Role, ...] = setting(
+        ("contributor", "data", "validator"), "Roles that this peer takes up, within what the registry grants it.",
+        least=1, most=3,
+    )  # fmt: skip
+    visibility: Visibility = setting("private", "Visibility of requests that do not say; a devnet sets `public`.")
+    log_level: LogLevel = setting("info", "Least severe messages that are logged.")
+    api: ApiConfig = field(default_factory=ApiConfig)
+    p2p: P2pConfig = field(default_factory=P2pConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    plugins: PluginConfig = field(default_factory=PluginConfig)
+
+    def __post_init__(self) -> None:
+        if not self.api.key and not is_loopback(self.api.host):
+            raise ConfigError(
+                f"api.host is {self.api.host!r}, beyond loopback, and there is no api.key: anybody who reaches this"
+                " port could use the model",
+                hint="set api.key in config.toml, or keep api.host at 127.0.0.1",
+            )
+        if list(self.roles) != sorted(set(self.roles)):
+            object.__setattr__(self, "roles", tuple(sorted(set(self.roles))))
+
+    @property
+    def genesis_path(self) -> Path:
+        """The genesis file in force."""
+        return self.genesis or self.data_dir / GENESIS_FILE
+
+    def effective(self) -> dict[str, str | int | bool]:
+        """Every setting by its dotted name, for the log at start and `--json`; secrets only as set or not set."""
+        shown: dict[str, str | int | bool] = {}
+        for name, spec, value in walk(self):
+            if spec.metadata.get("secret"):
+                shown[name] = redact(str(value)) if value else ""
+            elif isinstance(value, tuple):
+                shown[name] = ",".join(str(item) for item in value)
+            elif isinstance(value, bool | int):
+                shown[name] = value
+            else:
+                shown[name] = "" if value is None else str(value)
+        return shown
+
+    def log_effective(self) -> None:
+        """One line at start with every effective setting, no secrets."""
+        line = " ".join(f"{name}={value}" for name, value in self.effective().items())
+        logger.info("settings %s", line)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("localhost"), is_loopback("0.0.0.0")
+    (True, True, True, False)
+    """
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def walk(config: Any, prefix: str = "") -> list[tuple[str, Any, object]]:
+    """(dotted name, dataclass field, value) of every setting, in the order of declaration."""
+    found: list[tuple[str, Any, object]] = []
+    for spec in fields(config):
+        value = getattr(config, spec.name)
+        if hasattr(value, "__dataclass_fields__"):
+            found.extend(walk(value, f"{prefix}{spec.name}."))
+        else:
+            found.append((prefix + spec.name, spec, value))
+    return found
+
+
+Overrides = Mapping[str, object]
+"""Dotted setting names to values of the setting's own type, as flags give them; None means not given."""
