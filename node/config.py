@@ -4,6 +4,9 @@ Precedence, weakest first: defaults, the environment (`NSLLM_HOME`), the file, f
 name. Relative paths in the file are relative to the file's folder. Secrets never stand in `effective`.
 """
 
+# `setting` makes dataclass fields, never shared values:
+# ruff: noqa: RUF009
+
 from __future__ import annotations
 
 import ipaddress
@@ -12,7 +15,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar, cast
+from typing import Any, Final, Literal, TypeVar
 
 from nsllm.consensus.registry import Role
 from nsllm.content import redact
@@ -40,7 +43,7 @@ def setting(default: T, doc: str, *, unit: str = "", least: int | None = None, m
         most: largest value of the same.
     """
     metadata = {"doc": doc, "unit": unit, "least": least, "most": most}
-    return cast("T", field(default=default, metadata=metadata))
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True)

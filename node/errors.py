@@ -2,6 +2,9 @@
 
 NodeError
 ├── ConfigError            (UsageError) a setting that cannot be used
+├── DataFolderError        (UsageError) the data folder is another peer's
+├── KeyFileError           (UsageError) a key file that is damaged or not ours
+├── InviteError            an invitation that cannot be used
 ├── EngineError            (OwnFault) the model worker failed              503 server_error
 ├── ModelMissingError      (UsageError) model files are not there
 ├── ServiceError           an answer that the API gives
@@ -28,6 +31,24 @@ class ConfigError(NodeError, UsageError):
     """A setting that cannot be used."""
 
     code = "bad_config"
+
+
+class DataFolderError(NodeError, UsageError):
+    """The data folder is in use by another peer."""
+
+    code = "data_folder_in_use"
+
+
+class KeyFileError(NodeError, UsageError):
+    """A key file that is damaged, missing or not ours; the message never shows a key."""
+
+    code = "bad_key_file"
+
+
+class InviteError(NodeError):
+    """An invitation that is malformed, unknown, used or expired."""
+
+    code = "bad_invite"
 
 
 class EngineError(NodeError, OwnFault):

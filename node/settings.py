@@ -37,7 +37,8 @@ def load_config(data_dir: Path, *, file: Path | None = None, overrides: Override
     for name, value in (overrides or {}).items():
         if value is not None:
             _put(values, name, value)
-    return _build(PeerConfig, {**values, "data_dir": data_dir, "home": models_home()})
+    config: PeerConfig = _build(PeerConfig, {**values, "data_dir": data_dir, "home": models_home()})
+    return config
 
 
 def read_toml(path: Path) -> dict[str, Any]:
