@@ -1,0 +1,225 @@
+"""The federated cache as one peer sees it: look-ups, cheapest first, and its duty as a holder of shards.
+
+A look-up never trusts what it finds: every record is checked (request, generator's signature, certificate, policy)
+before it is served, whether it comes from our own disk or from another peer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import trio
+
+from nsllm.cache_dht import placement
+from nsllm.cache_dht.placement import Shard
+from nsllm.cache_dht.reuse import check_found
+from nsllm.cache_dht.store import RecordStore
+from nsllm.consensus.certified import CertifiedRecord
+from nsllm.errors import NsllmError, PeerFault
+from nsllm.governance.errors import PolicyError
+from nsllm.ids import Address, Digest, Epoch, PeerId, Ppm, hex0x, short
+from nsllm.node.context import PeerContext
+from nsllm.p2p.network import Network
+
+log = logging.getLogger(__name__)
+
+ASK_AT_ONCE: Final = 3
+"""Holders that one look-up asks, all at the same time; the first valid answer wins."""
+ASK_DEADLINE_S: Final = 0.8
+EPOCH: Final = Epoch(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A verified record that may be served."""
+
+    certified: CertifiedRecord
+    score_ppm: Ppm
+    """Hybrid score under the policy in force."""
+    holder: PeerId | None
+    """Who gave it to us; None: our own store."""
+
+
+@dataclass(slots=True)
+class CacheCounters:
+    """What the look-ups found, since the peer started."""
+
+    hits_local: int = 0
+    hits_remote: int = 0
+    misses: int = 0
+    refused: int = 0
+    """Records that holders gave us and that did not verify."""
+
+
+class Shelves(Protocol):
+    """Other peers' stores, over the fetch and push protocols."""
+
+    async def fetch(self, holder: PeerId, key: Digest) -> CertifiedRecord | None:
+        """What `holder` has for `key`, unverified. Raises `NetworkError`."""
+        ...
+
+    async def push(self, holder: PeerId, certified: CertifiedRecord) -> bool:
+        """True once `holder` has the record on disk. Raises `NetworkError`."""
+        ...
+
+    def peer_of(self, member: Address) -> PeerId | None:
+        """Present libp2p identity of a member."""
+        ...
+
+
+class FederatedCache:
+    """Look-ups in our own store and in the holders' stores; keeps and announces the shards that we hold."""
+
+    def __init__(self, *, context: PeerContext, store: RecordStore, network: Network, shelves: Shelves) -> None:
+        self._context = context
+        self._store = store
+        self._network = network
+        self._shelves = shelves
+        self._placement = context.genesis.placement
+        self._announced: OrderedDict[Shard, None] = OrderedDict()
+        self._to_announce, self._announcements = trio.open_memory_channel[Shard](2 * self._placement.shards + 1)
+        self.counters = CacheCounters()
+
+    async def local(self, key: Digest) -> Found | None:
+        """Exact match in our own store."""
+        certified = await self._store.get(key)
+        if certified is None:
+            return None
+        found = self._checked(certified, key, None)
+        if found is not None:
+            self.counters.hits_local += 1
+            self._context.events.emit("cache_hit", where="local", record=short(certified.leaf.record))
+        return found
+
+    async def remote(self, key: Digest) -> Found | None:
+        """Exact match at the holders of the key's shard: one cached DHT walk, then one round trip to up to three."""
+        holders = await self._holders(placement.key_shard(key, self._placement.shards))
+        winner: Found | None = None
+
+        async def ask(holder: PeerId) -> None:
+            nonlocal winner
+            with trio.move_on_after(ASK_DEADLINE_S):
+                try:
+                    certified = await self._shelves.fetch(holder, key)
+                except NsllmError as error:
+                    log.info("fetch_failed peer=%s error=%s", holder, error)
+                    return
+                found = self._checked(certified, key, holder) if certified is not None else None
+                if found is not None and winner is None:
+                    winner = found
+                    nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for holder in holders[:ASK_AT_ONCE]:
+                nursery.start_soon(ask, holder)
+        if winner is None:
+            self.counters.misses += 1
+        else:
+            self.counters.hits_remote += 1
+            self._context.events.emit(
+                "cache_hit", where="remote", record=short(winner.certified.leaf.record), holder=winner.holder
+            )
+        return winner
+
+    async def hold(self, certified: CertifiedRecord, *, check_placement: bool = True) -> bool:
+        """Store a record that is ours to hold, and announce its shards; True if it is new.
+
+        Args:
+            certified: untrusted.
+            check_placement: refuse records of shards that placement gives to others.
+
+        Raises:
+            PeerFault: the record does not verify, or is not ours to hold.
+            StoreError: disk trouble; nothing was acknowledged.
+        """
+        record = certified.signed.record
+        key = certified.leaf.request_key
+        certified.check(self._context.network_id, self._context.validators)
+        shards = placement.shards_of(record, key, self._placement.shards)
+        mine = [shard for shard in shards if self._context.address in self.holders_of(shard)]
+        if check_placement and not mine:
+            raise PeerFault(f"record {short(certified.leaf.record)} belongs to shards that we do not hold")
+        new = await self._store.put(certified, key, self._hybrid(certified))
+        for shard in mine:
+            if shard not in self._announced:
+                self._announced[shard] = None
+                self._to_announce.send_nowait(shard)
+        if new:
+            self._context.events.emit("record_held", record=short(certified.leaf.record), shards=len(mine))
+        return new
+
+    async def lookup(self, key: Digest, *, member: bool) -> CertifiedRecord | None:
+        """What we give to a peer that asks; strangers see public records only."""
+        return await self._store.get(key, public_only=not member)
+
+    async def announce(self) -> None:
+        """Provider records for the shards that we hold, as they fill; runs until cancelled."""
+        for certified_shard in await self._stored_shards():
+            if certified_shard not in self._announced:
+                self._announced[certified_shard] = None
+                self._to_announce.send_nowait(certified_shard)
+        async for shard in self._announcements:
+            try:
+                with trio.move_on_after(30):
+                    await self._network.provide(shard.provider_key(self._context.network_id))
+                self._context.events.emit("shard_announced", space=shard.space, number=shard.number)
+            except NsllmError as error:
+                log.warning("announce_failed shard=%s/%d error=%s", shard.space, shard.number, error)
+
+    def holders_of(self, shard: Shard) -> tuple[Address, ...]:
+        """Members that placement gives the shard to."""
+        return placement.holders(
+            self._context.network_id, EPOCH, shard, self._context.registry.members(), self._placement.replication
+        )
+
+    def holders_of_record(self, certified: CertifiedRecord) -> tuple[Address, ...]:
+        """Members that hold a record: those of its key shard, then those of its embedding shard, each once."""
+        shards = placement.shards_of(certified.signed.record, certified.leaf.request_key, self._placement.shards)
+        return tuple(dict.fromkeys(address for shard in shards for address in self.holders_of(shard)))
+
+    def shards_announced(self) -> int:
+        """Shards that we hold records of and have announced, or are about to."""
+        return len(self._announced)
+
+    async def _holders(self, shard: Shard) -> tuple[PeerId, ...]:
+        """Who to ask for a shard: those whom placement names, then others that announced it in the DHT."""
+        named = [self._shelves.peer_of(address) for address in self.holders_of(shard)]
+        known = [peer for peer in named if peer is not None and peer != self._network.peer_id]
+        connected = self._network.connected()
+        if any(peer in connected for peer in known):
+            return tuple(sorted(known, key=lambda peer: peer not in connected))
+        announced = await self._network.find_providers(shard.provider_key(self._context.network_id))
+        others = [peer for peer in announced if peer != self._network.peer_id]
+        return tuple(dict.fromkeys([*known, *others]))
+
+    async def _stored_shards(self) -> tuple[Shard, ...]:
+        shards: set[Shard] = set()
+        for digest in await self._store.digests():
+            certified = await self._store.by_digest(digest)
+            if certified is not None:
+                both = placement.shards_of(certified.signed.record, certified.leaf.request_key, self._placement.shards)
+                shards.update(shard for shard in both if self._context.address in self.holders_of(shard))
+        return tuple(sorted(shards))
+
+    def _checked(self, certified: CertifiedRecord, key: Digest, holder: PeerId | None) -> Found | None:
+        context = self._context
+        try:
+            hybrid = self._hybrid(certified)
+            check_found(certified, key, context.network_id, context.validators, hybrid, context.policy.reuse_min_ppm)
+        except (PeerFault, PolicyError) as error:
+            self.counters.refused += 1
+            context.events.emit(
+                "record_refused",
+                record=short(certified.leaf.record),
+                holder=holder,
+                generator=hex0x(certified.signed.record.generator),
+                reason=error.message,
+            )
+            return None
+        return Found(certified, hybrid, holder)
+
+    def _hybrid(self, certified: CertifiedRecord) -> Ppm:
+        return self._context.policy.hybrid_ppm(certified.leaf)
