@@ -1,7 +1,7 @@
 """A peer's identity: its libp2p key, its member key and its admin key, made once and kept in the data folder.
 
-Three files of mode 0600 under `keys/`, each one line of secret beside what it proves, so that damage is noticed: a
-flipped digit would otherwise be another member. The folder is 0700 and locked by the peer that runs on it.
+Three files of mode 0600 under `keys/`, each secret beside what it proves or with a checksum, so that damage is noticed:
+a flipped digit would otherwise be another member. The folder is 0700 and locked by the peer that runs on it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from nacl.signing import SigningKey
-
-from nsllm.crypto import CURVE_ORDER, MemberKey, ed25519_peer_id, keccak256
+from nsllm.crypto import CURVE_ORDER, MemberKey, keccak256
 from nsllm.files import private_folder, read_bounded, write_atomic
 from nsllm.ids import Address, PeerId, hex0x
 from nsllm.node.errors import DataFolderError, KeyFileError
+from nsllm.p2p.identity import PeerKey
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ def new_identity(random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> 
     # A draw outside 1..order-1 has probability 2^-128.
     while not 0 < int.from_bytes(secret, "big") < CURVE_ORDER:
         secret = random_bytes(32)
-    return _identity(seed, MemberKey(secret), ADMIN_PREFIX + random_bytes(24).hex())
+    return _identity(seed, MemberKey(secret), _admin_key(random_bytes(24).hex()))
 
 
 def open_identity(data_dir: Path, random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> Identity:
@@ -74,7 +73,7 @@ def open_identity(data_dir: Path, random_bytes: Callable[[int], bytes] = secrets
         identity = new_identity(random_bytes)
         _write(fresh / "libp2p.key", identity.libp2p_secret.hex(), identity.peer_id)
         _write(fresh / "member.key", identity.member.secret().hex(), hex0x(identity.address))
-        _write(fresh / "admin.key", identity.admin_key, _fingerprint(identity.admin_key))
+        write_atomic(fresh / "admin.key", f"{identity.admin_key}\n".encode())
         fresh.rename(folder)
         return identity
     private_folder(folder)
@@ -97,11 +96,17 @@ def read_admin_key(data_dir: Path) -> str:
     Raises:
         KeyFileError: missing or damaged.
     """
-    path = data_dir / KEYS_FOLDER / "admin.key"
-    key, fingerprint = _read(path)
-    if _fingerprint(key) != fingerprint:
+    path = admin_key_path(data_dir)
+    _guard(path)
+    key = read_bounded(path, limit_bytes=MAX_KEY_FILE_BYTES).decode("ascii", "replace").strip()
+    if key != _admin_key(key.removeprefix(ADMIN_PREFIX).rpartition("-")[0]):
         raise _damaged(path)
     return key
+
+
+def admin_key_path(data_dir: Path) -> Path:
+    """Where the admin key of the peer in `data_dir` stands."""
+    return data_dir / KEYS_FOLDER / "admin.key"
 
 
 @contextmanager
@@ -129,12 +134,12 @@ def locked(data_dir: Path) -> Iterator[None]:
 
 
 def _identity(seed: bytes, member: MemberKey, admin_key: str) -> Identity:
-    public = bytes(SigningKey(seed).verify_key)
-    return Identity(libp2p_secret=seed, member=member, admin_key=admin_key, peer_id=ed25519_peer_id(public))
+    return Identity(libp2p_secret=seed, member=member, admin_key=admin_key, peer_id=PeerKey(seed).peer_id)
 
 
-def _fingerprint(key: str) -> str:
-    return keccak256(key.encode()).hex()[:16]
+def _admin_key(body: str) -> str:
+    """The key carries its own checksum, so that damage is noticed without a second file."""
+    return f"{ADMIN_PREFIX}{body}-{keccak256(body.encode()).hex()[:8]}"
 
 
 def _write(path: Path, secret: str, proves: str) -> None:

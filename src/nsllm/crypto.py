@@ -12,11 +12,9 @@ import coincurve
 from Crypto.Hash import keccak as _keccak
 
 from nsllm.errors import SignatureError
-from nsllm.ids import Address, Digest, PeerId, Signature, hex0x
+from nsllm.ids import Address, Digest, Signature, hex0x
 
 CURVE_ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
-
-_BASE58: Final = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 
 
 def keccak256(data: bytes) -> Digest:
@@ -88,27 +86,6 @@ def verify(digest: Digest, signature: Signature, signer: Address) -> None:
     found = recover(digest, signature)
     if found != signer:
         raise SignatureError(f"signed by {hex0x(found)}, expected {hex0x(signer)}")
-
-
-def ed25519_peer_id(public_key: bytes) -> PeerId:
-    """The libp2p peer id of an Ed25519 public key (32 bytes): base58 of the identity multihash of its protobuf.
-
-    Source: libp2p specification, peer-ids/peer-ids.md, whose test vector this is:
-
-    >>> ed25519_peer_id(bytes.fromhex("1ed1e8fae2c4a144b8be8fd4b47bf3d3b34b871c3cacf6010f0e42d474fce27e"))
-    '12D3KooWBtg3aaRMjxwedh83aGiUkwSxDwUZkzuJcfaqUmo7R3pq'
-    """
-    if len(public_key) != 32:
-        raise ValueError(f"an Ed25519 public key is 32 bytes; got {len(public_key)}")
-    # Protobuf {type: Ed25519 = 1, data: 32 bytes} is 36 bytes long; multihash code 0 is the identity.
-    multihash = bytes([0x00, 36]) + bytes([0x08, 0x01, 0x12, 0x20]) + public_key
-    number = int.from_bytes(multihash, "big")
-    digits: list[str] = []
-    while number:
-        number, digit = divmod(number, 58)
-        digits.append(_BASE58[digit])
-    zeros = len(multihash) - len(multihash.lstrip(b"\0"))
-    return PeerId("1" * zeros + "".join(reversed(digits)))
 
 
 def _address(point: coincurve.PublicKey) -> Address:
