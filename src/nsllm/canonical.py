@@ -72,9 +72,12 @@ def unpack(data: bytes, *, limit_bytes: int) -> object:
             max_map_len=4096,
             max_ext_len=0,
         )
-        return _checked(value, 0)
     except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
-        raise EncodingError(f"not MessagePack of this network: {type(error).__name__}, {redact(data)}") from None
+        raise EncodingError(f"not MessagePack: {type(error).__name__}, {redact(data)}") from None
+    try:
+        return _checked(value, 0)
+    except (ValueError, TypeError) as error:
+        raise EncodingError(f"not a value of this network: {error}, {redact(data)}") from None
 
 
 def decode(data: bytes, kind: type[T], *, limit_bytes: int) -> T:
