@@ -19,6 +19,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from nsllm.consensus.registry import Role
 from nsllm.content import redact
+from nsllm.node.engine.models import default_home
 from nsllm.node.errors import ConfigError
 from nsllm.record import Visibility
 
@@ -100,12 +101,8 @@ class PluginConfig:
 
 
 def models_home() -> Path:
-    """Where models live: `$NSLLM_HOME`, or `~/.cache/nsllm` (`$XDG_CACHE_HOME/nsllm` where that is set)."""
-    given = os.environ.get("NSLLM_HOME")
-    if given:
-        return Path(given).expanduser().absolute()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "nsllm"
+    """Where models live, from the environment."""
+    return default_home(os.environ).absolute()
 
 
 def default_data_dir() -> Path:

@@ -4,6 +4,7 @@ NodeError
 ├── ConfigError            (UsageError) a setting that cannot be used
 ├── DataFolderError        (UsageError) the data folder is another peer's
 ├── KeyFileError           (UsageError) a key file that is damaged or not ours
+├── PortError              (UsageError) a TCP port that is in use
 ├── InviteError            an invitation that cannot be used
 ├── EngineError            (OwnFault) the model worker failed              503 server_error
 ├── ModelMissingError      (UsageError) model files are not there
@@ -43,6 +44,12 @@ class KeyFileError(NodeError, UsageError):
     """A key file that is damaged, missing or not ours; the message never shows a key."""
 
     code = "bad_key_file"
+
+
+class PortError(NodeError, UsageError):
+    """A TCP port that another process holds."""
+
+    code = "port_in_use"
 
 
 class InviteError(NodeError):
