@@ -4,7 +4,10 @@ NetworkError
 ├── UnreachableError       no connection to that peer
 ├── StreamClosedError      the stream or connection ended
 ├── ProtocolRefusedError   the peer does not serve that protocol
-├── FrameError             a frame too long, cut short or not decodable: the sender's fault
+├── DeadlineError          the peer did not answer in time
+├── FrameError             (PeerFault) a frame too long, cut short or not decodable
+├── CardError              (PeerFault) a peer card that does not hold
+├── MisbehaviourError      (PeerFault) a well-formed message that breaks the protocol's rules
 └── RefusedError           the peer answered with a refusal, with its reason
 """
 
@@ -41,6 +44,24 @@ class FrameError(NetworkError, PeerFault):
     """A frame that is too long, cut short, or not decodable."""
 
     code = "bad_frame"
+
+
+class DeadlineError(NetworkError):
+    """The peer did not answer in time."""
+
+    code = "deadline"
+
+
+class CardError(NetworkError, PeerFault):
+    """A peer card that does not hold: wrong key, signature, network or term."""
+
+    code = "bad_card"
+
+
+class MisbehaviourError(NetworkError, PeerFault):
+    """A well-formed message that breaks the protocol's rules."""
+
+    code = "misbehaviour"
 
 
 class RefusedError(NetworkError):

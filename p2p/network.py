@@ -11,9 +11,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Final, Protocol
 
 from nsllm.ids import PeerId
+
+MAX_GOSSIP_BYTES: Final = 16 * 1024
+"""Announcements are small: whatever is larger travels on a direct stream."""
+MAX_PROVIDER_KEY_BYTES: Final = 64
+"""The library drops keys above 128 bytes silently; ours travel as text, which doubles them."""
 
 StreamHandler = Callable[["Stream"], Awaitable[None]]
 """Serves one inbound stream; the stream is closed when it returns and reset when it raises."""

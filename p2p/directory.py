@@ -1,0 +1,135 @@
+"""Who is who: the latest card of each peer, the member behind it, and how it was last heard of."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Final
+
+import trio
+
+from nsllm.clock import Clock
+from nsllm.consensus.errors import ConsensusError
+from nsllm.consensus.registry import Member, MemberRegistry, Role
+from nsllm.errors import SignatureError
+from nsllm.ids import Address, Height, NetworkId, PeerId, hex0x
+from nsllm.p2p.card import PeerCard, SignedCard
+from nsllm.p2p.errors import CardError
+
+log = logging.getLogger(__name__)
+
+MAX_STRANGERS: Final = 256
+"""Cards of non-members that are kept; the one heard of first goes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerState:
+    """How a peer was last heard of. None means no data."""
+
+    rtt_s: float | None = None
+    height: Height | None = None
+    last_seen_s: float | None = None
+    """On trio's clock."""
+
+
+class PeerDirectory:
+    """Cards, members and heartbeat state, by peer id and by member address."""
+
+    def __init__(self, network: NetworkId, registry: MemberRegistry, clock: Clock) -> None:
+        self._network = network
+        self._registry = registry
+        self._clock = clock
+        self._cards: dict[PeerId, SignedCard] = {}
+        self._states: dict[PeerId, PeerState] = {}
+
+    @property
+    def network(self) -> NetworkId:
+        """The network whose cards are taken."""
+        return self._network
+
+    def accept(self, signed: SignedCard) -> bool:
+        """Take a card, and the admission that it carries; True if it is news.
+
+        Raises:
+            CardError: it does not hold, contradicts the registry, or its admission does not hold.
+        """
+        card = signed.card
+        known = self._cards.get(card.peer_id)
+        if known is not None and known.card.sequence >= card.sequence:
+            return False
+        signed.check(self._network, self._clock.now_ms())
+        if card.admission is not None:
+            try:
+                self._registry.admit(card.admission)
+            except (ConsensusError, SignatureError) as error:
+                raise CardError(f"card of {card.peer_id}: {error}") from None
+        self._agree_with_registry(card)
+        self._cards.pop(card.peer_id, None)
+        self._cards[card.peer_id] = signed
+        self._forget_strangers()
+        return True
+
+    def card_of(self, peer: PeerId) -> PeerCard | None:
+        """The peer's latest card, unless it expired."""
+        signed = self._cards.get(peer)
+        return signed.card if signed is not None and signed.card.expires_ms > self._clock.now_ms() else None
+
+    def member_cards(self) -> tuple[SignedCard, ...]:
+        """Unexpired cards of members, ascending by peer id: what a hello passes on."""
+        now_ms = self._clock.now_ms()
+        return tuple(
+            signed
+            for peer, signed in sorted(self._cards.items())
+            if signed.card.expires_ms > now_ms and self.member_of(peer) is not None
+        )
+
+    def peers(self) -> tuple[PeerId, ...]:
+        """Peers with a card or a place in the registry, ascending."""
+        known = dict.fromkeys(self._cards) | dict.fromkeys(member.peer_id for member in self._registry.members())
+        return tuple(sorted(known))
+
+    def member_of(self, peer: PeerId) -> Member | None:
+        """The member that this libp2p identity belongs to."""
+        return self._registry.by_peer(peer)
+
+    def has_role(self, peer: PeerId, role: Role) -> bool:
+        """Whether the registry gives that peer that role."""
+        member = self.member_of(peer)
+        return member is not None and role in member.roles
+
+    def peer_of(self, address: Address) -> PeerId | None:
+        """The libp2p identity of a member."""
+        member = self._registry.get(address)
+        return member.peer_id if member is not None else None
+
+    def multiaddrs_of(self, peer: PeerId) -> tuple[str, ...]:
+        """Where the peer's latest card says that it listens."""
+        card = self.card_of(peer)
+        return card.multiaddrs if card is not None else ()
+
+    def state_of(self, peer: PeerId) -> PeerState:
+        """How the peer was last heard of."""
+        return self._states.get(peer, PeerState())
+
+    def heard(self, peer: PeerId, *, rtt_s: float | None = None, height: Height | None = None) -> None:
+        """Note a sign of life; None leaves what was known."""
+        state = self.state_of(peer)
+        self._states[peer] = replace(
+            state,
+            rtt_s=state.rtt_s if rtt_s is None else rtt_s,
+            height=state.height if height is None else height,
+            last_seen_s=trio.current_time(),
+        )
+        while len(self._states) > MAX_STRANGERS + len(self._registry.members()):
+            self._states.pop(next(iter(self._states)))
+
+    def _agree_with_registry(self, card: PeerCard) -> None:
+        by_peer = self._registry.by_peer(card.peer_id)
+        by_address = self._registry.get(card.address)
+        if by_peer != by_address:
+            raise CardError(f"card binds {card.peer_id} to {hex0x(card.address)}, the registry does not")
+
+    def _forget_strangers(self) -> None:
+        strangers = [peer for peer in self._cards if self._registry.by_peer(peer) is None]
+        for peer in strangers[: max(0, len(strangers) - MAX_STRANGERS)]:
+            del self._cards[peer]

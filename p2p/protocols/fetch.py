@@ -1,0 +1,101 @@
+"""`/nsllm/fetch/1`: certified records by request key, one frame each, then the end frame.
+
+Strangers may fetch what is public, within rates by peer and in total. The client checks that it got what it asked for;
+whoever uses a record checks its certificate (`CertifiedRecord.check`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, Final
+
+from msgspec import Meta
+
+from nsllm.canonical import Value
+from nsllm.consensus.certified import MAX_CERTIFIED_BYTES, CertifiedRecord
+from nsllm.ids import Digest, DigestField, PeerId
+from nsllm.p2p.directory import PeerDirectory
+from nsllm.p2p.errors import MisbehaviourError
+from nsllm.p2p.network import Network, Stream, StreamHandler
+from nsllm.p2p.protocols.dialogue import TOO_MUCH, Refused, answering, dialogue, refusal, refused_by
+from nsllm.p2p.rates import Rate, RateLimiter
+from nsllm.record import request_key
+
+FETCH: Final = "/nsllm/fetch/1"
+MAX_KEYS: Final = 16
+MAX_FETCH_BYTES: Final = MAX_CERTIFIED_BYTES + 1024
+STRANGERS: Final = Rate(per_peer=60, total=600)
+"""Keys a minute."""
+SERVE_S: Final = 30.0
+
+Lookup = Callable[[Digest, bool], Awaitable[CertifiedRecord | None]]
+"""(request key, whether the asker is a member) → the record, if it is held and the asker may see it."""
+
+
+class ByKeys(Value, frozen=True, kw_only=True, tag="by_keys"):
+    """Records that answer exactly these requests."""
+
+    keys: Annotated[tuple[DigestField, ...], Meta(min_length=1, max_length=MAX_KEYS)]
+
+
+class FetchRequest(Value, frozen=True, kw_only=True):
+    """What is looked for; further kinds of query join the union."""
+
+    query: ByKeys
+
+
+class Found(Value, frozen=True, kw_only=True, tag="found"):
+    """One record."""
+
+    record: CertifiedRecord
+
+
+class FetchAnswer(Value, frozen=True, kw_only=True):
+    """A record, or the refusal that ends the answer."""
+
+    answer: Found | Refused
+
+
+def serve_fetch(directory: PeerDirectory, lookup: Lookup, *, strangers: Rate = STRANGERS) -> StreamHandler:
+    """Handler for data peers and validators."""
+    limiter = RateLimiter(strangers)
+
+    async def handler(stream: Stream) -> None:
+        async with answering(stream, MAX_FETCH_BYTES, deadline_s=SERVE_S) as framed:
+            request = await framed.receive(FetchRequest)
+            member = directory.member_of(stream.peer) is not None
+            if not member and not limiter.take(stream.peer, len(request.query.keys)):
+                await framed.send(FetchAnswer(answer=refusal(TOO_MUCH)))
+                return
+            for key in request.query.keys:
+                record = await lookup(key, member)
+                if record is not None:
+                    await framed.send(FetchAnswer(answer=Found(record=record)))
+            await framed.send_end()
+
+    return handler
+
+
+async def fetch(
+    network: Network, peer: PeerId, keys: Sequence[Digest], *, deadline_s: float = 5.0
+) -> tuple[CertifiedRecord, ...]:
+    """The records that `peer` holds of at most `MAX_KEYS` request keys; certificates are not checked here.
+
+    Raises:
+        NetworkError: no answer, or a refusal.
+        MisbehaviourError: a record that was not asked for.
+    """
+    wanted = dict.fromkeys(keys)
+    found: list[CertifiedRecord] = []
+    async with dialogue(network, peer, FETCH, limit_bytes=MAX_FETCH_BYTES, deadline_s=deadline_s) as framed:
+        await framed.send(FetchRequest(query=ByKeys(keys=tuple(wanted))))
+        while (frame := await framed.receive_or_end(FetchAnswer)) is not None:
+            if isinstance(frame.answer, Refused):
+                raise refused_by(peer, FETCH, frame.answer)
+            record = frame.answer.record.signed.record
+            key = request_key(record.network, record.request)
+            if key not in wanted:
+                raise MisbehaviourError(f"{peer} sent a record that was not asked for, or one twice")
+            del wanted[key]
+            found.append(frame.answer.record)
+    return tuple(found)
