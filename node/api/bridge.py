@@ -1,0 +1,238 @@
+"""The one bridge between aiohttp's thread (asyncio) and the peer's loop (trio).
+
+An asyncio handler asks for a trio call or a trio stream and awaits it; nothing else crosses. Requests go over by
+`TrioToken.run_sync_soon`, answers come back by `call_soon_threadsafe`. A handler that ends or is cancelled cancels its
+trio side at once; when trio is cancelled, every waiting handler gets `ClosedError` and the thread ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+import trio
+
+from nsllm.node.errors import NotReadyError
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+Overflow = Literal["wait", "drop_oldest"]
+"""What happens when the reader is behind: the trio side waits (nothing is lost), or the oldest items go."""
+
+
+class ClosedError(NotReadyError):
+    """The peer is shutting down: its trio side ended while a request waited."""
+
+    def __init__(self) -> None:
+        super().__init__("the peer is shutting down", hint="ask again once it is back")
+
+
+@dataclass(frozen=True, slots=True)
+class _Value(Generic[R]):
+    value: R
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    error: Exception
+
+
+class Inbox(Generic[T]):
+    """Asyncio end of a stream: iterate until the trio side ends; an error there is raised here."""
+
+    def __init__(self, *, depth: int, taken: Callable[[], None]) -> None:
+        self._items: deque[T] = deque()
+        self._depth = depth
+        self._taken = taken
+        self._end: Exception | bool = False
+        self._wake = asyncio.Event()
+        self.dropped = 0
+        """Items that a slow reader lost (`drop_oldest` only)."""
+
+    def __aiter__(self) -> Inbox[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        while not self._items:
+            if isinstance(self._end, Exception):
+                raise self._end
+            if self._end:
+                raise StopAsyncIteration
+            self._wake.clear()
+            await self._wake.wait()
+        item = self._items.popleft()
+        self._taken()
+        return item
+
+    def put(self, item: T) -> None:
+        """Append; beyond `depth` the oldest goes (a waiting trio side never gets that far)."""
+        if len(self._items) >= self._depth:
+            self._items.popleft()
+            self.dropped += 1
+        self._items.append(item)
+        self._wake.set()
+
+    def end(self, error: Exception | None) -> None:
+        """No more items: the reader stops after those that are queued, with `error` if there is one."""
+        self._end = error or True
+        self._wake.set()
+
+
+class Bridge:
+    """Trio calls and streams for asyncio handlers. Made by `run_beside`; its methods run in the asyncio thread."""
+
+    def __init__(
+        self, *, nursery: trio.Nursery, token: trio.lowlevel.TrioToken, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._nursery = nursery
+        self._token = token
+        self._loop = loop
+
+    async def call(self, work: Callable[[], Awaitable[R]]) -> R:
+        """Result of `await work()` in trio; its exceptions are raised here. Cancelling this cancels `work`."""
+        reply: asyncio.Future[R] = self._loop.create_future()
+        scope = trio.CancelScope()
+
+        async def run() -> None:
+            outcome: _Value[R] | _Failed = _Failed(ClosedError())
+            try:
+                with scope:
+                    try:
+                        outcome = _Value(await work())
+                    except Exception as error:  # noqa: BLE001 - carried over and raised in the handler
+                        outcome = _Failed(_single(error))
+            finally:
+                self._post(_settle, reply, outcome)
+
+        self._spawn(run)
+        try:
+            return await reply
+        except asyncio.CancelledError:
+            self._soon(scope.cancel)
+            raise
+
+    async def call_sync(self, work: Callable[[], R]) -> R:
+        """Result of `work()` in the trio thread, for calls that do not wait."""
+
+        async def wrapped() -> R:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            return work()
+
+        return await self.call(wrapped)
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        source: Callable[[], AbstractAsyncContextManager[trio.abc.ReceiveChannel[T]]],
+        *,
+        depth: int,
+        overflow: Overflow = "wait",
+    ) -> AsyncIterator[Inbox[T]]:
+        """Items of a trio channel, at most `depth` of them in between. Leaving the context cancels the trio side."""
+        credit = trio.Semaphore(depth)
+        waits = overflow == "wait"
+        inbox: Inbox[T] = Inbox(depth=depth, taken=lambda: self._soon(credit.release) if waits else None)
+        scope = trio.CancelScope()
+
+        async def pump() -> None:
+            error: Exception | None = ClosedError()
+            try:
+                with scope:
+                    try:
+                        async with source() as receive:
+                            async for item in receive:
+                                if waits:
+                                    await credit.acquire()
+                                self._post(inbox.put, item)
+                        error = None
+                    except Exception as caught:  # noqa: BLE001 - carried over and raised in the handler
+                        error = _single(caught)
+            finally:
+                self._post(inbox.end, error)
+
+        self._spawn(pump)
+        try:
+            yield inbox
+        finally:
+            self._soon(scope.cancel)
+
+    def _spawn(self, task: Callable[[], Awaitable[None]]) -> None:
+        # The nursery outlives the asyncio thread, so it is open whenever a handler can ask.
+        self._soon(lambda: self._nursery.start_soon(task))
+
+    def _soon(self, work: Callable[[], object]) -> None:
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(work)
+
+    def _post(self, work: Callable[..., object], *args: object) -> None:
+        with suppress(RuntimeError):  # the asyncio loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(work, *args)
+
+
+def _settle(reply: asyncio.Future[R], outcome: _Value[R] | _Failed) -> None:
+    if reply.done():
+        return
+    if isinstance(outcome, _Failed):
+        reply.set_exception(outcome.error)
+    else:
+        reply.set_result(outcome.value)
+
+
+def _single(error: Exception) -> Exception:
+    """The one error inside a group that a nursery made of it."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+async def run_beside(
+    site: Callable[[Bridge], AbstractAsyncContextManager[None]],
+    *,
+    started: Callable[[], None],
+) -> None:
+    """Hold `site(bridge)` open in an asyncio loop of its own thread, until cancelled.
+
+    `started` is called (in trio) once `site` has been entered. On cancellation every bridged call ends first, then
+    `site` is left, then the thread; an exception of `site` is raised here in an exception group.
+    """
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+    up = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def signal_stop() -> None:
+        with suppress(RuntimeError):  # the loop ended by itself
+            loop.call_soon_threadsafe(stop.set)
+
+    def thread(bridge: Bridge) -> None:
+        async def main() -> None:
+            async with site(bridge):
+                token.run_sync_soon(up.set)
+                await stop.wait()
+
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(main())
+
+    try:
+        async with trio.open_nursery() as nursery:
+            bridge = Bridge(nursery=nursery, token=token, loop=loop)
+
+            async def hold_thread() -> None:
+                # A limiter of its own: the thread lives as long as the peer and takes nobody's place.
+                await trio.to_thread.run_sync(thread, bridge, limiter=trio.CapacityLimiter(1))
+
+            nursery.start_soon(hold_thread)
+            try:
+                await up.wait()
+                started()
+                await trio.sleep_forever()
+            finally:
+                signal_stop()
+    finally:
+        if not loop.is_closed():
+            loop.close()

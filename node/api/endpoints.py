@@ -1,0 +1,59 @@
+"""Every endpoint once: what the router serves, what the middleware asks for, and what the docs list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Access = Literal["open", "key", "admin"]
+"""`open`: anybody who reaches the port. `key`: the API key, if one is configured. `admin`: always the admin key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One method of one path."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    """As aiohttp writes it."""
+    access: Access
+    description: str
+
+
+ENDPOINTS: Final = (
+    Endpoint("POST", "/v1/chat/completions", "key", "Chat completion, plain or as server-sent events"),
+    Endpoint("POST", "/v1/embeddings", "key", "Embeddings as floats or base64 of little-endian float32"),
+    Endpoint("GET", "/v1/models", "key", "The chat model first, then the encoder"),
+    Endpoint("GET", "/v1/models/{id:.+}", "key", "One model"),
+    Endpoint(
+        "GET",
+        "/v1/receipts/{id}",
+        "key",
+        "Receipt of a completion: 200 with the receipt, 202 while pending, 404 if there is none; "
+        "`?wait=certified|logged|anchored&timeout_s=30` waits for a level",
+    ),
+    Endpoint("GET", "/status.json", "key", "The whole status of the peer, a fresh snapshot"),
+    Endpoint("GET", "/peers", "key", "Known peers with dialable addresses, the asked peer first"),
+    Endpoint("GET", "/events", "key", "What happens on the peer, as server-sent events"),
+    Endpoint("GET", "/metrics", "key", "Prometheus metrics"),
+    Endpoint("GET", "/healthz", "open", "200 while the peer's loop answers"),
+    Endpoint("GET", "/readyz", "open", "200 once genesis is loaded, the engine is up and a quorum is connected"),
+    Endpoint("GET", "/", "open", "The status page; what it shows comes from the endpoints above"),
+    Endpoint("GET", "/static/{name}", "open", "Style, script and mark of the status page"),
+    Endpoint("GET", "/session", "open", "What the page's session may do, and its CSRF token"),
+    Endpoint("POST", "/session", "open", "Log the page in: API key as bearer, admin key as `X-NSLLM-Admin-Key`"),
+    Endpoint("POST", "/admin/invite", "admin", "A one-time invite for another machine"),
+)
+
+
+def endpoint_table() -> str:
+    """The table as Markdown, for the docs.
+
+    >>> endpoint_table().splitlines()[2]
+    '| POST | `/v1/chat/completions` | key | Chat completion, plain or as server-sent events |'
+    """
+    rows = [
+        f"| {e.method} | `{e.path.replace(':.+', '')}` | {e.access} | {e.description.replace('|', chr(92) + '|')} |"
+        for e in ENDPOINTS
+    ]
+    return "\n".join(["| method | path | access | what it does |", "|---|---|---|---|", *rows])

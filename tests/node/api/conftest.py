@@ -1,0 +1,292 @@
+"""A peer of cardboard behind the real HTTP server, and clients for it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+import httpx
+import pytest
+import trio
+
+from nsllm.clock import SystemClock
+from nsllm.errors import NsllmError
+from nsllm.ids import Digest
+from nsllm.node.api.server import ApiServer
+from nsllm.node.api.settings import ApiSettings
+from nsllm.node.engine.port import EngineInfo, ModelInfo
+from nsllm.node.errors import ContextOverflowError, NotFoundError, UnknownModelError
+from nsllm.node.service import (
+    CertificateRow,
+    ChatCommand,
+    ChatDelta,
+    ChatEvent,
+    ChatFinished,
+    ChatStarted,
+    PeerEvent,
+    PeerRow,
+    Readiness,
+    ReceiptStatus,
+    Source,
+    Status,
+)
+from nsllm.record import Sampling
+
+MODEL = "smollm2-135m-instruct"
+ENCODER = "all-minilm-l6-v2"
+ADMIN_KEY = "nsllm-admin-0123456789abcdef"
+GENERATOR = "0x" + "a1" * 20
+SIGNERS = tuple("0x" + f"{i:02x}" * 20 for i in (0xA1, 0xB2, 0xC3))
+
+
+def _model(name: str, digest: int) -> ModelInfo:
+    return ModelInfo(
+        name=name,
+        digest=Digest(bytes([digest]) * 32),
+        dtype="bfloat16",
+        context_tokens=8192,
+        defaults=Sampling(temperature_micro=200_000, top_p_micro=900_000),
+    )
+
+
+@dataclass
+class FakeService:
+    """Implements `PeerService` with scripted answers; tests set the attributes."""
+
+    words: Sequence[str] = ("The ", "sky ", "scatters ", "blue ", "light.")
+    pace_s: float = 0.0
+    fail_entering: Exception | None = None
+    fail_after: tuple[int, Exception] | None = None
+    source: Source = field(default_factory=lambda: Source(kind="engine", generator=GENERATOR))
+    finish_reason: str = "stop"
+    publication: str = "pending"
+    detail: str = ""
+    commands: list[ChatCommand] = field(default_factory=list)
+    embedded: list[Sequence[str]] = field(default_factory=list)
+    sent: int = 0
+    cancelled: trio.Event = field(default_factory=trio.Event)
+    finished: trio.Event = field(default_factory=trio.Event)
+    receipts: dict[str, ReceiptStatus] = field(default_factory=dict)
+    ladder: Sequence[ReceiptStatus] = ()
+    ladder_pace_s: float = 0.0
+    ready: Readiness = field(default_factory=lambda: Readiness(True, True, True, "ready"))
+    senders: list[trio.MemorySendChannel[PeerEvent]] = field(default_factory=list)
+    event_readers: int = 0
+    invite_error: NsllmError | None = None
+    status_error: Exception | None = None
+    status_now: Status | None = None
+
+    def models(self) -> tuple[ModelInfo, ...]:
+        return (_model(MODEL, 0x11), _model(ENCODER, 0x22))
+
+    @asynccontextmanager
+    async def chat(self, command: ChatCommand) -> AsyncIterator[trio.MemoryReceiveChannel[ChatEvent]]:
+        self.commands.append(command)
+        if self.fail_entering is not None:
+            raise self.fail_entering
+        if command.model != MODEL:
+            raise UnknownModelError(f"no model {command.model!r} here", param="model")
+        if sum(len(m.content) for m in command.messages) > 8192:
+            raise ContextOverflowError("the prompt has 9000 tokens, the context is 8192", param="messages")
+        number = len(self.commands)
+        completion_id = f"chatcmpl-{number:024d}"
+        send, receive = trio.open_memory_channel[ChatEvent](4)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._generate, command, completion_id, send)
+            try:
+                yield receive
+            finally:
+                nursery.cancel_scope.cancel()
+
+    async def _generate(
+        self, command: ChatCommand, completion_id: str, send: trio.MemorySendChannel[ChatEvent]
+    ) -> None:
+        try:
+            async with send:
+                await send.send(
+                    ChatStarted(
+                        completion_id=completion_id,
+                        model=MODEL,
+                        created_s=1_700_000_000,
+                        source=self.source,
+                        visibility=command.visibility or "public",
+                    )
+                )
+                for index, word in enumerate(self.words):
+                    if self.fail_after is not None and self.fail_after[0] == index:
+                        raise self.fail_after[1]
+                    await trio.sleep(self.pace_s)
+                    await send.send(ChatDelta(word))
+                    self.sent += 1
+                await send.send(
+                    ChatFinished(self.finish_reason, 7, len(self.words), self.publication, self.detail)  # type: ignore[arg-type]
+                )
+            self.finished.set()
+            if self.ladder:
+                await self._climb(completion_id)
+        except trio.Cancelled:
+            self.cancelled.set()
+            raise
+
+    async def _climb(self, completion_id: str) -> None:
+        for step in self.ladder:
+            self.receipts[completion_id] = replace(step, completion_id=completion_id)
+
+    async def embed(self, texts: Sequence[str]) -> tuple[list[tuple[float, ...]], int]:
+        await trio.lowlevel.checkpoint()
+        self.embedded.append(tuple(texts))
+        return [(float(len(text)), *([0.5] * 383)) for text in texts], sum(len(text.split()) for text in texts)
+
+    async def receipt(self, completion_id: str) -> ReceiptStatus:
+        await trio.lowlevel.checkpoint()
+        try:
+            return self.receipts[completion_id]
+        except KeyError:
+            raise NotFoundError(f"no completion {completion_id} here", param="id") from None
+
+    def readiness(self) -> Readiness:
+        return self.ready
+
+    async def status(self) -> Status:
+        await trio.lowlevel.checkpoint()
+        if self.status_error is not None:
+            raise self.status_error
+        return self.status_now or make_status(self)
+
+    def peers(self) -> tuple[PeerRow, ...]:
+        own = "/ip4/127.0.0.1/tcp/9000/p2p/12D3KooWOwn"
+        return (
+            PeerRow("12D3KooWOwn", GENERATOR, ("contributor", "data", "validator"), (own,), True, None, 42),
+            PeerRow("12D3KooWFriend", SIGNERS[1], ("validator",), ("/ip4/127.0.0.1/tcp/9001",), True, 1.25, 42),
+            PeerRow("12D3KooWGone", None, (), (), False, None, None),
+        )
+
+    @asynccontextmanager
+    async def events(self) -> AsyncIterator[trio.MemoryReceiveChannel[PeerEvent]]:
+        send, receive = trio.open_memory_channel[PeerEvent](4096)
+        self.senders.append(send)
+        self.event_readers += 1
+        try:
+            yield receive
+        finally:
+            self.event_readers -= 1
+            self.senders.remove(send)
+
+    async def invite(self) -> str:
+        await trio.lowlevel.checkpoint()
+        if self.invite_error is not None:
+            raise self.invite_error
+        return "nsllm-invite-v1-abc"
+
+
+def make_status(service: FakeService) -> Status:
+    text, encoder = service.models()
+    return Status(
+        version="0.1.0",
+        name="atlas",
+        peer_id="12D3KooWGqr7Dk4vyhDrHTh8mXc1WxpJ4fF6zUBLbXZ1o9kqYpQm",
+        address=GENERATOR,
+        roles=("contributor", "data", "validator"),
+        network="devnet",
+        network_id="0x" + "5e" * 32,
+        multiaddrs=("/ip4/127.0.0.1/tcp/9000/p2p/12D3KooWGqr7Dk4vyhDrHTh8mXc1WxpJ4fF6zUBLbXZ1o9kqYpQm",),
+        uptime_s=4512.0,
+        default_visibility="public",
+        readiness=service.ready,
+        engine=EngineInfo(
+            text=text, encoder=encoder, state="ready", restarts=0, active=1, queued=0, tokens_per_second=38.4
+        ),
+        peers=service.peers(),
+        cache={
+            "records": 128,
+            "bytes": 1_843_200,
+            "shards_held": 5,
+            "hits_local": 12,
+            "hits_remote": 31,
+            "misses": 85,
+        },
+        consensus={
+            "height": 42,
+            "epoch": 0,
+            "round": 0,
+            "validators": 4,
+            "quorum": 3,
+            "faults": 1,
+            "pending": 1,
+            "halted": None,
+        },
+        certificates=tuple(
+            CertificateRow(42 - i, 0, 1_700_000_000_000 - i * 4000, 1 + i % 3, 120 - i, 3 + i % 2, i == 1)
+            for i in range(6)
+        ),
+        policy={
+            "toxicity_max_ppm": 800_000,
+            "coherence_min_ppm": 350_000,
+            "reuse_min_ppm": 600_000,
+            "weights": {"coherence": 400_000, "relevance": 400_000, "safety": 200_000},
+        },
+        logs={
+            "peer_log_size": 311,
+            "peer_log_root": "0x" + "c4" * 32,
+            "network_log_size": 120,
+            "network_log_root": "0x" + "9b" * 32,
+        },
+        anchors=(
+            {"log_size": 119, "log_root": "0x" + "77" * 32, "tx": "0x" + "3f" * 32, "height": 41, "certified": True},
+        ),
+        notices=("4 validators: one may fail (f = 1)",),
+    )
+
+
+@dataclass
+class Running:
+    """A server and its clients."""
+
+    service: FakeService
+    settings: ApiSettings
+    port: int
+    http: httpx.AsyncClient
+    url: str
+    scope: trio.CancelScope
+
+
+@pytest.fixture
+def service() -> FakeService:
+    return FakeService()
+
+
+@pytest.fixture
+async def start(service: FakeService, nursery: trio.Nursery) -> AsyncIterator[Callable[..., object]]:
+    """`await start(**settings)` runs a server with the fake service; everything ends with the test."""
+    async with AsyncExitStack() as stack:
+        scopes: list[tuple[trio.CancelScope, trio.Event]] = []
+
+        async def begin(**changed: object) -> Running:
+            settings = ApiSettings(**{"port": 0, "admin_key": ADMIN_KEY, "event_keepalive_s": 0.2, **changed})  # type: ignore[arg-type]
+            server = ApiServer(service=service, settings=settings, clock=SystemClock())
+            scope, ended = trio.CancelScope(), trio.Event()
+
+            async def serve(task_status: trio.TaskStatus[int]) -> None:
+                try:
+                    with scope:
+                        await server.run(task_status=task_status)
+                finally:
+                    ended.set()
+
+            port = await nursery.start(serve)
+            scopes.append((scope, ended))
+            url = f"http://127.0.0.1:{port}"
+            http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=20))
+            return Running(service, settings, port, http, url, scope)
+
+        yield begin
+        for scope, ended in scopes:
+            scope.cancel()
+            await ended.wait()
+
+
+@pytest.fixture
+async def running(start: Callable[..., object]) -> Running:
+    """A server with default settings."""
+    return await start()  # type: ignore[misc,no-any-return]
