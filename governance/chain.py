@@ -1,0 +1,212 @@
+"""The embedded chain: an EVM that consensus replicates, with the network's anchor contract on it.
+
+Each validator executes the same ordered transactions at the same header times and so arrives at the same state root,
+which the next header certifies. The chain adds no trust beyond the quorum; it gives the anchor the form in which an
+external chain holds it too.
+
+Blocking; the ledger calls it through `Offload`, one call at a time, on the connection of its own file.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Final
+
+from nsllm.consensus.certificate import Certificate
+from nsllm.consensus.validators import ValidatorSet
+from nsllm.crypto import MemberKey, keccak256
+from nsllm.governance import anchor_contract as contract
+from nsllm.governance import merkle_patricia, rlp
+from nsllm.governance.anchor_proof import AnchorProof
+from nsllm.governance.errors import ChainError, ChainRefusal, NotAnchoredError
+from nsllm.governance.evm import Evm, ExecutionResult
+from nsllm.governance.evm_store import SqliteStore
+from nsllm.governance.transaction import SignedTransaction, Transaction, parse_transaction, sign_transaction
+from nsllm.ids import Address, Digest, NetworkId, TimeMs, hex0x
+
+MAX_FEE_WEI: Final = 2 * 10**9
+"""Every transaction's fee cap: twice the first base fee, which only falls while blocks are less than half full."""
+MAX_ANCHORS_PER_BLOCK: Final = 1
+"""One certificate anchors everything below it."""
+
+
+class EmbeddedChain:
+    """One network's EVM chain in one SQLite file."""
+
+    def __init__(self, store: SqliteStore, network: NetworkId, validators: ValidatorSet, chain_id: int) -> None:
+        """Use `open` instead."""
+        self._store = store
+        self._evm = Evm(store, chain_id)
+        self._validators = validators
+        self._chain_id = chain_id
+        self._deployer = contract.deployer_key(network)
+        self.contract: Final = contract.contract_address(network)
+        """Address of the anchor contract."""
+
+    @classmethod
+    def open(
+        cls,
+        connection: sqlite3.Connection,
+        network: NetworkId,
+        validators: ValidatorSet,
+        chain_id: int,
+        genesis_ms: TimeMs,
+    ) -> EmbeddedChain:
+        """Open the chain, or make its genesis and block 1, which holds the contract, in one transaction.
+
+        Args:
+            connection: autocommit connection of the ledger's file; an open transaction is joined.
+            network: the network id.
+            validators: the set that the contract accepts certificates of.
+            chain_id: EVM chain id.
+            genesis_ms: the genesis's creation time, the same for every validator.
+
+        Raises:
+            ChainError: the file holds another network's chain.
+        """
+        store = SqliteStore(connection)
+        chain = cls(store, network, validators, chain_id)
+        with store.transaction():
+            if chain._evm.state_root() is None:
+                chain._create(network, genesis_ms)
+        if (chain._slot(contract.NETWORK_ID_SLOT), chain._slot(contract.VALIDATORS_HASH_SLOT)) != (
+            int.from_bytes(network, "big"),
+            int.from_bytes(validators.digest(), "big"),
+        ):
+            raise ChainError(
+                f"the file holds no anchor contract of network {hex0x(network)} with these validators",
+                hint="use the data folder that belongs to this genesis",
+            )
+        return chain
+
+    def state_root(self) -> Digest:
+        """EVM state root after everything executed so far."""
+        root = self._evm.state_root()
+        if root is None:
+            raise ChainError("the file holds no EVM chain", hint="its creation was rolled back: open it again")
+        return root
+
+    def execute(self, transactions: Sequence[bytes], time_ms: TimeMs) -> ExecutionResult:
+        """Execute a decided block's transactions as one EVM block; none is made if none can be executed.
+
+        Deterministic and total: what is malformed or cannot pay is passed over and reported as failed. Joins the
+        transaction that is open on the connection.
+
+        Args:
+            transactions: raw signed transactions in the block's order.
+            time_ms: the header's time; the EVM's seconds follow it, but always rise.
+        """
+        return self._evm.execute(transactions, time_ms)
+
+    def check(self, transactions: Sequence[bytes], proposer: Address) -> None:
+        """Pass silently if honest validators may execute a proposed block's transactions. Writes nothing.
+
+        Raises:
+            ChainRefusal: more than one, not an anchor transaction exactly as `anchor_transaction` makes it, not the
+                proposer's, or one that the contract would revert.
+        """
+        if len(transactions) > MAX_ANCHORS_PER_BLOCK:
+            raise ChainRefusal(f"{len(transactions)} transactions, a block carries {MAX_ANCHORS_PER_BLOCK} at most")
+        for raw in transactions:
+            self._check_anchor(parse_transaction(raw), proposer)
+            for digest, success in self._evm.rehearse([raw]).receipts:
+                if not success:
+                    raise ChainRefusal(f"transaction {digest.hex()} would fail: the contract refuses this anchor")
+
+    def anchor_transaction(self, key: MemberKey, certificate: Certificate) -> bytes:
+        """Raw signed transaction that anchors a certified header; `key` is the proposer's, who pays."""
+        return sign_transaction(key, self._anchor(key.address, contract.anchor_call(certificate)))
+
+    def anchored_head(self) -> tuple[int, Digest]:
+        """Size and root of the newest anchored log; (0, zeros) before the first anchor."""
+        size = self._slot(contract.HEAD_SLOT) & (2**64 - 1)
+        return size, Digest(contract.word(self._slot(contract.HEAD_LOG_ROOT_SLOT)))
+
+    def prove_anchor(self, log_size: int, state_root: Digest | None = None) -> AnchorProof:
+        """Proof of the anchor at `log_size`.
+
+        Args:
+            log_size: size in the anchored header.
+            state_root: the state to prove against, the present one if None. Older ones serve as well: the store
+                keeps every node.
+
+        Raises:
+            NotAnchoredError: that state has no such anchor.
+            ChainError: no such state was ever here.
+        """
+        account, account_nodes = self._prove(state_root or self.state_root(), keccak256(self.contract))
+        slot = keccak256(contract.anchor_slot(log_size))
+        value, storage_nodes = self._prove(_account_fields(account)[2], slot)
+        if value is None:
+            raise NotAnchoredError(f"no anchor at log size {log_size}", hint="the newest is anchored_head()")
+        return AnchorProof(contract=self.contract, account_nodes=account_nodes, storage_nodes=storage_nodes)
+
+    def _create(self, network: NetworkId, genesis_ms: TimeMs) -> None:
+        self._evm.create(sorted({*self._validators.members, self._deployer.address}), genesis_ms // 1000)
+        deployment = Transaction(
+            chain_id=self._chain_id,
+            nonce=0,
+            max_priority_fee=0,
+            max_fee=MAX_FEE_WEI,
+            gas=contract.deployment_gas(self._validators),
+            to=b"",
+            value=0,
+            data=contract.deployment_code(network, self._validators),
+        )
+        result = self._evm.execute([sign_transaction(self._deployer, deployment)], genesis_ms)
+        if not all(success for _, success in result.receipts):
+            raise ChainError(f"the anchor contract cannot be deployed for {self._validators.size} validators")
+
+    def _anchor(self, sender: Address, data: bytes) -> Transaction:
+        """The only transaction that `sender` may propose now, around any call data."""
+        return Transaction(
+            chain_id=self._chain_id,
+            nonce=self._nonce(sender),
+            max_priority_fee=0,
+            max_fee=MAX_FEE_WEI,
+            gas=contract.anchor_gas(self._validators),
+            to=self.contract,
+            value=0,
+            data=data,
+        )
+
+    def _check_anchor(self, signed: SignedTransaction, proposer: Address) -> None:
+        if signed.sender != proposer:
+            raise ChainRefusal(f"transaction by {hex0x(signed.sender)}, the proposer is {hex0x(proposer)}")
+        found, wanted = signed.transaction, self._anchor(proposer, signed.transaction.data)
+        if found.to != wanted.to:
+            raise ChainRefusal(f"transaction to {hex0x(found.to)}, the anchor contract is {hex0x(wanted.to)}")
+        for field in ("chain_id", "nonce", "max_priority_fee", "max_fee", "gas", "value"):
+            have, want = getattr(found, field), getattr(wanted, field)
+            if have != want:
+                raise ChainRefusal(f"transaction with {field} {have}, expected {want}")
+        limit = contract.anchor_call_limit_bytes(self._validators)
+        if found.data[:4] != contract.ANCHOR_SELECTOR or len(found.data) > limit:
+            raise ChainRefusal(f"transaction data of {len(found.data)} bytes is not a call of anchor")
+
+    def _nonce(self, address: Address) -> int:
+        account, _ = self._prove(self.state_root(), keccak256(address))
+        return int.from_bytes(_account_fields(account)[0], "big") if account else 0
+
+    def _slot(self, slot: int) -> int:
+        account, _ = self._prove(self.state_root(), keccak256(self.contract))
+        if account is None:
+            return 0
+        value, _ = self._prove(_account_fields(account)[2], keccak256(contract.word(slot)))
+        return rlp.integer(rlp.decode(value)) if value else 0
+
+    def _prove(self, root: bytes, key: Digest) -> tuple[bytes | None, tuple[bytes, ...]]:
+        try:
+            return merkle_patricia.prove(Digest(root), key, self._store.__getitem__)
+        except KeyError:
+            hint = "an unknown state root, or a damaged file: then restore it, or begin again from an empty folder"
+            raise ChainError(f"EVM state {root.hex()} is not complete in the file", hint=hint) from None
+
+
+def _account_fields(account: bytes | None) -> list[bytes]:
+    """Nonce, balance, storage root and code hash of an account out of our own store."""
+    fields = rlp.decode(account) if account else b""
+    if not isinstance(fields, list) or len(fields) != 4:
+        raise ChainError("the anchor contract's account is missing from the EVM state")
+    return [field for field in fields if isinstance(field, bytes)]

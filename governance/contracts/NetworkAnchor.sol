@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity 0.8.28;
+
+/// Anchor of one NS-LLM network's audit log, gated by the network's own quorum certificates.
+///
+/// A precommit is an EIP-712 signature over a block header, so the certificate that decides a block is all that this
+/// contract asks for: there is no second signing round. The domain's salt is the network id and it has no chain id, so
+/// one certificate is accepted on every chain that hosts this network's contract. Anybody may submit; nobody is trusted.
+///
+/// Storage, which receipts prove against a state root and which must therefore never move:
+///   slots 0 to 2  head: logSize | height << 64 | timeMs << 128, logRoot, headerId
+///   slot 3        anchors[logSize] = keccak256(abi.encode(logRoot, headerId))
+///   slot 4        isValidator[address]
+///   slot 5        networkId
+///   slot 6        validatorsHash
+///   slot 7        epoch | validatorCount << 64 | quorum << 80
+/// There are no immutables: the runtime code is the same for every network.
+contract NetworkAnchor {
+    struct Header {
+        uint64 epoch;
+        uint64 height;
+        uint64 timeMs;
+        bytes32 parent;
+        address proposer;
+        bytes32 bodyDigest;
+        bytes32 scoresRoot;
+        uint64 logSize;
+        bytes32 logRoot;
+        bytes32 stateRoot;
+        bytes32 validatorsHash;
+        bytes32 policyDigest;
+    }
+
+    struct Head {
+        uint64 logSize;
+        uint64 height;
+        uint64 timeMs;
+        bytes32 logRoot;
+        bytes32 headerId;
+    }
+
+    bytes32 private constant DOMAIN_TYPEHASH = keccak256("EIP712Domain(string name,string version,bytes32 salt)");
+    bytes32 private constant HEADER_TYPEHASH = keccak256(
+        "Header(uint64 epoch,uint64 height,uint64 timeMs,bytes32 parent,address proposer,bytes32 bodyDigest,"
+        "bytes32 scoresRoot,uint64 logSize,bytes32 logRoot,bytes32 stateRoot,bytes32 validatorsHash,bytes32 policyDigest)"
+    );
+    bytes32 private constant PRECOMMIT_TYPEHASH = keccak256(
+        "Precommit(uint64 epoch,uint64 height,uint32 round,Header header)"
+        "Header(uint64 epoch,uint64 height,uint64 timeMs,bytes32 parent,address proposer,bytes32 bodyDigest,"
+        "bytes32 scoresRoot,uint64 logSize,bytes32 logRoot,bytes32 stateRoot,bytes32 validatorsHash,bytes32 policyDigest)"
+    );
+    /// Half of the secp256k1 order, rounded down: signatures above it have a second spelling (EIP-2).
+    uint256 private constant HALF_ORDER = 0x7fffffffffffffffffffffffffffffff5d576e7357a4501ddfe92f46681b20a0;
+    uint256 private constant SIGNATURE_BYTES = 65;
+
+    /// The newest anchor.
+    Head public head;
+    /// Log size to keccak256(abi.encode(logRoot, headerId)).
+    mapping(uint64 logSize => bytes32) public anchors;
+    mapping(address => bool) public isValidator;
+    bytes32 public networkId;
+    bytes32 public validatorsHash;
+    uint64 public epoch;
+    uint16 public validatorCount;
+    uint16 public quorum;
+
+    event Anchored(uint64 indexed logSize, bytes32 indexed logRoot, bytes32 indexed headerId, uint64 height, uint32 round);
+
+    /// Validators are at least one, none zero, in ascending order.
+    error BadValidators(uint256 index);
+    /// Two quorums of this size might share no honest validator, or there are not that many validators.
+    error BadQuorum(uint256 given, uint256 least, uint256 most);
+    error WrongEpoch(uint64 given, uint64 expected);
+    error WrongValidators(bytes32 given, bytes32 expected);
+    /// The log has not grown since the head.
+    error StaleLog(uint64 given, uint64 head);
+    error BadSignatureLength(uint256 length);
+    error NotEnoughSignatures(uint256 have, uint256 need);
+    /// s in the upper half of the curve order.
+    error HighS(uint256 index);
+    /// The signature recovers somebody who is no validator, which is also what a wrong digest looks like.
+    error NotValidator(uint256 index, address recovered);
+    /// Signers ascend by address, so that none counts twice.
+    error SignersNotAscending(uint256 index);
+
+    /// @param networkId_ digest of the genesis
+    /// @param validators in ascending order
+    /// @param quorum_ at least floor((n+f)/2)+1 with f = floor((n-1)/3)
+    /// @param validatorsHash_ what headers of this epoch carry
+    constructor(
+        bytes32 networkId_,
+        uint64 epoch_,
+        address[] memory validators,
+        uint16 quorum_,
+        bytes32 validatorsHash_
+    ) {
+        uint256 n = validators.length;
+        if (n == 0 || n > type(uint16).max) revert BadValidators(n);
+        uint256 least = (n + (n - 1) / 3) / 2 + 1;
+        if (quorum_ < least || quorum_ > n) revert BadQuorum(quorum_, least, n);
+        address last;
+        for (uint256 i; i < n; ++i) {
+            if (validators[i] <= last) revert BadValidators(i);
+            last = validators[i];
+            isValidator[last] = true;
+        }
+        networkId = networkId_;
+        validatorsHash = validatorsHash_;
+        epoch = epoch_;
+        validatorCount = uint16(n);
+        quorum = quorum_;
+    }
+
+    /// Records the log root of a decided header.
+    /// @param round the round whose precommits these are
+    /// @param signatures r (32) | s (32) | v (1) of each signer, in ascending order of the signers
+    function anchor(Header calldata header, uint32 round, bytes calldata signatures) external {
+        if (header.epoch != epoch) revert WrongEpoch(header.epoch, epoch);
+        if (header.validatorsHash != validatorsHash) revert WrongValidators(header.validatorsHash, validatorsHash);
+        if (header.logSize <= head.logSize) revert StaleLog(header.logSize, head.logSize);
+        bytes32 id = headerId(header);
+        _checkQuorum(precommitDigest(header.epoch, header.height, round, id), signatures);
+        anchors[header.logSize] = keccak256(abi.encode(header.logRoot, id));
+        head = Head(header.logSize, header.height, header.timeMs, header.logRoot, id);
+        emit Anchored(header.logSize, header.logRoot, id, header.height, round);
+    }
+
+    /// Whether a quorum's certificate for exactly this log and header was recorded.
+    function verify(uint64 logSize, bytes32 logRoot, bytes32 id) external view returns (bool) {
+        return anchors[logSize] == keccak256(abi.encode(logRoot, id));
+    }
+
+    /// EIP-712 hashStruct(header).
+    function headerId(Header calldata header) public pure returns (bytes32) {
+        return keccak256(abi.encode(HEADER_TYPEHASH, header));
+    }
+
+    /// What a validator signs to precommit a header.
+    function precommitDigest(uint64 epoch_, uint64 height, uint32 round, bytes32 id) public view returns (bytes32) {
+        bytes32 domain = keccak256(abi.encode(DOMAIN_TYPEHASH, keccak256("NS-LLM"), keccak256("1"), networkId));
+        bytes32 precommit = keccak256(abi.encode(PRECOMMIT_TYPEHASH, epoch_, height, round, id));
+        return keccak256(abi.encodePacked(hex"1901", domain, precommit));
+    }
+
+    function _checkQuorum(bytes32 digest, bytes calldata signatures) private view {
+        uint256 count = signatures.length / SIGNATURE_BYTES;
+        if (signatures.length % SIGNATURE_BYTES != 0) revert BadSignatureLength(signatures.length);
+        if (count < quorum) revert NotEnoughSignatures(count, quorum);
+        address last;
+        for (uint256 i; i < count; ++i) {
+            bytes calldata one = signatures[i * SIGNATURE_BYTES:(i + 1) * SIGNATURE_BYTES];
+            bytes32 s = bytes32(one[32:64]);
+            if (uint256(s) > HALF_ORDER) revert HighS(i);
+            address signer = ecrecover(digest, uint8(one[64]), bytes32(one[0:32]), s);
+            if (!isValidator[signer]) revert NotValidator(i, signer);
+            if (signer <= last) revert SignersNotAscending(i);
+            last = signer;
+        }
+    }
+}

@@ -1,0 +1,135 @@
+"""py-evm behind the few calls that the embedded chain needs: a genesis, and one block from ordered transactions.
+
+There is no proof of work, no coinbase and no block exchange: an EVM block is never taken from a peer, only made here
+from a decided block's transactions, so that every validator arrives at the same state root. Only this file and
+`evm_store` know py-evm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, cast
+
+from eth.abc import AtomicDatabaseAPI, ReceiptAPI, SignedTransactionAPI
+from eth.chains.base import Chain
+from eth.consensus.applier import ConsensusApplier
+from eth.consensus.noproof import NoProofConsensus
+from eth.constants import ZERO_ADDRESS, ZERO_HASH32
+from eth.db.atomic import AtomicDB
+from eth.db.batch import BatchDB
+from eth.exceptions import CanonicalHeadNotFound
+from eth.typing import AccountState, HeaderParams
+from eth.vm.forks.cancun import CancunVM
+from eth_typing import Address as EvmAddress
+from eth_utils.exceptions import ValidationError
+
+from nsllm.crypto import keccak256
+from nsllm.governance.errors import ChainRefusal
+from nsllm.governance.evm_store import SqliteStore
+from nsllm.governance.transaction import parse_transaction
+from nsllm.ids import Address, Digest
+
+GAS_LIMIT: Final = 30_000_000
+"""Of an EVM block, constant; an anchor of 256 validators needs 4 million at most."""
+FUNDS_WEI: Final = 10**24
+"""Balance of each funded account at genesis: ten billion anchors at the first base fee. Ether has no other use here."""
+SUCCESS: Final = b"\x01"
+"""py-evm keeps a receipt's status in its `state_root` field."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionResult:
+    """What a decided block did to the EVM state."""
+
+    state_root: Digest
+    receipts: tuple[tuple[Digest, bool], ...]
+    """Transaction hash and success, in the block's order; what the EVM does not take at all has failed."""
+    gas_used: int
+
+
+class Evm:
+    """An EVM chain (Cancun rules) in a store. Holds no state of its own: a rolled back transaction is forgotten."""
+
+    def __init__(self, store: SqliteStore, chain_id: int) -> None:
+        """Wrap a store; nothing is read or written yet."""
+        self._store = store
+        versions = ConsensusApplier(NoProofConsensus).amend_vm_configuration(((0, CancunVM),))
+        self._chain_class = Chain.configure("EmbeddedChain", vm_configuration=versions, chain_id=chain_id)
+
+    def create(self, funded: Sequence[Address], time_s: int) -> None:
+        """Write the genesis block, in which each of `funded` has `FUNDS_WEI`."""
+        header: dict[str, HeaderParams] = {
+            "coinbase": ZERO_ADDRESS,
+            "difficulty": 0,
+            "extra_data": b"NS-LLM",
+            "gas_limit": GAS_LIMIT,
+            "timestamp": time_s,
+            "nonce": bytes(8),  # Paris and later have no proof of work
+            "mix_hash": ZERO_HASH32,
+        }
+        state: AccountState = {
+            EvmAddress(address): {"balance": FUNDS_WEI, "nonce": 0, "code": b"", "storage": {}} for address in funded
+        }
+        self._chain_class.from_genesis(self._store, header, state)
+
+    def state_root(self) -> Digest | None:
+        """State root of the newest block; None before the genesis."""
+        try:
+            return Digest(self._chain_class.get_chaindb_class()(self._store).get_canonical_head().state_root)
+        except CanonicalHeadNotFound:
+            return None
+
+    def execute(self, transactions: Sequence[bytes], time_ms: int) -> ExecutionResult:
+        """Execute ordered transactions as one block; none is made if none can be executed.
+
+        Deterministic and total: what is malformed or cannot pay is passed over and reported as failed.
+        """
+        with self._store.transaction():
+            return self._execute(self._store, transactions, time_ms)
+
+    def rehearse(self, transactions: Sequence[bytes]) -> ExecutionResult:
+        """What `execute` would do at the next possible time; writes nothing."""
+        return self._execute(AtomicDB(BatchDB(self._store)), transactions, 0)
+
+    def _execute(self, store: AtomicDatabaseAPI, transactions: Sequence[bytes], time_ms: int) -> ExecutionResult:
+        chain = self._chain_class(store)
+        parent = chain.get_canonical_head()
+        header = chain.create_header_from_parent(
+            parent,
+            timestamp=max(time_ms // 1000, parent.timestamp + 1),
+            coinbase=ZERO_ADDRESS,
+            extra_data=b"",
+            gas_limit=parent.gas_limit,
+        )
+        vm = cast("CancunVM", chain.get_vm(header))
+        vm.block_preprocessing(vm.get_block())
+        builder = vm.get_transaction_builder()
+        applied: list[SignedTransactionAPI] = []
+        applied_receipts: list[ReceiptAPI] = []
+        receipts: list[tuple[Digest, bool]] = []
+        for raw in transactions:
+            try:
+                parse_transaction(raw)
+                transaction = builder.decode(raw)
+                transaction.validate()
+                vm.validate_transaction_against_header(header, transaction)
+                vm.state.validate_transaction(transaction)
+            except (ChainRefusal, ValidationError):
+                receipts.append((keccak256(raw), False))
+                continue
+            # Past these checks nothing may be raised: applying locks the state's journal, so there is no way back.
+            receipt, _ = vm.apply_transaction(header, transaction)
+            header = vm.add_receipt_to_header(header, receipt)
+            applied.append(transaction)
+            applied_receipts.append(receipt)
+            receipts.append((keccak256(raw), receipt.state_root == SUCCESS))
+        if applied:
+            filled = vm.set_block_transactions_and_withdrawals(
+                vm.get_block(), header, tuple(applied), tuple(applied_receipts)
+            )
+            block = vm.mine_block(filled).block
+            chain.persist_block(block)
+            header = block.header
+        root = header.state_root if applied else parent.state_root
+        return ExecutionResult(Digest(root), tuple(receipts), header.gas_used)
