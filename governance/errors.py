@@ -8,6 +8,7 @@ GovernanceError
 ├── ChainError      (OwnFault)  the embedded chain cannot go on
 ├── ChainRefusal    (BlockError) a block's EVM transactions that honest validators refuse
 ├── NotAnchoredError a proof was asked for a log size that has no anchor
+├── LedgerError     (OwnFault)  the ledger was asked for what it cannot do
 ├── StorageError    (OwnFault)  a database file is full, locked, or another network's
 │   └── DamageError             … is damaged: it can be moved aside and filled again
 ├── AbstainError    this validator cannot score a record under the rubric in force: it abstains and says why
@@ -78,6 +79,12 @@ class NotAnchoredError(GovernanceError):
     """The chain holds no anchor for that log size: anchors stand at the sizes of anchored headers only."""
 
     code = "not_anchored"
+
+
+class LedgerError(GovernanceError, OwnFault):
+    """The ledger was asked for what it cannot do here, such as a proposal without a key."""
+
+    code = "ledger_error"
 
 
 class StorageError(GovernanceError, OwnFault):

@@ -1,0 +1,100 @@
+"""Coherence and relevance of an answer: features through logistic gates to integer ppm.
+
+Perplexity alone rewards repetition, so fluency (mean log-probability) stands beside the share of distinct word
+triples and the gain over an unconditioned prompt; the geometric mean lets no gate make up for another.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Final
+
+from msgspec import Meta
+
+from nsllm import canonical
+from nsllm.canonical import Value
+from nsllm.governance.features import MICRO, AnswerFeatures
+from nsllm.ids import PPM_ONE, Digest, Ppm
+
+MAX_WORDS: Final = 20_000
+"""Words of an answer that repetition looks at; bounds the work on a hostile text."""
+FULL_EVIDENCE_TOKENS: Final = 8
+"""Below this many tokens the likelihoods say less, and gates move towards their neutral value in proportion."""
+
+
+class Gate(Value, frozen=True, kw_only=True):
+    """Logistic gate: 0.5 at `centre`, steeper for a smaller `scale`; both in millionths of the feature's unit."""
+
+    centre: Annotated[int, Meta(ge=-30 * MICRO, le=30 * MICRO)]
+    scale: Annotated[int, Meta(ge=1, le=30 * MICRO)]
+
+    def open(self, feature_micro: int) -> float:
+        """How far the gate opens, in (0, 1)."""
+        argument = (feature_micro - self.centre) / self.scale
+        return 1.0 / (1.0 + math.exp(-max(-60.0, min(60.0, argument))))
+
+
+class CoherenceRules(Value, frozen=True, kw_only=True):
+    """The gates; their digest is pinned in the rubric as rule set `coherence`."""
+
+    fluency: Gate
+    """On the mean log-probability a token, nats."""
+    gain: Gate
+    """On the gain over the unconditioned prompt, nats a token."""
+    distinct: Gate
+    """On the share of distinct word triples."""
+    relevance: Gate
+    """On the cosine of question and answer."""
+    support: Gate
+    """On the cosine of answer and evidence."""
+
+    def digest(self) -> Digest:
+        """What the rubric pins."""
+        return canonical.digest("coherence-rules", b"", self)
+
+
+RULES: Final = CoherenceRules(
+    fluency=Gate(centre=-3_600_000, scale=400_000),
+    gain=Gate(centre=150_000, scale=120_000),
+    distinct=Gate(centre=750_000, scale=60_000),
+    relevance=Gate(centre=350_000, scale=80_000),
+    support=Gate(centre=350_000, scale=80_000),
+)
+
+
+def distinct3_micro(text: str) -> int:
+    """Share of distinct word triples, in millionths; 1,000,000 for fewer than four words.
+
+    >>> distinct3_micro("a b c a b c a b c")
+    428571
+    """
+    words = [match.group().lower() for match, _ in zip(re.finditer(r"\w+", text), range(MAX_WORDS), strict=False)]
+    triples = list(zip(words, words[1:], words[2:], strict=False))
+    return MICRO if len(triples) < 2 else len(set(triples)) * MICRO // len(triples)
+
+
+def coherence_ppm(answer: str, features: AnswerFeatures, rules: CoherenceRules = RULES) -> Ppm:
+    """Fluency, repetition and gain as one number: is this a text that answers, or noise?"""
+    if features.tokens == 0:
+        return Ppm(0)
+    fluency = rules.fluency.open(features.logprob_micro)
+    gain = rules.gain.open(features.gain_micro)
+    distinct = rules.distinct.open(distinct3_micro(answer))
+    return _ppm(float((fluency * distinct * math.sqrt(gain)) ** (1 / 2.5)))
+
+
+def relevance_ppm(features: AnswerFeatures, rules: CoherenceRules = RULES) -> Ppm:
+    """Does the answer speak of what was asked?"""
+    return Ppm(0) if features.tokens == 0 else _ppm(rules.relevance.open(features.relevance_cosine_ppm))
+
+
+def support_ppm(features: AnswerFeatures, rules: CoherenceRules = RULES) -> Ppm | None:
+    """Does the evidence cited speak of what the answer says? None without evidence."""
+    if features.support_cosine_ppm is None:
+        return None
+    return _ppm(rules.support.open(features.support_cosine_ppm))
+
+
+def _ppm(value: float) -> Ppm:
+    return Ppm(min(PPM_ONE, max(0, round(value * PPM_ONE))))

@@ -1,0 +1,105 @@
+"""The hybrid score: what one validator measures of a record, dimension by dimension, under the rubric in force.
+
+A validator that lacks what the rubric pins (scorer model, encoder, rule sets, a plugin's dimension) abstains and says
+why: a number measured with something else would only look like an observation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+from nsllm.canonical import Value
+from nsllm.consensus.observation import DimensionScore
+from nsllm.governance.errors import AbstainError, SafetyUnavailableError
+from nsllm.governance.features import AnswerFeatures, measure_answer
+from nsllm.governance.policy import Rubric, RuleSet
+from nsllm.governance.ports import JudgeModels
+from nsllm.ids import Digest, Ppm
+from nsllm.record import Record, TextField
+
+NEUTRAL_SUPPORT_PPM: Final = Ppm(500_000)
+"""Dimension `support` of a record that cites no evidence: neither praise nor blame. The default rubric leaves the
+dimension out, because a constant in every score says nothing."""
+
+
+class AnswerItem(Value, frozen=True, kw_only=True):
+    """An answer as scorers get it."""
+
+    question: TextField
+    """The last user turn."""
+    answer: TextField
+    features: AnswerFeatures
+
+
+class AnswerScorers(Protocol):
+    """Scorers of answers: the built-in ones and the enabled plugins'. `nsllm.plugins` implements it."""
+
+    async def score(self, item: AnswerItem) -> Mapping[str, Ppm]:
+        """Every dimension that somebody measured; a plugin's carry its name in front (`plugin.dimension`).
+
+        Raises:
+            SafetyUnavailableError: the built-in scorers cannot answer.
+        """
+        ...
+
+    def rule_sets(self) -> tuple[RuleSet, ...]:
+        """Rules and weights that the built-in scorers judge with."""
+        ...
+
+
+class HybridScorer:
+    """Scores records with the models, rule sets and plugins in hand."""
+
+    def __init__(
+        self, models: JudgeModels, plugins: AnswerScorers, rubric: Rubric, *, scorer_model: Digest, encoder: Digest
+    ) -> None:
+        """Take the rubric in force and the digests of the models behind `models`."""
+        self._models = models
+        self._plugins = plugins
+        self._rubric = rubric
+        self._scorer_model = scorer_model
+        self._encoder = encoder
+
+    @property
+    def rubric(self) -> Rubric:
+        """What observations of this scorer are bound to."""
+        return self._rubric
+
+    async def observe(self, record: Record) -> tuple[DimensionScore, ...]:
+        """The rubric's dimensions of a record, ascending by name: one call for embeddings, one for likelihoods.
+
+        Raises:
+            AbstainError: this validator lacks something that the rubric pins; the message is the reason.
+        """
+        self._check_means()
+        features = await measure_answer(self._models, record.request.messages, record.text, record.evidence)
+        item = AnswerItem(question=record.request.question(), answer=record.text, features=features)
+        try:
+            found = await self._plugins.score(item)
+        except SafetyUnavailableError as error:
+            raise AbstainError(f"the built-in scorers cannot answer: {error.message}") from None
+        return tuple(self._dimension(name, found) for name in self._rubric.dimensions)
+
+    def _dimension(self, name: str, found: Mapping[str, Ppm]) -> DimensionScore:
+        if name in found:
+            return DimensionScore(name=name, ppm=found[name])
+        if name == "support":
+            return DimensionScore(name=name, ppm=NEUTRAL_SUPPORT_PPM)
+        raise AbstainError(f"no scorer here measures dimension {name}", hint="enable the plugin that the rubric names")
+
+    def _check_means(self) -> None:
+        for name, have, want in (
+            ("scorer model", self._scorer_model, self._rubric.scorer_model),
+            ("encoder", self._encoder, self._rubric.encoder),
+        ):
+            if have != want:
+                raise AbstainError(f"the rubric's {name} is {want.hex()[:16]}, this peer has {have.hex()[:16]}")
+        have_rules = {rules.name: rules.digest for rules in self._plugins.rule_sets()}
+        for rules in self._rubric.rule_sets:
+            held = have_rules.get(rules.name)
+            if held != rules.digest:
+                mine = "none" if held is None else held.hex()[:16]
+                raise AbstainError(
+                    f"the rubric's rule set {rules.name} is {rules.digest.hex()[:16]}, this peer has {mine}"
+                )

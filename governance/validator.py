@@ -1,0 +1,106 @@
+"""The validation layers at work: measures from models and plugins, judged by the policy in force."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from nsllm.canonical import Value
+from nsllm.governance.features import AnswerFeatures, EmbeddingField, measure_answer
+from nsllm.governance.policy import Policy
+from nsllm.governance.ports import JudgeModels
+from nsllm.governance.validation import Decision, Measure, Stage, judge
+from nsllm.record import Evidence, Message, TextField, quantize_embedding
+
+
+class TextItem(Value, frozen=True, kw_only=True):
+    """A text as validation layers get it."""
+
+    stage: Stage
+    text: TextField
+    """What is judged: the user's last turn, or the answer."""
+    question: TextField
+    """The user's last turn."""
+    embedding: EmbeddingField
+    """Of `text`."""
+    features: AnswerFeatures | None = None
+    """At the output stage, if the answer may be published; None where only safety is judged."""
+
+
+class ValidationLayers(Protocol):
+    """The layers: built-in ones and the enabled plugins'. `nsllm.plugins` implements it."""
+
+    async def validate(self, item: TextItem) -> tuple[Measure, ...]:
+        """What every layer measures.
+
+        Raises:
+            SafetyUnavailableError: the built-in safety layer cannot answer; nothing may pass.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OutputCheck:
+    """The decision on an answer, with what it rests on."""
+
+    decision: Decision
+    features: AnswerFeatures | None
+    """None for an answer that is private anyway: no likelihoods were asked for."""
+
+
+class Validator:
+    """Judges what users ask and what models answer."""
+
+    def __init__(self, models: JudgeModels, layers: ValidationLayers) -> None:
+        """Take the rubric's models and the layers; both are shared, neither is closed here."""
+        self._models = models
+        self._layers = layers
+
+    async def check_input(self, question: str, vector: Sequence[float], policy: Policy) -> Decision:
+        """Judge the user's last turn.
+
+        Args:
+            question: the text.
+            vector: its embedding, the one that the cache look-up uses as well.
+            policy: the policy in force.
+
+        Raises:
+            SafetyUnavailableError: answer 503 and do not generate.
+        """
+        item = TextItem(
+            stage="input", text=question, question=question, embedding=quantize_embedding(list(vector)), features=None
+        )
+        return judge("input", await self._layers.validate(item), policy)
+
+    async def check_output(
+        self,
+        messages: Sequence[Message],
+        answer: str,
+        policy: Policy,
+        *,
+        publishing: bool,
+        evidence: Sequence[Evidence] = (),
+    ) -> OutputCheck:
+        """Judge an answer to a conversation.
+
+        Args:
+            messages: the conversation.
+            answer: what the model said.
+            policy: the policy in force.
+            publishing: whether the answer could be published: only then are likelihoods asked for and coherence judged.
+            evidence: what the answer cites.
+
+        Raises:
+            SafetyUnavailableError: withhold the answer and say so.
+        """
+        features: AnswerFeatures | None = None
+        if publishing:
+            features = await measure_answer(self._models, messages, answer, evidence)
+            embedding = features.embedding
+        else:
+            [vector] = await self._models.embed([answer])
+            embedding = quantize_embedding(list(vector))
+        question = next((message.content for message in reversed(messages) if message.role == "user"), "")
+        item = TextItem(stage="output", text=answer, question=question, embedding=embedding, features=features)
+        return OutputCheck(judge("output", await self._layers.validate(item), policy), features)
