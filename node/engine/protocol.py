@@ -1,0 +1,182 @@
+"""What peer and model worker say to each other: length-prefixed MessagePack over an inherited socket pair.
+
+A frame is a 4-byte big-endian length and that many bytes. Both ends are ours, yet lengths are bounded and types
+checked: a worker that went mad must not take the peer with it. Unlike the network's values these carry floats; they
+are never hashed, signed or stored.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Generic, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from nsllm.errors import EncodingError
+from nsllm.record import Message, Sampling
+
+HEAD_BYTES: Final = 4
+MAX_FRAME_BYTES: Final = 16 << 20
+"""More than 32 texts of 100,000 characters."""
+MAX_BATCH: Final = 32
+"""Texts or items in one message."""
+
+Conversation = tuple[Message, ...]
+
+
+class Generate(msgspec.Struct, frozen=True, tag=True):
+    """Start a generation. Answered by `Started`, `Tokens`…, `Finished`; or by `Refused`."""
+
+    job: int
+    messages: Conversation
+    sampling: Sampling
+    """Complete but for `max_tokens`, which None leaves to `max_tokens_cap`."""
+    max_tokens_cap: int
+
+
+class Embed(msgspec.Struct, frozen=True, tag=True):
+    """Embed texts. Answered by `Embedded`."""
+
+    job: int
+    texts: Annotated[tuple[str, ...], Meta(max_length=MAX_BATCH)]
+
+
+class Judge(msgspec.Struct, frozen=True, tag=True):
+    """Read answers under teacher forcing. Answered by `Judged`, or by `Refused`."""
+
+    job: int
+    items: Annotated[tuple[tuple[Conversation, str], ...], Meta(max_length=MAX_BATCH)]
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """Forget a job; nothing answers, and an unknown job is no mistake."""
+
+    job: int
+
+
+class Ping(msgspec.Struct, frozen=True, tag=True):
+    """Answered by `Pong`, between two units of work."""
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """First message of a worker: both models are loaded."""
+
+    load_s: float
+    rss_bytes: int
+
+
+class Started(msgspec.Struct, frozen=True, tag=True):
+    """The prompt fits; `max_tokens` is what will be generated at most."""
+
+    job: int
+    prompt_token_ids: tuple[int, ...]
+    max_tokens: int
+
+
+class Tokens(msgspec.Struct, frozen=True, tag=True):
+    """New tokens, and the text that they completed."""
+
+    job: int
+    token_ids: tuple[int, ...]
+    text: str
+
+
+class Finished(msgspec.Struct, frozen=True, tag=True):
+    """End of a generation."""
+
+    job: int
+    reason: Literal["stop", "length"]
+
+
+class Embedded(msgspec.Struct, frozen=True, tag=True):
+    """Vectors as little-endian float32; tokens read in all."""
+
+    job: int
+    vectors: tuple[bytes, ...]
+    tokens: int
+
+
+class Judged(msgspec.Struct, frozen=True, tag=True):
+    """(mean natural log-probability a token, tokens) for each item."""
+
+    job: int
+    rows: tuple[tuple[float, int], ...]
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """The job cannot be done, by its caller's doing."""
+
+    job: int
+    kind: Literal["overflow", "invalid"]
+    message: str
+
+
+class Pong(msgspec.Struct, frozen=True, tag=True):
+    """The worker is alive."""
+
+
+ToWorker = Generate | Embed | Judge | Cancel | Ping
+FromWorker = Ready | Started | Tokens | Finished | Embedded | Judged | Refused | Pong
+M = TypeVar("M")
+
+
+def _plain_text(value: object) -> str:
+    """`nsllm.content.Text` and other kinds of `str` as plain text, which is all that msgspec writes."""
+    if isinstance(value, str):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} in a worker message")
+
+
+_encoder: Final = msgspec.msgpack.Encoder(enc_hook=_plain_text)
+
+
+def frame(message: ToWorker | FromWorker) -> bytes:
+    """The message as it goes over the socket.
+
+    Raises:
+        EncodingError: longer than `MAX_FRAME_BYTES`.
+    """
+    body = _encoder.encode(message)
+    if len(body) > MAX_FRAME_BYTES:
+        raise EncodingError(f"message of {len(body)} bytes to the model worker, the limit is {MAX_FRAME_BYTES}")
+    return len(body).to_bytes(HEAD_BYTES, "big") + body
+
+
+class FrameReader(Generic[M]):
+    """Messages out of a byte stream that comes in any pieces."""
+
+    def __init__(self, decoder: msgspec.msgpack.Decoder[M]) -> None:
+        self._decoder = decoder
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[M]:
+        """Messages that `data` completes.
+
+        Raises:
+            EncodingError: a length beyond the limit, or a body that is no message.
+        """
+        self._buffer += data
+        messages: list[M] = []
+        while len(self._buffer) >= HEAD_BYTES:
+            size_bytes = int.from_bytes(self._buffer[:HEAD_BYTES], "big")
+            if size_bytes > MAX_FRAME_BYTES:
+                raise EncodingError(f"frame that claims {size_bytes} bytes, the limit is {MAX_FRAME_BYTES}")
+            end = HEAD_BYTES + size_bytes
+            if len(self._buffer) < end:
+                break
+            try:
+                messages.append(self._decoder.decode(self._buffer[HEAD_BYTES:end]))
+            except msgspec.DecodeError as error:
+                raise EncodingError(f"frame of {size_bytes} bytes is no message: {type(error).__name__}") from None
+            del self._buffer[:end]
+        return messages
+
+
+def worker_reader() -> FrameReader[ToWorker]:
+    """For the worker's end."""
+    return FrameReader(msgspec.msgpack.Decoder(ToWorker))
+
+
+def peer_reader() -> FrameReader[FromWorker]:
+    """For the peer's end."""
+    return FrameReader(msgspec.msgpack.Decoder(FromWorker))

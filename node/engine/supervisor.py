@@ -1,0 +1,339 @@
+"""The engine: keeps a model worker running, and gives its work to whoever asks.
+
+The worker is another process, so nothing that torch does (a crash, memory running out, a long computation) stops this
+peer's votes and heartbeats. A worker that dies or freezes is replaced after a growing pause; generations that ran in it
+fail, embedding and judging are tried once more, and what waits goes on waiting.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import random
+import struct
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, TypeVar, assert_never
+
+import msgspec
+import trio
+
+from nsllm.errors import EncodingError
+from nsllm.governance.ports import Likelihood
+from nsllm.node.engine.answer import AnswerStream, next_reply
+from nsllm.node.engine.card import read_encoder_info, read_text_info
+from nsllm.node.engine.link import WorkerLink, WorkerSettings, open_worker
+from nsllm.node.engine.port import Done, EngineInfo, Piece
+from nsllm.node.engine.protocol import (
+    MAX_BATCH,
+    Cancel,
+    Embed,
+    Embedded,
+    Finished,
+    FromWorker,
+    Generate,
+    Judge,
+    Judged,
+    Pong,
+    Ready,
+    Refused,
+    Started,
+    Tokens,
+    ToWorker,
+)
+from nsllm.node.errors import EngineError, InvalidRequestError, OverloadedError
+from nsllm.record import Message, Sampling
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus  # where the installed stubs of trio keep it
+
+log = logging.getLogger(__name__)
+
+State = Literal["starting", "ready", "restarting", "failed"]
+Answer = TypeVar("Answer")
+
+MAX_SIDE_JOBS: Final = 8
+"""Embedding and judging messages in the worker at once."""
+MAX_SIDE_WAITING: Final = 256
+MAX_PAUSE_S: Final = 30.0
+FAILED_STARTS: Final = 3
+"""Starts in a row that never became ready; from then on callers are refused instead of waiting."""
+RATE_WINDOW: Final = 16
+"""Finished generations that tokens per second are taken from."""
+SEED_BITS: Final = 48
+"""Of seeds that are drawn here: a JSON reader's doubles hold them exactly."""
+
+
+class WorkerEngine:
+    """The `Engine` port over one worker process.
+
+    Args:
+        text: folder of the language model.
+        encoder: folder of the sentence encoder.
+        threads: torch threads in the worker; 1 wherever anything else runs on the machine.
+        max_queue: generations that may wait beside those that run; more are refused.
+        rng: source of seeds for callers that give none.
+        max_active: generations that run at once.
+        max_tokens: length of an answer when the caller sets none.
+        observer: called with the state and the number of restarts at every change.
+        settings: time limits of the worker; its models and threads are replaced by the arguments above.
+        pause_s: first pause before a restart; doubles up to 30 s while starts fail.
+
+    Raises:
+        ModelMissingError: a model folder is not there or not usable (its files are digested: 0.3 s at first).
+        ConfigError: a model that this engine cannot run.
+    """
+
+    def __init__(
+        self,
+        *,
+        text: Path,
+        encoder: Path,
+        threads: int,
+        max_queue: int,
+        rng: random.Random,
+        max_active: int = 4,
+        max_tokens: int = 512,
+        observer: Callable[[State, int], None] = lambda _state, _restarts: None,
+        settings: WorkerSettings | None = None,
+        pause_s: float = 0.5,
+    ) -> None:
+        self._text = read_text_info(text)
+        self._encoder = read_encoder_info(encoder)
+        base = settings or WorkerSettings(text=text, encoder=encoder, threads=threads)
+        self._settings = replace(base, text=text, encoder=encoder, threads=threads)
+        self._max_queue = max_queue
+        self._max_tokens = max_tokens
+        self._rng = rng
+        self._observer = observer
+        self._pause_s = pause_s
+        self._slots = trio.Semaphore(max_active, max_value=max_active)
+        self._side_slots = trio.Semaphore(MAX_SIDE_JOBS, max_value=MAX_SIDE_JOBS)
+        self._jobs: dict[int, trio.MemorySendChannel[FromWorker]] = {}
+        """Running jobs; a channel that is closed says that the worker died."""
+        self._numbers = itertools.count(1)
+        self._link: WorkerLink | None = None
+        self._state: State = "starting"
+        self._changed = trio.Event()
+        self._restarts = 0
+        self._active = 0
+        self._last_failure = ""
+        self._finished: deque[tuple[int, float]] = deque(maxlen=RATE_WINDOW)
+
+    def info(self) -> EngineInfo:
+        """Present state; cheap."""
+        tokens = sum(count for count, _ in self._finished)
+        seconds = sum(duration for _, duration in self._finished)
+        return EngineInfo(
+            text=self._text,
+            encoder=self._encoder,
+            state=self._state,
+            restarts=self._restarts,
+            active=self._active,
+            queued=self._slots.statistics().tasks_waiting,
+            tokens_per_second=tokens / seconds if seconds > 0 else None,
+        )
+
+    @property
+    def worker_pid(self) -> int | None:
+        """Process id of the worker that is ready, for `nsllm doctor` and tests."""
+        return None if self._link is None else self._link.pid
+
+    async def run(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep a worker running until cancelled; reports as started at once, `wait_ready` waits for the models."""
+        task_status.started()
+        pause_s, failed_starts = self._pause_s, 0
+        while True:
+            try:
+                await self._run_worker()
+            except EngineError as error:
+                was_ready = self._state == "ready"
+                failed_starts = 0 if was_ready else failed_starts + 1
+                pause_s = self._pause_s if was_ready else min(2 * pause_s, MAX_PAUSE_S)
+                self._last_failure = error.message
+                self._restarts += 1
+                log.warning("worker_lost reason=%s restarts=%d pause_s=%.1f", error.message, self._restarts, pause_s)
+                self._change("failed" if failed_starts >= FAILED_STARTS else "restarting")
+            await trio.sleep(pause_s)
+
+    async def wait_ready(self) -> None:
+        """Return once the models are loaded.
+
+        Raises:
+            EngineError: several starts in a row failed; says how the last one did.
+        """
+        await self._ready_link()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[WorkerEngine]:
+        """The engine with a nursery of its own, for tests and scripts."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.run)
+            yield self
+            nursery.cancel_scope.cancel()
+
+    def generate(
+        self, messages: Sequence[Message], sampling: Sampling
+    ) -> AbstractAsyncContextManager[AsyncIterator[Piece | Done]]:
+        """Stream one answer, see `Engine.generate`. Token ids include the end token if the model chose it.
+
+        Raises:
+            ContextOverflowError: on entering; both numbers.
+            InvalidRequestError: on entering: the model's chat template refuses the conversation.
+            OverloadedError: on entering: the queue is full.
+            EngineError: on entering or while iterating.
+        """
+        return self._generate(tuple(messages), self._complete(sampling))
+
+    async def embed(self, texts: Sequence[str]) -> list[tuple[float, ...]]:
+        """Unit vectors, 384 floats a text."""
+        vectors, _ = await self.embed_counted(texts)
+        return vectors
+
+    async def embed_counted(self, texts: Sequence[str]) -> tuple[list[tuple[float, ...]], int]:
+        """Unit vectors and how many tokens were read (at most 256 of each text)."""
+        vectors: list[tuple[float, ...]] = []
+        tokens = 0
+        for start in range(0, len(texts), MAX_BATCH):
+            batch = tuple(texts[start : start + MAX_BATCH])
+            reply = await self._ask(partial(Embed, texts=batch), Embedded)
+            vectors += [struct.unpack(f"<{len(row) // 4}f", row) for row in reply.vectors]
+            tokens += reply.tokens
+        return vectors, tokens
+
+    async def likelihoods(self, items: Sequence[tuple[tuple[Message, ...], str]]) -> list[Likelihood]:
+        """Likelihood of each answer as the assistant's next turn; of an empty answer 0.0 over 0 tokens."""
+        rows: list[Likelihood] = []
+        for start in range(0, len(items), MAX_BATCH):
+            batch = tuple(items[start : start + MAX_BATCH])
+            reply = await self._ask(partial(Judge, items=batch), Judged)
+            rows += [Likelihood(mean_logprob=mean, tokens=tokens) for mean, tokens in reply.rows]
+        return rows
+
+    def _complete(self, sampling: Sampling) -> Sampling:
+        """Every field set but `max_tokens`: the caller's values, then the model card's, then a drawn seed."""
+        defaults = msgspec.structs.asdict(self._text.defaults)
+        given = msgspec.structs.asdict(sampling)
+        merged = {name: defaults[name] if value is None else value for name, value in given.items()}
+        if merged["seed"] is None:
+            merged["seed"] = self._rng.getrandbits(SEED_BITS)
+        return Sampling(**merged)
+
+    @asynccontextmanager
+    async def _generate(self, messages: tuple[Message, ...], sampling: Sampling) -> AsyncIterator[AnswerStream]:
+        if self._slots.statistics().tasks_waiting >= self._max_queue and self._slots.value == 0:
+            raise OverloadedError(
+                f"{self._active} answers are being written and {self._max_queue} wait", hint="try again in a moment"
+            )
+        async with self._slots:
+            self._active += 1
+            try:
+                link = await self._ready_link()
+                make = partial(Generate, messages=messages, sampling=sampling, max_tokens_cap=self._max_tokens)
+                with self._job(link, make) as replies:
+                    first = await next_reply(replies)
+                    assert isinstance(first, Started)
+                    effective = msgspec.structs.replace(sampling, max_tokens=first.max_tokens)
+                    yield AnswerStream(replies, first.prompt_token_ids, effective, self._finished)
+            finally:
+                self._active -= 1
+
+    async def _ask(self, make: Callable[..., ToWorker], kind: type[Answer]) -> Answer:
+        """One embedding or judging message and its reply; once more if the worker dies over it."""
+        if self._side_slots.statistics().tasks_waiting >= MAX_SIDE_WAITING:
+            raise OverloadedError(f"{MAX_SIDE_WAITING} embedding and judging jobs wait", hint="try again in a moment")
+        async with self._side_slots:
+            try:
+                return await self._ask_once(make, kind)
+            except EngineError:
+                if self._state == "failed":
+                    raise
+            return await self._ask_once(make, kind)
+
+    async def _ask_once(self, make: Callable[..., ToWorker], kind: type[Answer]) -> Answer:
+        link = await self._ready_link()
+        with self._job(link, make) as replies:
+            reply = await next_reply(replies)
+            assert isinstance(reply, kind)
+            return reply
+
+    @contextmanager
+    def _job(self, link: WorkerLink, make: Callable[..., ToWorker]) -> Iterator[trio.MemoryReceiveChannel[FromWorker]]:
+        """Post a job; its replies. Leaving early cancels it in the worker."""
+        job = next(self._numbers)
+        # Not bounded here but by the job: one message a token, and `max_tokens` of them.
+        send, replies = trio.open_memory_channel[FromWorker](math.inf)
+        try:
+            link.post(make(job=job))
+        except EncodingError as error:
+            raise InvalidRequestError(f"the request is too long: {error.message}", hint="send less at once") from None
+        self._jobs[job] = send
+        try:
+            yield replies
+        finally:
+            if self._jobs.pop(job, None) is not None:
+                link.post(Cancel(job=job))
+            send.close()
+            replies.close()
+
+    async def _ready_link(self) -> WorkerLink:
+        while self._link is None:
+            if self._state == "failed":
+                raise EngineError(f"the model worker does not start: {self._last_failure}", hint="run `nsllm doctor`")
+            await self._changed.wait()
+        return self._link
+
+    def _change(self, state: State) -> None:
+        self._state = state
+        self._changed.set()
+        self._changed = trio.Event()
+        self._observer(state, self._restarts)
+
+    async def _run_worker(self) -> None:
+        """One worker, from start to death. Raises `EngineError` with the reason, and only that."""
+        async with open_worker(self._settings) as link:
+            try:
+                async with trio.open_nursery() as nursery:
+                    for task in (link.run_writer, link.run_pings, link.run_trace):
+                        nursery.start_soon(task)
+                    reason = await self._listen(link)
+                    nursery.cancel_scope.cancel()
+            finally:
+                self._link = None
+                for send in self._jobs.values():
+                    send.close()
+                self._jobs.clear()
+        raise reason
+
+    async def _listen(self, link: WorkerLink) -> EngineError:
+        """Hand out what the worker says; returns why it ended."""
+        limit_s = self._settings.load_limit_s
+        while True:
+            try:
+                messages = await link.receive(limit_s)
+            except EngineError as error:
+                return error
+            for message in messages:
+                match message:
+                    case Ready():
+                        limit_s = self._settings.silence_limit_s
+                        self._link = link
+                        log.info("worker_ready load_s=%.1f rss_mb=%d", message.load_s, message.rss_bytes >> 20)
+                        self._change("ready")
+                    case Pong():
+                        pass
+                    case Started() | Tokens():
+                        if message.job in self._jobs:
+                            self._jobs[message.job].send_nowait(message)
+                    case Finished() | Embedded() | Judged() | Refused():
+                        send = self._jobs.pop(message.job, None)
+                        if send is not None:
+                            send.send_nowait(message)
+                            send.close()
+                    case _:
+                        assert_never(message)
