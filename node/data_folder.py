@@ -33,7 +33,7 @@ class Settled:
     """A data folder that a peer can run on."""
 
     config: PeerConfig
-    """With the listen address filled in."""
+    """With the listen address and the folder's own genesis filled in."""
     identity: Identity
     genesis: Genesis
     founded: bool
@@ -64,7 +64,8 @@ def settle(
     founded = genesis is None
     if genesis is None:
         genesis = found_solo(config, identity, clock, report)
-    return Settled(config=listening(config), identity=identity, genesis=genesis, founded=founded)
+    config = replace(listening(config), genesis=config.data_dir / GENESIS_FILE)
+    return Settled(config=config, identity=identity, genesis=genesis, founded=founded)
 
 
 def found_solo(config: PeerConfig, identity: Identity, clock: Clock, report: Report, name: str = SOLO_NAME) -> Genesis:

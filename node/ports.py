@@ -36,8 +36,7 @@ def require_free(host: str, ports: Iterable[int], hint: str) -> None:
     busy = [port for port in ports if port and not is_free(host, port)]
     if busy:
         names = ", ".join(map(str, busy))
-        raise PortError(f"port {names} on {host} is in use" if len(busy) == 1 else f"ports {names} on {host} are in use",
-                        hint=hint)  # fmt: skip
+        raise PortError(f"in use on {host}: port {names}", hint=hint)
 
 
 def choose(host: str, first: int, *, count: int = 1, avoid: Iterable[int] = ()) -> tuple[int, ...]:

@@ -1,0 +1,119 @@
+"""`nsllm devnet`: a network of real peers on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from nsllm.cli.terminal import emit, escape, examples, fetching, json_option, note
+
+if TYPE_CHECKING:
+    from nsllm.governance.policy import Policy
+    from nsllm.simulations.devnet import Devnet, DevnetEvent
+
+DEFAULT_FOLDER = Path("nsllm-devnet")
+
+
+@click.command(
+    short_help="Run a network of real peers on this machine.",
+    epilog=examples(
+        "nsllm devnet                                     # four peers, pages on 8700 to 8703",
+        "nsllm devnet --peers 7 --base-port 9100 --data-dir /tmp/seven",
+        "nsllm ask 'Why is the sky blue?' --api http://127.0.0.1:8700 --receipt r.json",
+        "nsllm verify r.json --genesis nsllm-devnet/genesis.json",
+    ),
+)
+@click.option("--peers", type=click.IntRange(1, 64), default=4, show_default=True, help="How many peers.")
+@click.option("--base-port", type=int, default=8700, show_default=True, help="Peer i has API and page on this plus i.")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_FOLDER,
+    show_default=True,
+    help="Keeps the network: run again to go on with it. Peer i lives in DIR/peer-i, the genesis in DIR/genesis.json.",
+)
+@json_option
+def devnet(*, peers: int, base_port: int, data_dir: Path, as_json: bool) -> None:
+    """Run a network of real peers on loopback until SIGINT or SIGTERM. A new folder gets keys and a genesis in which
+    every peer has all roles and requests are public unless they say otherwise. With --json, one line is printed once
+    all peers are ready.
+    """  # noqa: D205 - help text
+    from nsllm.cli.lifetime import serve
+
+    laid = lay_out_devnet(peers, base_port, data_dir)
+    serve(lambda: _run(laid, as_json=as_json), stop_s=DEVNET_STOP_S)
+
+
+DEVNET_STOP_S = 4.8
+"""Peers get 4.2 s; a person waits at most 5."""
+
+
+def lay_out_devnet(peers: int, base_port: int, data_dir: Path) -> Devnet:
+    """The devnet in `data_dir`, with the default models fetched."""
+    from nsllm.clock import SystemClock
+    from nsllm.node.config import models_home
+    from nsllm.node.data_folder import policy_for
+    from nsllm.node.engine.models import ensure_default_models
+    from nsllm.simulations.devnet import lay_out
+
+    def policy() -> Policy:
+        with fetching() as report:
+            return policy_for(ensure_default_models(models_home(), report))
+
+    return lay_out(data_dir, peers=peers, base_port=base_port, policy=policy, clock=SystemClock())
+
+
+def tell(event: DevnetEvent) -> None:
+    """One line for what happened to a peer."""
+    mark = {"starting": "[dim]○[/]", "waiting": "[yellow]◌[/]", "ready": "[green]●[/]", "exited": "[red]✗[/]"}[
+        event.kind
+    ]
+    note(f"{mark} peer {event.peer} {event.kind} [dim]{escape(event.detail)}[/]")
+
+
+async def _run(laid: Devnet, *, as_json: bool) -> None:
+    import trio
+
+    from nsllm.simulations.devnet import run_devnet
+
+    async with trio.open_nursery() as nursery:
+        pids = await nursery.start(run_devnet, laid, tell)
+        if as_json:
+            emit(describe(laid, pids))
+        else:
+            _announce(laid)
+
+
+def describe(laid: Devnet, pids: tuple[int, ...]) -> dict[str, object]:
+    """The devnet as `--json` prints it."""
+    return {
+        "data_dir": str(laid.data_dir),
+        "genesis": str(laid.genesis_file),
+        "network": laid.genesis.name,
+        "network_id": "0x" + laid.genesis.network_id().hex(),
+        "peers": [
+            {
+                "index": peer.index,
+                "url": peer.url,
+                "data_dir": str(peer.data_dir),
+                "peer_id": peer.peer_id,
+                "address": "0x" + peer.address.hex(),
+                "multiaddr": peer.multiaddr,
+                "pid": pid,
+                "log": str(peer.log),
+            }
+            for peer, pid in zip(laid.peers, pids, strict=True)
+        ],
+    }
+
+
+def _announce(laid: Devnet) -> None:
+    note(f"\n[bold green]{len(laid.peers)} peers serve[/]  network {laid.genesis.network_id().hex()[:16]}")
+    for peer in laid.peers:
+        note(f"  peer {peer.index}   [link={peer.url}]{peer.url}[/link]")
+    note(f"  genesis  {laid.genesis_file}")
+    note(f"  logs     {laid.data_dir}/peer-*/peer.log")
+    note(f"  ask      nsllm ask 'Why is the sky blue?' --api {laid.peers[0].url}")
+    note("  stop     Ctrl-C")
