@@ -5,15 +5,26 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+import trio
 
+from nsllm.clock import TrioClock
+from nsllm.consensus.block import Block, DecidedBlock
 from nsllm.consensus.certificate import Certificate, Precommit
 from nsllm.consensus.header import Header, precommit_digest
+from nsllm.consensus.observation import DimensionScore, Observation, SignedObservation, sign_observation
+from nsllm.consensus.registry import Member, Role
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.crypto import MemberKey, keccak256
 from nsllm.governance.chain import EmbeddedChain
-from nsllm.ids import ZERO_DIGEST, Digest, Epoch, Height, NetworkId, Round, TimeMs
+from nsllm.governance.genesis import Genesis, Placement
+from nsllm.governance.ledger import Ledger
+from nsllm.governance.policy import Policy, Rubric
+from nsllm.ids import ZERO_DIGEST, Digest, Epoch, Height, NetworkId, PeerId, Ppm, Round, TimeMs
+from nsllm.offload import InlineOffload
+from nsllm.record import Message, Record, Request, Sampling, SignedRecord, request_key, sign_record
 
 GENESIS_MS = TimeMs(1_700_000_000_000)
 
@@ -72,3 +83,117 @@ class AnchorNetwork:
 def anchor_network() -> Callable[..., AnchorNetwork]:
     """Makes a network of so many validators: `anchor_network(4)`, `anchor_network(4, "another")`."""
     return AnchorNetwork.of
+
+
+class LedgerNetwork:
+    """Validators' keys, the genesis they share, and a ledger driven by hand: propose, precommit, commit."""
+
+    def __init__(self, size: int, name: str = "ledgers") -> None:
+        keys = (MemberKey(keccak256(f"{name} key {i}".encode())) for i in range(size))
+        self.keys = tuple(sorted(keys, key=lambda key: key.address))
+        self.generator = MemberKey(keccak256(f"{name} generator".encode()))
+        self.stranger = MemberKey(keccak256(f"{name} stranger".encode()))
+        dimensions = ("coherence", "relevance")
+        rubric = Rubric(scorer_model=keccak256(b"model"), encoder=keccak256(b"encoder"), dimensions=dimensions)
+        policy = Policy(
+            rubric=rubric,
+            weights=tuple(DimensionScore(name=each, ppm=Ppm(500_000)) for each in dimensions),
+            toxicity_max_ppm=Ppm(500_000),
+            coherence_min_ppm=Ppm(100_000),
+            reuse_min_ppm=Ppm(300_000),
+        )
+        members = [self.member(key, ("contributor", "data", "validator")) for key in self.keys]
+        members.append(self.member(self.generator, ("contributor",)))
+        self.genesis = Genesis(
+            name="ledgers",
+            created_ms=GENESIS_MS,
+            members=tuple(sorted(members, key=lambda member: member.address)),
+            policy=policy,
+            placement=Placement(),
+        )
+        self.network = self.genesis.network_id()
+        self.validators = self.genesis.registry().validators()
+        self.clock = TrioClock(GENESIS_MS)
+
+    def member(self, key: MemberKey, roles: tuple[Role, ...]) -> Member:
+        return Member(address=key.address, peer_id=PeerId("peer-" + key.address.hex()), roles=roles)
+
+    async def open(self, path: Path | None = None, *, by: int = 0, recover: bool = False) -> Ledger:
+        return await Ledger.open(
+            path, self.genesis, clock=self.clock, offload=InlineOffload(), key=self.keys[by], recover=recover
+        )
+
+    def record(self, text: str, generator: MemberKey | None = None) -> SignedRecord:
+        key = generator or self.generator
+        question = Message(role="user", content=f"What is {text}?")
+        request = Request(model="tiny", model_digest=keccak256(b"model"), messages=(question,), sampling=Sampling())
+        record = Record(
+            network=self.network,
+            request=request,
+            generator=key.address,
+            visibility="public",
+            sampling=Sampling(temperature_micro=200_000),
+            prompt_token_ids=(1, 2),
+            token_ids=(3, 4, 5),
+            text=f"It is {text}.",
+            finish_reason="stop",
+            embedding=bytes(384),
+            created_ms=GENESIS_MS,
+        )
+        return sign_record(key, record)
+
+    def observe(self, key: MemberKey, signed: SignedRecord, **changes: object) -> SignedObservation:
+        ppm = 500_000 + 1_000 * ([*self.keys, key].index(key))
+        fields = {
+            "record": signed.record.digest(),
+            "generator": signed.record.generator,
+            "request_key": request_key(self.network, signed.record.request),
+            "rubric": self.genesis.policy.rubric.digest(),
+            "validator": key.address,
+            "scores": tuple(DimensionScore(name=n, ppm=Ppm(ppm)) for n in self.genesis.policy.rubric.dimensions),
+        }
+        return sign_observation(key, self.network, Observation(**{**fields, **changes}))
+
+    def observe_all(self, ledger: Ledger, *records: SignedRecord) -> None:
+        for signed in records:
+            for key in self.keys:
+                ledger.add_observation(self.observe(key, signed))
+
+    def certify(self, block: Block, signers: Sequence[MemberKey] | None = None) -> DecidedBlock:
+        """By all keys unless told otherwise; nothing is checked."""
+        header = block.header
+        digest = precommit_digest(self.network, header.epoch, header.height, Round(0), header.id())
+        votes = tuple(
+            Precommit(validator=key.address, signature=key.sign(digest))
+            for key in (self.keys if signers is None else signers)
+        )
+        return DecidedBlock(block=block, certificate=Certificate(header=header, round=Round(0), precommits=votes))
+
+    async def propose(self, ledger: Ledger, by: int = 0) -> Block:
+        return await ledger.propose(Height(ledger.height + 1), self.clock.now_ms(), self.keys[by].address)
+
+    async def decide(self, ledger: Ledger, *others: Ledger, by: int = 0) -> DecidedBlock:
+        """One block, made by `ledger` (whose key is number `by`), judged and committed by all."""
+        block = await self.propose(ledger, by)
+        decided = self.certify(block)
+        for each in (ledger, *others):
+            await each.validate(block, self.clock.now_ms())
+            await each.commit(decided)
+        return decided
+
+    async def run_until_quiet(self, ledger: Ledger, *others: Ledger) -> list[DecidedBlock]:
+        """Decide blocks as they fall due, until none is."""
+        blocks: list[DecidedBlock] = []
+        while (wait_s := await ledger.due_in()) is not None:
+            assert len(blocks) < 50, "blocks never end"
+            if wait_s:
+                await trio.sleep(wait_s)
+            else:
+                blocks.append(await self.decide(ledger, *others))
+        return blocks
+
+
+@pytest.fixture
+def ledger_network() -> Callable[..., LedgerNetwork]:
+    """Makes a network of so many validators: `ledger_network(4)`."""
+    return LedgerNetwork

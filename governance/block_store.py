@@ -1,0 +1,283 @@
+"""Decided blocks and what is looked up in them: SQLite tables beside the network log's. Blocking; the caller's turn.
+
+Transactions are the caller's: one a block.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from nsllm import canonical
+from nsllm.consensus.block import MAX_BLOCK_BYTES, DecidedBlock
+from nsllm.consensus.observation import ScoreLeaf
+from nsllm.errors import EncodingError
+from nsllm.governance.errors import DamageError, StorageError
+from nsllm.governance.genesis import Genesis
+from nsllm.governance.log_entry import AdmissionEntry, CertifiedEntry, Checkpoint, CheckpointEntry, decode_entry
+from nsllm.governance.network_log import NetworkLog
+from nsllm.ids import Address, Digest, Height, NetworkId, TimeMs
+
+MAX_DECIDED_BYTES: Final = MAX_BLOCK_BYTES + 64 * 1024
+SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS block (
+    height INTEGER PRIMARY KEY,
+    header_id BLOB NOT NULL,
+    time_ms INTEGER NOT NULL,
+    round INTEGER NOT NULL,
+    signers INTEGER NOT NULL,
+    records INTEGER NOT NULL,
+    transactions INTEGER NOT NULL,
+    log_start INTEGER NOT NULL,
+    log_size INTEGER NOT NULL,
+    decided BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS scored (
+    record BLOB PRIMARY KEY,
+    height INTEGER NOT NULL,
+    position INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS admission (
+    address BLOB PRIMARY KEY,
+    height INTEGER NOT NULL,
+    data BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS peer_checkpoint (
+    peer BLOB PRIMARY KEY,
+    time_ms INTEGER NOT NULL,
+    data BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS anchor (
+    log_size INTEGER PRIMARY KEY,
+    log_root BLOB NOT NULL,
+    header_height INTEGER NOT NULL,
+    transaction_hash BLOB NOT NULL,
+    transaction_height INTEGER NOT NULL,
+    time_ms INTEGER NOT NULL,
+    proof_height INTEGER,
+    proof BLOB
+);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRow:
+    """One decided block in short."""
+
+    height: Height
+    header_id: Digest
+    time_ms: TimeMs
+    round: int
+    signers: int
+    records: int
+    transactions: int
+    log_start: int
+    """Log size before the block."""
+    log_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorRow:
+    """One anchor of the network log."""
+
+    log_size: int
+    log_root: Digest
+    header_height: Height
+    """Height of the header that was anchored."""
+    transaction_hash: Digest
+    transaction_height: Height
+    """Height of the block that carried the transaction."""
+    time_ms: TimeMs
+    proof_height: Height | None
+    """Height of the header that certifies the state root with the anchor; None while there is none."""
+    proof: bytes | None
+    """Canonical `AnchorProof` against that state root."""
+
+
+class BlockStore:
+    """Blocks, scored records, admissions, checkpoints and anchors of one ledger file."""
+
+    def __init__(self, connection: sqlite3.Connection, genesis: Genesis) -> None:
+        """Make missing tables.
+
+        Raises:
+            StorageError: the file is another network's.
+        """
+        self._connection = connection
+        connection.executescript(SCHEMA)
+        network = genesis.network_id()
+        connection.execute("INSERT OR IGNORE INTO meta (name, value) VALUES ('network', ?)", (network,))
+        stored = NetworkId(connection.execute("SELECT value FROM meta WHERE name = 'network'").fetchone()[0])
+        if stored != network:
+            raise StorageError(
+                f"the ledger is of network {stored.hex()[:16]}, the genesis of {network.hex()[:16]}",
+                hint="use the genesis that this data folder was made with, or another data folder",
+            )
+        self.log: Final = NetworkLog(connection)
+
+    def put(self, decided: DecidedBlock, leaves: Sequence[ScoreLeaf], log_start: int) -> None:
+        """Store a block and index what it decided; its log entries are appended apart."""
+        header, body, certificate = decided.block.header, decided.block.body, decided.certificate
+        self._connection.execute(
+            "INSERT INTO block VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                header.height,
+                header.id(),
+                header.time_ms,
+                certificate.round,
+                len(certificate.precommits),
+                len(leaves),
+                len(body.transactions),
+                log_start,
+                header.log_size,
+                canonical.encode(decided),
+            ),
+        )
+        self._connection.executemany(
+            "INSERT INTO scored VALUES (?, ?, ?)", [(leaf.record, header.height, i) for i, leaf in enumerate(leaves)]
+        )
+        for data in body.entries:
+            entry = decode_entry(data)
+            if isinstance(entry, AdmissionEntry):
+                row = (entry.admission.member.address, header.height, data)
+                self._connection.execute("INSERT INTO admission VALUES (?, ?, ?)", row)
+            elif isinstance(entry, CheckpointEntry):
+                peer_row = (entry.signed.checkpoint.peer, header.time_ms, data)
+                self._connection.execute("INSERT OR REPLACE INTO peer_checkpoint VALUES (?, ?, ?)", peer_row)
+
+    def tip(self) -> DecidedBlock | None:
+        """The last block."""
+        row = self._connection.execute("SELECT max(height) FROM block").fetchone()
+        return None if row[0] is None else self.block(Height(row[0]))
+
+    def block(self, height: Height) -> DecidedBlock | None:
+        """The decided block at `height`."""
+        found = self.blocks(height, 1)
+        return found[0] if found else None
+
+    def blocks(self, start: Height, count: int) -> list[DecidedBlock]:
+        """At most `count` decided blocks from `start`, ascending.
+
+        Raises:
+            DamageError: a stored block is not what was written.
+        """
+        query = "SELECT height, header_id, decided FROM block WHERE height >= ? AND height < ? ORDER BY height"
+        found: list[DecidedBlock] = []
+        for height, header_id, data in self._connection.execute(query, (start, start + count)):
+            try:
+                decided = canonical.decode(data, DecidedBlock, limit_bytes=MAX_DECIDED_BYTES)
+            except EncodingError:
+                decided = None
+            if decided is None or decided.block.header.id() != header_id:
+                raise DamageError(
+                    f"stored block {height} is damaged", hint="restart with recovery: the chain is synced again"
+                )
+            found.append(decided)
+        return found
+
+    def rows(self, count: int) -> tuple[BlockRow, ...]:
+        """The newest blocks in short, newest first."""
+        query = (
+            "SELECT height, header_id, time_ms, round, signers, records, transactions, log_start, log_size"
+            " FROM block ORDER BY height DESC LIMIT ?"
+        )
+        return tuple(BlockRow(*row) for row in self._connection.execute(query, (count,)))
+
+    def row(self, height: Height) -> BlockRow:
+        """One stored block in short."""
+        query = (
+            "SELECT height, header_id, time_ms, round, signers, records, transactions, log_start, log_size"
+            " FROM block WHERE height = ?"
+        )
+        row = self._connection.execute(query, (height,)).fetchone()
+        if row is None:
+            raise DamageError(f"block {height} is missing", hint="restart with recovery: the chain is synced again")
+        return BlockRow(*row)
+
+    def last_transaction_ms(self) -> TimeMs | None:
+        """Time of the newest block with transactions."""
+        query = "SELECT time_ms FROM block WHERE transactions > 0 ORDER BY height DESC LIMIT 1"
+        row = self._connection.execute(query).fetchone()
+        return None if row is None else TimeMs(row[0])
+
+    def is_scored(self, record: Digest) -> bool:
+        """Does a block hold this record's scores?"""
+        return self.location(record) is not None
+
+    def location(self, record: Digest) -> tuple[Height, int] | None:
+        """Height and position among that block's scores."""
+        row = self._connection.execute("SELECT height, position FROM scored WHERE record = ?", (record,)).fetchone()
+        return None if row is None else (Height(row[0]), row[1])
+
+    def recent_records(self, count: int) -> list[Digest]:
+        """The records scored last, oldest first."""
+        query = "SELECT record FROM scored WHERE height > ? ORDER BY height, position"
+        floor = 0
+        total = 0
+        for height, records in self._connection.execute("SELECT height, records FROM block ORDER BY height DESC"):
+            total += records
+            if total > count:
+                floor = height
+                break
+        return [Digest(row[0]) for row in self._connection.execute(query, (floor,))]
+
+    def leaves(self, height: Height) -> tuple[ScoreLeaf, ...]:
+        """A block's score leaves in body order."""
+        row = self.row(height)
+        entries = (decode_entry(data) for data in self.log.entries(row.log_start, row.records))
+        return tuple(entry.leaf for entry in entries if isinstance(entry, CertifiedEntry))
+
+    def admissions(self) -> list[AdmissionEntry]:
+        """Everybody who was admitted, in order of height and address."""
+        rows = self._connection.execute("SELECT data FROM admission ORDER BY height, address")
+        entries = (decode_entry(row[0]) for row in rows)
+        return [entry for entry in entries if isinstance(entry, AdmissionEntry)]
+
+    def last_checkpoint(self, peer: Address) -> tuple[Checkpoint, TimeMs] | None:
+        """The peer's newest checkpoint, and the time of its block."""
+        row = self._connection.execute("SELECT time_ms, data FROM peer_checkpoint WHERE peer = ?", (peer,)).fetchone()
+        if row is None:
+            return None
+        entry = decode_entry(row[1])
+        return (entry.signed.checkpoint, TimeMs(row[0])) if isinstance(entry, CheckpointEntry) else None
+
+    def put_anchor(self, anchor: AnchorRow) -> None:
+        """Store an executed anchor, not yet certified."""
+        self._connection.execute(
+            "INSERT INTO anchor VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                anchor.log_size,
+                anchor.log_root,
+                anchor.header_height,
+                anchor.transaction_hash,
+                anchor.transaction_height,
+                anchor.time_ms,
+                anchor.proof_height,
+                anchor.proof,
+            ),
+        )
+
+    def unproved_anchors(self) -> list[int]:
+        """Log sizes that are anchored and whose state root no header has certified yet."""
+        rows = self._connection.execute("SELECT log_size FROM anchor WHERE proof IS NULL ORDER BY log_size")
+        return [row[0] for row in rows]
+
+    def prove_anchor(self, log_size: int, height: Height, proof: bytes) -> None:
+        """Keep the proof of an anchor against the state root that the header at `height` certifies."""
+        self._connection.execute(
+            "UPDATE anchor SET proof_height = ?, proof = ? WHERE log_size = ?", (height, proof, log_size)
+        )
+
+    def anchor_covering(self, log_size: int) -> AnchorRow | None:
+        """The first proved anchor of a log of at least `log_size` entries."""
+        query = "SELECT * FROM anchor WHERE log_size >= ? AND proof IS NOT NULL ORDER BY log_size LIMIT 1"
+        row = self._connection.execute(query, (log_size,)).fetchone()
+        return None if row is None else AnchorRow(*row)
+
+    def anchors(self, count: int) -> tuple[AnchorRow, ...]:
+        """The newest anchors, newest first."""
+        rows = self._connection.execute("SELECT * FROM anchor ORDER BY log_size DESC LIMIT ?", (count,))
+        return tuple(AnchorRow(*row) for row in rows)

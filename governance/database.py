@@ -1,0 +1,125 @@
+"""One SQLite file of this room: WAL mode, every commit synced, checked when opened, never repaired in place.
+
+The connection belongs to one caller at a time (`Ledger` and `PeerLog` hold a lock around each offloaded call). What
+goes wrong in SQLite comes out as `StorageError` that says what to do; the open transaction is rolled back first.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nsllm.governance.errors import DamageError, StorageError
+from nsllm.ids import TimeMs
+
+log = logging.getLogger(__name__)
+
+
+class Database:
+    """A checked SQLite connection in autocommit mode: transactions are explicit."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path | None, what: str) -> None:
+        """Use `open` instead."""
+        self.connection = connection
+        self.path = path
+        self._what = what
+        self.notice: str | None = None
+        """What an operator should know about opening: a damaged file that was moved aside."""
+
+    @classmethod
+    def open(cls, path: Path | None, *, what: str, now_ms: TimeMs, recover: bool, hint: str) -> Database:
+        """Open or create the file (None: in memory) and check every page of it.
+
+        Args:
+            path: the database file; its folder exists.
+            what: name for messages, such as `ledger`.
+            now_ms: names the file that a damaged one is moved to.
+            recover: move a damaged file aside and begin a new one, with a notice; False refuses to open.
+            hint: what to do about a damaged file.
+
+        Raises:
+            DamageError: damaged, and `recover` is False.
+            StorageError: no space, or no permission.
+        """
+        try:
+            return cls(_connect(path), path, what)
+        except sqlite3.DatabaseError as error:
+            if path is None or not is_damage(error):
+                raise StorageError(f"cannot open {what} {path}: {error}", hint="check space and permissions") from None
+            if not recover:
+                raise DamageError(f"{what} {path} is damaged: {error}", hint=hint) from None
+            return cls.begin_anew(path, what=what, now_ms=now_ms, reason=str(error))
+
+    @classmethod
+    def begin_anew(cls, path: Path, *, what: str, now_ms: TimeMs, reason: str) -> Database:
+        """Move a damaged (and closed) file aside and open a new one, with a notice."""
+        aside = _move_aside(path, now_ms)
+        log.error("database_damaged what=%s path=%s aside=%s", what, path, aside)
+        database = cls(_connect(path), path, what)
+        database.notice = f"{what} was damaged ({reason}); the file was moved to {aside.name} and a new one begun"
+        return database
+
+    @contextmanager
+    def transaction(self) -> Generator[None]:
+        """All or nothing: commits at the end, rolls back on any exception."""
+        with self.guarded():
+            self.connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self.connection.execute("COMMIT")
+            except BaseException:
+                if self.connection.in_transaction:  # SQLite itself rolls back on some errors, a full disk among them
+                    self.connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def guarded(self) -> Generator[None]:
+        """SQLite's errors as `StorageError`."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if is_damage(error):
+                hint = "restart the peer: the file is checked and, if need be, moved aside and filled again from peers"
+                raise DamageError(f"{self._what} {self.path} is damaged: {error}", hint=hint) from None
+            hint = "free some space; nothing of the last step was stored"
+            raise StorageError(f"{self._what} {self.path}: {error}", hint=hint) from None
+
+    def close(self) -> None:
+        """Close the file; what was committed stays."""
+        self.connection.close()
+
+
+def is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Does `error` speak of a file that is no sound database (rather than of space, locks or permissions)?"""
+    code = getattr(error, "sqlite_errorcode", None)
+    primary = code & 0xFF if isinstance(code, int) else None
+    return primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or (
+        primary is None and not isinstance(error, sqlite3.OperationalError | sqlite3.IntegrityError)
+    )
+
+
+def _connect(path: Path | None) -> sqlite3.Connection:
+    connection = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False, timeout=5.0)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(verdict)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _move_aside(path: Path, now_ms: TimeMs) -> Path:
+    aside = path.with_name(f"{path.name}.damaged-{now_ms}")
+    path.rename(aside)
+    for suffix in ("-wal", "-shm"):
+        side = path.with_name(path.name + suffix)
+        if side.exists():
+            side.rename(aside.with_name(aside.name + suffix))
+    return aside

@@ -1,0 +1,398 @@
+"""The ledger: the replicated state machine behind consensus (`nsllm.consensus.ports.Application`).
+
+What is pending (observations, admissions, checkpoints) lives in memory, bounded; what is decided lives in one SQLite
+file. Blocking work goes through `Offload`, one call at a time. Memory is changed in trio's thread only, after the disk.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+import trio
+
+from nsllm.clock import Clock
+from nsllm.consensus.block import Block, DecidedBlock
+from nsllm.consensus.certificate import Certificate
+from nsllm.consensus.certified import CertifiedRecord, Inclusion
+from nsllm.consensus.errors import DivergenceError
+from nsllm.consensus.header import Header
+from nsllm.consensus.observation import ScoreLeaf, SignedObservation
+from nsllm.consensus.registry import Admission, MemberRegistry
+from nsllm.consensus.validators import ValidatorSet
+from nsllm.crypto import MemberKey
+from nsllm.governance.block_store import AnchorRow, BlockRow
+from nsllm.governance.errors import LedgerError
+from nsllm.governance.genesis import Genesis
+from nsllm.governance.ledger_state import Committed, Draft, LedgerState
+from nsllm.governance.log_entry import SignedCheckpoint
+from nsllm.governance.observation_pool import ObservationPool
+from nsllm.governance.record_proof import RecordProof
+from nsllm.ids import Address, Digest, Height, TimeMs, hex0x
+from nsllm.offload import Offload
+from nsllm.record import SignedRecord
+
+R = TypeVar("R")
+
+RECENT_RECORDS: Final = 65_536
+"""Scored records remembered in memory, so that late observations of them are refused at once: about 8 MB."""
+MAX_ADMISSIONS: Final = 256
+MAX_DECIDED: Final = 64
+"""Decided blocks handed out in one call."""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerSummary:
+    """The ledger for the status page."""
+
+    height: Height
+    log_size: int
+    log_root: Digest
+    state_root: Digest | None
+    """As the last header certifies it; None before the first block."""
+    anchored_size: int
+    pending: int
+    """Records with observations that no block holds yet."""
+    halted: str | None
+    notice: str | None
+    blocks: tuple[BlockRow, ...]
+    """Newest first."""
+    anchors: tuple[AnchorRow, ...]
+    """Newest first."""
+
+
+class Ledger:
+    """One peer's copy of the replicated state; `close` it when done."""
+
+    def __init__(
+        self, state: LedgerState, recent: Sequence[Digest], clock: Clock, offload: Offload, key: MemberKey | None
+    ) -> None:
+        """Use `open` instead."""
+        self._state = state
+        self._clock = clock
+        self._offload = offload
+        self._key = key
+        self._lock = trio.Lock()
+        validators = state.rules.validators
+        self._pool = ObservationPool(validators.size, validators.enough_observations)
+        self._fresh: set[Digest] = set()
+        """Pending records that were looked up and not found scored; asked by membership only."""
+        self._recent: OrderedDict[Digest, None] = OrderedDict.fromkeys(recent)
+        self._admissions: OrderedDict[Address, Admission] = OrderedDict()
+        self._checkpoints: dict[Address, SignedCheckpoint] = {}
+        self._waiters: dict[Digest, list[trio.Event]] = {}
+        self._observers: list[Callable[[DecidedBlock], None]] = []
+        self.halted: str | None = None
+        """Why this ledger takes no further blocks; None while it does."""
+
+    @classmethod
+    async def open(
+        cls,
+        path: Path | None,
+        genesis: Genesis,
+        *,
+        clock: Clock,
+        offload: Offload,
+        key: MemberKey | None = None,
+        recover: bool = False,
+    ) -> Ledger:
+        """Open or create the ledger; validators, policy and chain parameters are the genesis's.
+
+        Args:
+            path: the database file (None: in memory, for simulations).
+            genesis: of the network.
+            clock: wall time.
+            offload: runs the blocking work.
+            key: this validator's member key, which signs and pays anchor transactions; None for a follower.
+            recover: move a damaged file aside, begin anew and say so in `notice`; False raises instead.
+
+        Raises:
+            DamageError: damaged, and `recover` is False.
+            StorageError: no space, no permission, or another network's file.
+        """
+
+        def work() -> tuple[LedgerState, list[Digest]]:
+            state = LedgerState.open(path, genesis, now_ms=clock.now_ms(), recover=recover)
+            return state, state.store.recent_records(RECENT_RECORDS)
+
+        state, recent = await offload.run(work)
+        return cls(state, recent, clock, offload, key)
+
+    async def close(self) -> None:
+        """Close the file; nothing decided is lost."""
+        await self._run(self._state.close)
+
+    # What the peer puts in
+
+    def add_observation(self, signed: SignedObservation) -> bool:
+        """Take a validator's observation; True if it is new and its record not certified yet.
+
+        Raises:
+            BlockError: another rubric, other dimensions, or no validator's.
+            ObservationError, SignatureError: malformed, or not its signer's.
+        """
+        if signed.observation.record in self._recent or self._pool.holds(signed):
+            return False
+        self._state.rules.check_observation(signed)
+        now = trio.current_time()
+        self._pool.expire(now)
+        return self._pool.add(signed, now)
+
+    def add_admission(self, admission: Admission) -> bool:
+        """Take an admission that a block shall log; True if it is new. Scores of its member's records wait for it.
+
+        Raises:
+            ConsensusError, SignatureError: see `MemberRegistry.admit`.
+        """
+        address = admission.member.address
+        if self.registry.get(address) is not None or address in self._admissions:
+            return False
+        self._state.rules.check_admission(admission)
+        if len(self._admissions) >= MAX_ADMISSIONS:
+            return False
+        self._admissions[address] = admission
+        return True
+
+    def add_checkpoint(self, signed: SignedCheckpoint) -> bool:
+        """Take a member's checkpoint of its own log; True if it is the newest. It rides with the next block of records.
+
+        Raises:
+            SignatureError: not the peer's signature.
+        """
+        peer = signed.checkpoint.peer
+        if self.registry.get(peer) is None:
+            return False
+        signed.check(self._state.rules.network)
+        held = self._checkpoints.get(peer)
+        if held is not None and signed.checkpoint.size <= held.checkpoint.size:
+            return False
+        self._checkpoints[peer] = signed
+        return True
+
+    def observations_for(self, record: Digest) -> tuple[SignedObservation, ...]:
+        """Pending observations of a record, ascending by validator."""
+        return self._pool.of(record)
+
+    # Application
+
+    async def due_in(self) -> float | None:
+        """Seconds until a block is wanted, or None while nothing is: no empty blocks."""
+        if self._key is None or self.halted is not None:
+            return None
+        if self._state.state_root_due() or self._admissions:
+            return 0.0
+        now = trio.current_time()
+        self._pool.expire(now)
+        waits = [self._pool.wait_s(record, now) for record in await self._ready()]
+        anchor_ms = self._state.anchor_in_ms(self._clock.now_ms())
+        if anchor_ms is not None:
+            waits.append(anchor_ms / 1000)
+        return min(waits, default=None)
+
+    async def propose(self, height: Height, now_ms: TimeMs, proposer: Address) -> Block:
+        """A new valid block from what is pending (possibly an empty body).
+
+        Raises:
+            LedgerError: a follower has no key to propose with, or `height` is not the next one.
+            DivergenceError: this ledger has halted.
+        """
+        self._check_running()
+        key = self._key
+        if key is None or key.address != proposer:
+            raise LedgerError(f"{hex0x(proposer)} cannot propose here: this ledger has no key of it")
+        if height != self.height + 1:
+            raise LedgerError(f"no proposal for height {height} after block {self.height}")
+        now = trio.current_time()
+        ready = [record for record in await self._ready() if self._pool.wait_s(record, now) == 0.0]
+        draft = Draft(
+            observations=[self._pool.agreeing(record) for record in ready],
+            admissions=tuple(self._admissions.values()),
+            checkpoints=tuple(self._checkpoints.values()),
+        )
+        return await self._run(lambda: self._state.build(draft, now_ms=now_ms, proposer=proposer, key=key))
+
+    async def validate(self, block: Block, now_ms: TimeMs) -> None:
+        """Pass silently if honest validators may prevote `block`.
+
+        Raises:
+            BlockError: names the rule, or the header's field with both values.
+            DivergenceError: this ledger has halted.
+        """
+        self._check_running()
+        checked = {id(signed) for signed in block.body.observations if self._pool.holds(signed)}
+        await self._run(lambda: self._state.check(block, now_ms=now_ms, known=lambda signed: id(signed) in checked))
+
+    async def commit(self, decided: DecidedBlock) -> None:
+        """Execute and store a decided block atomically; repeating a stored one is a no-op.
+
+        Raises:
+            BlockError, CertificateError, SignatureError: not a decided block, or not the next one.
+            DivergenceError: our roots differ from the certified ones; this ledger halts.
+            StorageError: no space; nothing was stored, and the same commit may be tried again.
+        """
+        self._check_running()
+        async with self._lock:
+            try:
+                committed = await self._offload.run(lambda: self._state.commit(decided))
+            except DivergenceError as error:
+                self.halted = str(error)
+                raise
+            if committed is None:
+                return
+            self._state.adopt(committed)
+            self._forget_pending(committed)
+        for leaf in committed.leaves:
+            for waiter in self._waiters.pop(leaf.record, ()):
+                waiter.set()
+        for observer in tuple(self._observers):
+            observer(decided)
+
+    async def decided(self, start: Height, count: int) -> Sequence[DecidedBlock]:
+        """Stored decided blocks from `start`, ascending, at most `count` and `MAX_DECIDED`."""
+        first = Height(max(1, start))
+        return await self._run(lambda: self._state.store.blocks(first, max(0, min(count, MAX_DECIDED))))
+
+    async def tip(self) -> Height:
+        """Height of the last committed block; 0 before the first."""
+        return self.height
+
+    # What the peer asks
+
+    @property
+    def height(self) -> Height:
+        """Height of the last committed block; 0 before the first."""
+        return self._state.parent.height
+
+    @property
+    def log_size(self) -> int:
+        """Entries of the network log."""
+        return self._state.parent.log.size
+
+    @property
+    def log_root(self) -> Digest:
+        """Root of the network log."""
+        return self._state.parent.log.root()
+
+    @property
+    def tip_certificate(self) -> Certificate | None:
+        """Certificate of the last block."""
+        return self._state.tip.certificate if self._state.tip is not None else None
+
+    @property
+    def validators(self) -> ValidatorSet:
+        """The validator set in force."""
+        return self._state.rules.validators
+
+    @property
+    def registry(self) -> MemberRegistry:
+        """Members after the last block, as certified. Read only: admissions come in through `add_admission`."""
+        return self._state.registry
+
+    @property
+    def notice(self) -> str | None:
+        """What an operator should know about opening, such as a damaged file that was moved aside."""
+        return self._state.notice
+
+    def is_certified(self, record: Digest) -> bool:
+        """Was the record scored, as far as memory goes (`RECENT_RECORDS`)? `certified` asks the disk."""
+        return record in self._recent
+
+    async def proof(self, record: Digest) -> RecordProof | None:
+        """All that can be proved of a record by now; None if it is not scored. A receipt is built from this."""
+        return await self._run(lambda: self._state.proof(record))
+
+    async def certified(self, record: Digest) -> tuple[ScoreLeaf, Inclusion, Certificate] | None:
+        """Scores of a record, their inclusion in the header's `scores_root`, and its certificate."""
+        proof = await self.proof(record)
+        return (proof.leaf, proof.scores, proof.certificate) if proof is not None else None
+
+    async def wait_certified(self, signed: SignedRecord) -> CertifiedRecord:
+        """The certified record, once a block holds its scores. Give it a deadline: nobody may ever score it."""
+        record = signed.record.digest()
+        # The waiter stands before the look-up, so that no commit falls between them.
+        waiter = trio.Event()
+        self._waiters.setdefault(record, []).append(waiter)
+        try:
+            while (found := await self.certified(record)) is None:
+                await waiter.wait()
+        finally:
+            self._forget_waiter(record, waiter)
+        leaf, inclusion, certificate = found
+        return CertifiedRecord(signed=signed, leaf=leaf, inclusion=inclusion, certificate=certificate)
+
+    async def header(self, height: Height) -> Header | None:
+        """The decided header at `height`."""
+        found = await self.decided(height, 1) if height >= 1 else ()
+        return found[0].block.header if found else None
+
+    async def anchor_for(self, log_size: int) -> AnchorRow | None:
+        """The first certified anchor of a log of at least `log_size` entries."""
+        return await self._run(lambda: self._state.store.anchor_covering(log_size))
+
+    async def summary(self, rows: int = 10) -> LedgerSummary:
+        """The ledger for the status page, with the newest `rows` blocks and anchors."""
+        blocks, anchors = await self._run(lambda: (self._state.store.rows(rows), self._state.store.anchors(rows)))
+        tip = self._state.tip
+        return LedgerSummary(
+            height=self.height,
+            log_size=self.log_size,
+            log_root=self.log_root,
+            state_root=tip.block.header.state_root if tip is not None else None,
+            anchored_size=self._state.anchored_size,
+            pending=len(self._pool),
+            halted=self.halted,
+            notice=self.notice,
+            blocks=blocks,
+            anchors=anchors,
+        )
+
+    def subscribe(self, observer: Callable[[DecidedBlock], None]) -> Callable[[], None]:
+        """Call `observer` after each commit, in order, in trio's thread; it must not block. Returns its removal."""
+        self._observers.append(observer)
+        return lambda: self._observers.remove(observer)
+
+    async def _run(self, work: Callable[[], R]) -> R:
+        async with self._lock:
+            return await self._offload.run(work)
+
+    async def _ready(self) -> list[Digest]:
+        """Pending records with enough observations, not scored yet, of a present or joining member."""
+        self._fresh.intersection_update(self._pool.enough())
+        unknown = [record for record in self._pool.enough() if record not in self._fresh]
+        if unknown:
+            store = self._state.store
+            scored = await self._run(lambda: [store.is_scored(record) for record in unknown])
+            for record, known in zip(unknown, scored, strict=True):
+                if known:
+                    self._pool.drop(record)
+                else:
+                    self._fresh.add(record)
+        return [record for record in self._pool.enough() if self._may_publish(record)]
+
+    def _may_publish(self, record: Digest) -> bool:
+        generator = self._pool.agreeing(record)[0].observation.generator
+        return self.registry.get(generator) is not None or generator in self._admissions
+
+    def _forget_pending(self, committed: Committed) -> None:
+        for leaf in committed.leaves:
+            self._pool.drop(leaf.record)
+            self._fresh.discard(leaf.record)
+            self._recent[leaf.record] = None
+            if len(self._recent) > RECENT_RECORDS:
+                self._recent.popitem(last=False)
+        for admission in committed.admissions:
+            self._admissions.pop(admission.member.address, None)
+
+    def _forget_waiter(self, record: Digest, waiter: trio.Event) -> None:
+        waiting = self._waiters.get(record, [])
+        if waiter in waiting:
+            waiting.remove(waiter)
+            if not waiting:
+                del self._waiters[record]
+
+    def _check_running(self) -> None:
+        if self.halted is not None:
+            raise DivergenceError(f"this ledger has halted: {self.halted}")

@@ -1,0 +1,437 @@
+"""The replicated state behind one SQLite file: blocks, network log, registry, EVM. Blocking, one caller at a time.
+
+A decided block is one transaction over all of them: after a crash either everything of it is there, or nothing.
+`nsllm.governance.ledger.Ledger` gives this class its turns.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from nsllm import canonical, merkle
+from nsllm.consensus.block import MAX_BLOCK_BYTES, MAX_BLOCK_RECORDS, Block, Body, DecidedBlock
+from nsllm.consensus.certified import Inclusion
+from nsllm.consensus.errors import BlockError, DivergenceError
+from nsllm.consensus.observation import ScoreLeaf, SignedObservation
+from nsllm.consensus.registry import Admission, Member, MemberRegistry
+from nsllm.crypto import MemberKey
+from nsllm.errors import NsllmError
+from nsllm.governance.anchor_proof import AnchorProof
+from nsllm.governance.block_rules import BlockRules, Outcome, Parent, compare_headers
+from nsllm.governance.block_store import AnchorRow, BlockStore
+from nsllm.governance.chain import EmbeddedChain
+from nsllm.governance.database import Database
+from nsllm.governance.errors import ChainError, DamageError, LogError
+from nsllm.governance.genesis import Genesis
+from nsllm.governance.log_entry import (
+    AdmissionEntry,
+    Checkpoint,
+    SignedCheckpoint,
+    admission_entry,
+    checkpoint_entry,
+    decode_entry,
+)
+from nsllm.governance.record_proof import AnchorEvidence, RecordProof
+from nsllm.governance.transaction import parse_transaction
+from nsllm.ids import Address, Digest, Height, TimeMs, hex0x
+from nsllm.merkle import Frontier
+
+log = logging.getLogger(__name__)
+
+MAX_PROOF_BYTES: Final = 256 * 1024
+BODY_BUDGET_BYTES: Final = MAX_BLOCK_BYTES - 160 * 1024
+"""Observations and entries of a proposal; the rest is room for the header and one transaction."""
+ANCHOR_INTERVAL_MS: Final = 1_000
+"""Least time between two blocks with an anchor transaction."""
+MAX_ANCHOR_BACKOFF_MS: Final = 60_000
+RECOVERY_HINT: Final = "open with recovery: the file is moved aside and the chain is synced again from peers"
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a proposer has pending."""
+
+    observations: Sequence[tuple[SignedObservation, ...]]
+    """One tuple a record, agreeing, ascending by validator; most urgent record first."""
+    admissions: Sequence[Admission] = ()
+    checkpoints: Sequence[SignedCheckpoint] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a commit changed: stored already, adopted by `LedgerState.adopt`."""
+
+    decided: DecidedBlock
+    leaves: tuple[ScoreLeaf, ...]
+    admissions: tuple[Admission, ...]
+    parent: Parent
+    anchored_size: int
+    failed_anchors: int
+    anchor_due_ms: TimeMs
+
+
+@dataclass(slots=True)
+class _Anchoring:
+    """When the next anchor transaction may go into a block."""
+
+    size: int = 0
+    """Log size of the contract's head."""
+    failed: int = 0
+    """Anchor transactions in a row that did not move the head."""
+    due_ms: TimeMs = field(default=TimeMs(0))
+
+
+class LedgerState:
+    """Everything that a block changes; also the `History` that the rules ask."""
+
+    def __init__(self, database: Database, genesis: Genesis) -> None:
+        """Load the state from an open database, or begin it. Use `open`.
+
+        Raises:
+            DamageError: the log or the EVM state is not what the last certified header says.
+            StorageError: another network's file.
+        """
+        self._database = database
+        self._genesis = genesis
+        self.rules: Final = BlockRules(genesis)
+        self.registry: Final[MemberRegistry] = genesis.registry()
+        """Members after the last block."""
+        with database.guarded():
+            self.store: Final = BlockStore(database.connection, genesis)
+            self._chain = self._open_chain()
+            self.tip: DecidedBlock | None = self.store.tip()
+            self.parent: Parent = self._load_parent()
+            for entry in self.store.admissions():
+                self.registry.admit(entry.admission)
+            last_ms = self.store.last_transaction_ms()
+            self._anchoring = _Anchoring(self._chain.anchored_head()[0])
+            if last_ms is not None:
+                self._anchoring.due_ms = TimeMs(last_ms + ANCHOR_INTERVAL_MS)
+            self._check_tip()
+
+    @classmethod
+    def open(cls, path: Path | None, genesis: Genesis, *, now_ms: TimeMs, recover: bool) -> LedgerState:
+        """Open or create the ledger file (None: in memory), every page checked.
+
+        Raises:
+            DamageError: damaged, and `recover` is False.
+            StorageError: no space, no permission, or another network's file.
+        """
+        database = Database.open(path, what="ledger", now_ms=now_ms, recover=recover, hint=RECOVERY_HINT)
+        try:
+            return cls(database, genesis)
+        except DamageError as error:
+            database.close()
+            if path is None or not recover:
+                raise
+            anew = Database.begin_anew(path, what="ledger", now_ms=now_ms, reason=error.message)
+            return cls(anew, genesis)
+        except BaseException:
+            database.close()
+            raise
+
+    @property
+    def notice(self) -> str | None:
+        """What an operator should know about opening."""
+        return self._database.notice
+
+    @property
+    def anchored_size(self) -> int:
+        """Log size of the newest executed anchor; 0 before the first."""
+        return self._anchoring.size
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def is_scored(self, record: Digest) -> bool:
+        """Does a block hold this record's scores?"""
+        return self.store.is_scored(record)
+
+    def member(self, address: Address) -> Member | None:
+        """The member with this address after the last block."""
+        return self.registry.get(address)
+
+    def last_checkpoint(self, peer: Address) -> tuple[Checkpoint, TimeMs] | None:
+        """The peer's newest checkpoint in the network log, and the time of its block."""
+        return self.store.last_checkpoint(peer)
+
+    def state_root_due(self) -> bool:
+        """Did the last block change an EVM state that no header carries yet?"""
+        return self.tip is not None and bool(self.tip.block.body.transactions)
+
+    def anchor_in_ms(self, now_ms: TimeMs) -> int | None:
+        """Milliseconds until an anchor is due (0: now); None while the log has not grown since the last one."""
+        if self.tip is None or self.parent.log.size <= self._anchoring.size:
+            return None
+        return max(0, self._anchoring.due_ms - now_ms)
+
+    def build(self, draft: Draft, *, now_ms: TimeMs, proposer: Address, key: MemberKey) -> Block:
+        """A valid block on top of the last one, from what is pending.
+
+        What is no longer valid (scored meanwhile, strangers' records) is left out.
+        """
+        with self._database.guarded():
+            time_ms = self.rules.time_after(self.parent, now_ms)
+            body = self._body(draft, time_ms, key)
+            outcome = self.rules.outcome(self.parent, body)
+            header = self.rules.header(
+                self.parent,
+                body,
+                outcome,
+                state_root=self._chain.state_root(),
+                proposer=proposer,
+                time_ms=time_ms,
+            )
+            return Block(header=header, body=body)
+
+    def check(self, block: Block, *, now_ms: TimeMs, known: Callable[[SignedObservation], bool]) -> None:
+        """Pass silently if honest validators may prevote `block`.
+
+        Raises:
+            BlockError: names the rule, or the header's field with both values.
+        """
+        with self._database.guarded():
+            state_root = self._chain.state_root()
+            self.rules.check(block, self.parent, self, state_root=state_root, now_ms=now_ms, known=known)
+            try:
+                self._chain.check(block.body.transactions, block.header.proposer)
+            except NsllmError as error:
+                raise BlockError(f"body.transactions: {error}") from None
+
+    def commit(self, decided: DecidedBlock) -> Committed | None:
+        """Execute and store a decided block in one transaction; None if it is stored already.
+
+        Raises:
+            BlockError: not the block that the certificate decided, or not the next height.
+            CertificateError, SignatureError: the certificate does not hold.
+            DivergenceError: our state leads to another header than the certified one, or a second block was certified.
+            StorageError: no space; nothing was stored.
+        """
+        header = decided.block.header
+        with self._database.guarded():
+            if decided.certificate.header != header:
+                raise BlockError(f"certificate of another header at height {decided.certificate.header.height}")
+            if header.height <= self.parent.height:
+                self._same_as_stored(decided)
+                return None
+            if header.height != self.parent.height + 1:
+                raise BlockError(f"block {header.height} after block {self.parent.height}")
+            decided.certificate.check(self.rules.network, self.rules.validators)
+            outcome = self._outcome_certified(decided)
+            with self._database.transaction():
+                return self._store(decided, outcome)
+
+    def adopt(self, committed: Committed) -> None:
+        """Make a stored block the last one."""
+        for admission in committed.admissions:
+            self.registry.admit(admission)
+        self.tip = committed.decided
+        self.parent = committed.parent
+        self._anchoring = _Anchoring(committed.anchored_size, committed.failed_anchors, committed.anchor_due_ms)
+
+    def proof(self, record: Digest) -> RecordProof | None:
+        """All that can be proved of a record; None if it was not scored."""
+        with self._database.guarded():
+            found = self.store.location(record)
+            if found is None:
+                return None
+            height, position = found
+            decided = self._stored(height)
+            header = decided.block.header
+            leaves = self.store.leaves(height)
+            hashes = [merkle.leaf_hash(canonical.encode(leaf)) for leaf in leaves]
+            index = self.store.row(height).log_start + position
+            return RecordProof(
+                leaf=leaves[position],
+                scores=Inclusion(index=position, size=len(hashes), path=merkle.inclusion_path(hashes, position)),
+                certificate=decided.certificate,
+                entry=self.store.log.inclusion(index, header.log_size),
+                anchor=self._anchor_evidence(index),
+            )
+
+    def _anchor_evidence(self, index: int) -> AnchorEvidence | None:
+        row = self.store.anchor_covering(index + 1)
+        if row is None or row.proof is None or row.proof_height is None:
+            return None
+        return AnchorEvidence(
+            anchored=self._stored(row.header_height).block.header,
+            entry=self.store.log.inclusion(index, row.log_size),
+            proof=canonical.decode(row.proof, AnchorProof, limit_bytes=MAX_PROOF_BYTES),
+            certificate=self._stored(row.proof_height).certificate,
+            transaction_hash=row.transaction_hash,
+            transaction_height=row.transaction_height,
+        )
+
+    def _stored(self, height: Height) -> DecidedBlock:
+        decided = self.store.block(height)
+        if decided is None:
+            raise DamageError(f"block {height} is missing", hint=RECOVERY_HINT)
+        return decided
+
+    def _body(self, draft: Draft, time_ms: TimeMs, key: MemberKey) -> Body:
+        budget = BODY_BUDGET_BYTES
+        admissions = sorted(
+            (a for a in draft.admissions if self.member(a.member.address) is None), key=lambda a: a.member.address
+        )
+        entries = [admission_entry(admission) for admission in admissions][:64]
+        budget -= sum(len(entry) for entry in entries)
+        joining = [admission.member.address for admission in admissions[:64]]
+        chosen: list[SignedObservation] = []
+        records = 0
+        for group in draft.observations:
+            about = group[0].observation
+            size = sum(len(canonical.encode(signed)) + 8 for signed in group)
+            if size > budget or records == MAX_BLOCK_RECORDS:
+                break
+            known = self.member(about.generator) is not None or about.generator in joining
+            if known and not self.is_scored(about.record):
+                chosen.extend(group)
+                records += 1
+                budget -= size
+        chosen.sort(key=lambda signed: (signed.observation.record, signed.observation.validator))
+        if chosen or entries:  # a checkpoint alone makes no block: a quiet network stays quiet
+            for signed in sorted(draft.checkpoints, key=lambda signed: signed.checkpoint.peer):
+                entry = checkpoint_entry(signed)
+                if len(entry) <= budget and len(entries) < 256 and self._checkpoint_fits(signed, time_ms):
+                    entries.append(entry)
+                    budget -= len(entry)
+        transactions: tuple[bytes, ...] = ()
+        if self.tip is not None and self.anchor_in_ms(time_ms) == 0:
+            transactions = (self._chain.anchor_transaction(key, self.tip.certificate),)
+        return Body(observations=tuple(chosen), transactions=transactions, entries=tuple(entries))
+
+    def _checkpoint_fits(self, signed: SignedCheckpoint, time_ms: TimeMs) -> bool:
+        if self.member(signed.checkpoint.peer) is None:
+            return False
+        try:
+            self.rules.check_checkpoint(signed, self, time_ms)
+        except NsllmError:
+            return False
+        return True
+
+    def _same_as_stored(self, decided: DecidedBlock) -> None:
+        header = decided.block.header
+        stored = self.store.row(header.height).header_id
+        if stored != header.id():
+            decided.certificate.check(self.rules.network, self.rules.validators)
+            raise DivergenceError(
+                f"a second block is certified at height {header.height}: {hex0x(header.id())}, ours {hex0x(stored)}",
+                hint="more validators than f are faulty; keep both certificates as evidence",
+            )
+
+    def _outcome_certified(self, decided: DecidedBlock) -> Outcome:
+        """What follows from a certified block, which must be what the quorum signed."""
+        header, body = decided.block.header, decided.block.body
+        if header.body_digest != body.digest(self.rules.network):
+            raise BlockError(f"body of block {header.height} is not the one that was certified")
+        hint = "this validator's state is damaged or its software differs; compare versions, then sync it again"
+        try:
+            outcome = self.rules.outcome(self.parent, body)
+            expected = self.rules.header(
+                self.parent,
+                body,
+                outcome,
+                state_root=self._chain.state_root(),
+                proposer=header.proposer,
+                time_ms=header.time_ms,
+            )
+            compare_headers(header, expected)
+        except NsllmError as error:
+            raise DivergenceError(f"certified block {header.height} against our state: {error}", hint=hint) from None
+        return outcome
+
+    def _store(self, decided: DecidedBlock, outcome: Outcome) -> Committed:
+        header, body = decided.block.header, decided.block.body
+        self.store.put(decided, outcome.leaves, self.parent.log.size)
+        self.store.log.append(self.parent.log, header.height, outcome.entries)
+        # This header certifies the present state root, so anchors executed below it are provable now.
+        for log_size in self.store.unproved_anchors():
+            proof = canonical.encode(self._chain.prove_anchor(log_size))
+            self.store.prove_anchor(log_size, header.height, proof)
+        anchoring = self._execute(decided) if body.transactions else self._anchoring
+        return Committed(
+            decided=decided,
+            leaves=outcome.leaves,
+            admissions=tuple(e.admission for e in map(decode_entry, body.entries) if isinstance(e, AdmissionEntry)),
+            parent=Parent(header.height, header.id(), header.time_ms, outcome.log),
+            anchored_size=anchoring.size,
+            failed_anchors=anchoring.failed,
+            anchor_due_ms=anchoring.due_ms,
+        )
+
+    def _execute(self, decided: DecidedBlock) -> _Anchoring:
+        header, body = decided.block.header, decided.block.body
+        result = self._chain.execute(body.transactions, header.time_ms)
+        log_size, log_root = self._chain.anchored_head()
+        if log_size <= self._anchoring.size:
+            failed = self._anchoring.failed + 1
+            wait_ms = min(MAX_ANCHOR_BACKOFF_MS, ANCHOR_INTERVAL_MS << min(failed, 10))
+            log.warning("anchor_failed height=%d log_size=%d in_a_row=%d", header.height, log_size, failed)
+            return _Anchoring(log_size, failed, TimeMs(header.time_ms + wait_ms))
+        raw, digest = next(
+            (raw, digest) for raw, (digest, success) in zip(body.transactions, result.receipts, strict=True) if success
+        )
+        self.store.put_anchor(
+            AnchorRow(
+                log_size=log_size,
+                log_root=log_root,
+                header_height=_anchored_height(raw),
+                transaction_hash=digest,
+                transaction_height=header.height,
+                time_ms=header.time_ms,
+                proof_height=None,
+                proof=None,
+            )
+        )
+        return _Anchoring(log_size, 0, TimeMs(header.time_ms + ANCHOR_INTERVAL_MS))
+
+    def _open_chain(self) -> EmbeddedChain:
+        try:
+            return EmbeddedChain.open(
+                self._database.connection,
+                self.rules.network,
+                self.rules.validators,
+                self._genesis.chain_id,
+                self._genesis.created_ms,
+            )
+        except ChainError as error:
+            raise DamageError(f"EVM state: {error.message}", hint=RECOVERY_HINT) from None
+
+    def _load_parent(self) -> Parent:
+        if self.tip is None:
+            return self.rules.first_parent()
+        header = self.tip.block.header
+        try:
+            frontier = self.store.log.frontier()
+        except LogError as error:
+            raise DamageError(f"network log: {error.message}", hint=RECOVERY_HINT) from None
+        return Parent(header.height, header.id(), header.time_ms, frontier)
+
+    def _check_tip(self) -> None:
+        """Does what is stored agree with the last certified header?"""
+        if self.tip is None:
+            return
+        header = self.tip.block.header
+        log_now: Frontier = self.parent.log
+        if (log_now.size, log_now.root()) != (header.log_size, header.log_root):
+            raise DamageError(
+                f"network log has root {hex0x(log_now.root())} of {log_now.size} entries, block {header.height}"
+                f" certifies {hex0x(header.log_root)} of {header.log_size}",
+                hint=RECOVERY_HINT,
+            )
+        root = self._chain.state_root()
+        if not self.tip.block.body.transactions and root != header.state_root:
+            raise DamageError(
+                f"EVM state root is {hex0x(root)}, block {header.height} certifies {hex0x(header.state_root)}",
+                hint=RECOVERY_HINT,
+            )
+
+
+def _anchored_height(raw: bytes) -> Height:
+    """Height of the header in a successful anchor transaction: second word of the call's first argument."""
+    return Height(int.from_bytes(parse_transaction(raw).transaction.data[4 + 32 : 4 + 64], "big"))

@@ -1,0 +1,41 @@
+"""What a ledger can prove of one record: scores, log entry, anchor. `nsllm.governance.receipt` writes it down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nsllm.consensus.certificate import Certificate
+from nsllm.consensus.certified import Inclusion
+from nsllm.consensus.header import Header
+from nsllm.consensus.observation import ScoreLeaf
+from nsllm.governance.anchor_proof import AnchorProof
+from nsllm.ids import Digest, Height
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorEvidence:
+    """The first certified anchor that covers a record."""
+
+    anchored: Header
+    """The header whose log size and root the contract holds."""
+    entry: Inclusion
+    """Of the record's log entry under the anchored log root."""
+    proof: AnchorProof
+    """Of the contract's storage against the state root in `certificate`."""
+    certificate: Certificate
+    """Of a later header, whose state root holds the anchor."""
+    transaction_hash: Digest
+    transaction_height: Height
+
+
+@dataclass(frozen=True, slots=True)
+class RecordProof:
+    """All that this ledger knows of a scored record."""
+
+    leaf: ScoreLeaf
+    scores: Inclusion
+    """Of the leaf under the header's `scores_root`."""
+    certificate: Certificate
+    entry: Inclusion
+    """Of the record's log entry under the same header's `log_root`."""
+    anchor: AnchorEvidence | None
