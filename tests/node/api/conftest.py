@@ -103,7 +103,7 @@ class FakeService:
         self, command: ChatCommand, completion_id: str, send: trio.MemorySendChannel[ChatEvent]
     ) -> None:
         try:
-            async with send:
+            with send:  # not `async with`: its checkpoint would let the reader cancel a failure away
                 await send.send(
                     ChatStarted(
                         completion_id=completion_id,

@@ -1,0 +1,149 @@
+"""Chat completions as server-sent events: order, errors in mid-stream, leaving clients, slow readers."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import httpx
+import pytest
+import trio
+
+from nsllm.node.errors import EngineError, OverloadedError
+
+HELLO = {"model": "smollm2-135m-instruct", "messages": [{"role": "user", "content": "Why?"}], "stream": True}
+
+
+async def chunks(running, body) -> tuple[httpx.Response, list]:
+    """All `data:` payloads in order; the last is the text `[DONE]` or an error."""
+    async with running.http.stream("POST", "/v1/chat/completions", json=body) as answer:
+        raw = (await answer.aread()).decode()
+    lines = [block for block in raw.split("\n\n") if block]
+    assert all(line.startswith("data: ") for line in lines)
+    return answer, [line[6:] if line == "data: [DONE]" else json.loads(line[6:]) for line in lines]
+
+
+async def test_role_then_text_then_reason_then_done(running):
+    answer, found = await chunks(running, HELLO)
+    assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert answer.headers["x-nsllm-source"] == "engine"
+    assert found[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert "".join(c["choices"][0]["delta"]["content"] for c in found[1:-2]) == "The sky scatters blue light."
+    assert found[-2]["choices"][0]["finish_reason"] == "stop"
+    assert found[-2]["nsllm"]["publication"] == "pending"
+    assert found[-1] == "[DONE]"
+    assert {c["id"] for c in found[:-1]} == {answer.headers["x-nsllm-completion-id"]}
+    assert all("usage" not in c for c in found[:-1])
+
+
+async def test_usage_comes_in_a_chunk_of_its_own_when_asked_for(running):
+    _, found = await chunks(running, {**HELLO, "stream_options": {"include_usage": True}})
+    assert found[-2]["choices"] == []
+    assert found[-2]["usage"] == {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
+    assert all(c["usage"] is None for c in found[:-2])
+
+
+async def test_several_choices_one_after_another_under_one_id(running):
+    _, found = await chunks(running, {**HELLO, "n": 3, "stream_options": {"include_usage": True}})
+    indexes = [c["choices"][0]["index"] for c in found[:-2]]
+    assert indexes == sorted(indexes)
+    assert set(indexes) == {0, 1, 2}
+    assert len({c["id"] for c in found[:-1]}) == 1
+    ends = [c["choices"][0] for c in found[:-2] if c["choices"][0]["finish_reason"]]
+    assert len({end["nsllm"]["completion_id"] for end in ends}) == 3
+    assert found[-2]["usage"]["completion_tokens"] == 15
+
+
+async def test_an_error_before_the_first_token_has_a_status(running):
+    running.service.fail_entering = OverloadedError("32 generations wait", hint="ask again")
+    answer = await running.http.post("/v1/chat/completions", json=HELLO)
+    assert answer.status_code == 429
+    assert answer.headers["retry-after"] == "1"
+    assert answer.json()["error"]["code"] == "rate_limit_exceeded"
+
+
+async def test_an_error_in_mid_stream_goes_into_the_stream(running):
+    running.service.fail_after = (2, EngineError("the model worker died"))
+    answer, found = await chunks(running, HELLO)
+    assert answer.status_code == 200
+    assert found[-1]["error"]["code"] == "engine_failed"
+    assert found[-1]["error"]["type"] == "server_error"
+
+
+async def test_a_bug_in_mid_stream_shows_no_detail(running, caplog):
+    running.service.fail_after = (2, ValueError("secret inner state"))
+    _, found = await chunks(running, HELLO)
+    assert found[-1]["error"] == {
+        "message": "internal error; the peer's log has the trace",
+        "type": "server_error",
+        "param": None,
+        "code": "internal_error",
+    }
+    assert "secret inner state" in caplog.text
+
+
+async def test_a_client_that_leaves_cancels_its_generation(running):
+    running.service.words = ["word "] * 1000
+    running.service.pace_s = 0.005
+    async with running.http.stream("POST", "/v1/chat/completions", json=HELLO) as answer:
+        async for _ in answer.aiter_bytes():
+            break
+    with trio.fail_after(5):
+        await running.service.cancelled.wait()
+    assert running.service.sent < 1000
+
+
+async def test_a_plain_client_that_leaves_cancels_its_generation(running):
+    running.service.pace_s = 60
+    with trio.move_on_after(0.3):
+        await running.http.post("/v1/chat/completions", json={**HELLO, "stream": False})
+    with trio.fail_after(5):
+        await running.service.cancelled.wait()
+
+
+async def test_a_slow_reader_slows_its_own_generation_only_and_loses_nothing(start):
+    running = await start(chat_queue_events=4)
+    service = running.service
+    service.words = ["x" * 4000] * 1500  # 6 MB: more than the buffers of both sockets hold
+    body = json.dumps(HELLO).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.connect(("127.0.0.1", running.port))
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(raw))
+        await stream.send_all(head.encode() + body)
+        with trio.fail_after(10):
+            while True:  # until the generation stands still
+                before = service.sent
+                await trio.sleep(0.2)
+                if before and service.sent == before:
+                    break
+        stood_at = service.sent
+        assert stood_at < 1500
+        service.words = ["quick"]
+        other = await running.http.post("/v1/chat/completions", json={**HELLO, "stream": False})
+        assert other.json()["choices"][0]["message"]["content"] == "quick"
+        with trio.fail_after(20):
+            received = bytearray()
+            while b"data: [DONE]" not in received[-200:]:
+                received += await stream.receive_some(1 << 20)
+        assert received.count(b"x" * 4000) == 1500
+        await stream.aclose()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_shutdown_in_mid_answer_is_told_and_quick(running, stream):
+    running.service.pace_s = 60
+    got: list[str] = []
+
+    async def ask() -> None:
+        answer = await running.http.post("/v1/chat/completions", json={**HELLO, "stream": stream})
+        got.append(answer.text)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        while not running.service.commands:
+            await trio.sleep(0.01)
+        await trio.sleep(0.1)
+        running.scope.cancel()
+    assert "the peer is shutting down" in got[0]
