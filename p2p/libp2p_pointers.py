@@ -1,0 +1,157 @@
+"""Kademlia for pointers: provider records only, announced at the library's pace, looked up with one cached walk."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from typing import Any, Final
+
+import trio
+from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
+from libp2p.peer.id import ID
+
+from nsllm.ids import PeerId
+from nsllm.p2p.libp2p_stream import STREAM_ERRORS
+from nsllm.p2p.rates import SlidingWindow
+
+log = logging.getLogger(__name__)
+
+K: Final = 20
+"""Kademlia's replication, fixed in the library: with fewer peers in the table, all of them are the closest."""
+ALPHA: Final = 3
+RECEIVE_PER_WINDOW: Final = 100
+"""Announcements that we take from one peer in ten seconds. The library's own bound, 10, drops the rest silently."""
+SEND_PER_WINDOW: Final = 60
+WINDOW_S: Final = 10.5
+"""A little longer than the receivers' ten seconds."""
+REANNOUNCE_S: Final = 600.0
+CACHE_S: Final = 10.0
+MAX_CACHED_KEYS: Final = 1024
+QUERY_S: Final = 3.0
+IDENTIFY_S: Final = 10.0
+
+
+class Pointers:
+    """Who holds what, over Kademlia."""
+
+    def __init__(self, host: Any, *, local: bool) -> None:
+        """Registers the Kademlia handler at `host`; `service` is to be run beside it."""
+        self._host = host
+        self.service: Any = KadDHT(
+            host,
+            DHTMode.SERVER,
+            strict_validation=True,
+            enable_values=False,
+            # All peers of a local network share one subnet.
+            max_peers_per_subnet=0 if local else None,
+        )
+        self.service._provider_rate_max = RECEIVE_PER_WINDOW  # noqa: SLF001 - the library offers no setting
+        self._own: OrderedDict[bytes, None] = OrderedDict()
+        self._due: OrderedDict[bytes, None] = OrderedDict()
+        self._came = trio.Event()
+        self._cache: OrderedDict[bytes, tuple[float, tuple[PeerId, ...]]] = OrderedDict()
+        self._walks: dict[bytes, trio.Event] = {}
+
+    def provide(self, key: bytes) -> None:
+        """Queue an announcement; repeated for peers that join later, and every ten minutes."""
+        self._own[key] = None
+        self._due[key] = None
+        self._came.set()
+
+    async def peer_identified(self, peer: PeerId) -> None:
+        """Take a connected peer into the routing table once identify has told what it serves, and tell it our keys."""
+        peer_id = ID.from_string(peer)
+        with trio.move_on_after(IDENTIFY_S):
+            while peer_id not in self._host._identified_peers:  # noqa: SLF001 - the library offers no event
+                if peer_id not in self._host.get_connected_peers():
+                    return
+                await trio.sleep(0.02)
+        if await self.service.add_peer(peer_id):
+            log.debug("routing_table peer=%s size=%s", peer, self.service.get_routing_table_size())
+            self._cache.clear()
+            for key in self._own:
+                self._due[key] = None
+            self._came.set()
+
+    async def announce(self) -> None:
+        """Send queued announcements, no faster than receivers take them; until cancelled."""
+        window = SlidingWindow(SEND_PER_WINDOW, WINDOW_S)
+        while True:
+            while not self._due:
+                self._came = trio.Event()
+                with trio.move_on_after(REANNOUNCE_S) as scope:
+                    await self._came.wait()
+                if scope.cancelled_caught:
+                    self._due.update(self._own)
+            if not window.take():
+                await trio.sleep(window.wait_s())
+                continue
+            key, _ = self._due.popitem(last=False)
+            await self._announce(key)
+
+    async def find(self, key: bytes) -> tuple[PeerId, ...]:
+        """Peers that announced `key`, ascending; remembered for `CACHE_S` if there are any."""
+        while True:
+            found_s, peers = self._cache.get(key, (float("-inf"), ()))
+            if trio.current_time() - found_s < CACHE_S:
+                await trio.lowlevel.checkpoint()
+                return peers
+            walking = self._walks.get(key)
+            if walking is None:
+                break
+            await walking.wait()
+        self._walks[key] = done = trio.Event()
+        try:
+            peers = await self._walk(key)
+        finally:
+            del self._walks[key]
+            done.set()
+        if peers:
+            self._cache[key] = (trio.current_time(), peers)
+            self._cache.move_to_end(key)
+            if len(self._cache) > MAX_CACHED_KEYS:
+                self._cache.popitem(last=False)
+        return peers
+
+    async def _announce(self, key: bytes) -> None:
+        store = self.service.provider_store
+        store.providing_keys.add(key)
+        closest = await self._closest(key)
+
+        async def tell(peer: Any) -> None:
+            with trio.move_on_after(QUERY_S):
+                await store._send_add_provider(peer, key)  # noqa: SLF001 - `provide` would walk the network every time
+
+        async with trio.open_nursery() as nursery:
+            for peer in closest:
+                nursery.start_soon(tell, peer)
+
+    async def _walk(self, key: bytes) -> tuple[PeerId, ...]:
+        """Ask the closest peers. The library's own look-up stops at whatever the local store happens to hold."""
+        store = self.service.provider_store
+        found = {str(info.peer_id): None for info in store.get_providers(key)}
+
+        async def ask(peer: Any) -> None:
+            with trio.move_on_after(QUERY_S):
+                infos, _ = await store._get_providers_from_peer_with_closers(peer, key)  # noqa: SLF001
+                for info in infos:
+                    found[str(info.peer_id)] = None
+                    if info.addrs:
+                        self._host.get_peerstore().add_addrs(info.peer_id, info.addrs, 3600)
+
+        async with trio.open_nursery() as nursery:
+            for peer in (await self._closest(key))[:ALPHA]:
+                nursery.start_soon(ask, peer)
+        return tuple(PeerId(peer) for peer in sorted(found))
+
+    async def _closest(self, key: bytes) -> list[Any]:
+        """The peers closest to `key`: by walking, unless the table is so small that it holds them all."""
+        table = self.service.routing_table
+        if table.size() < K:
+            return list(table.find_local_closest_peers(key, K))
+        try:
+            with trio.move_on_after(QUERY_S * 2):
+                return list(await self.service.peer_routing.find_closest_peers_network(key))
+        except STREAM_ERRORS as error:
+            log.info("walk_failed error=%s", error)
+        return list(table.find_local_closest_peers(key, K))
