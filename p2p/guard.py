@@ -50,11 +50,13 @@ class StreamGuard:
         try:
             await handler(stream)
             done = True
-        except (NsllmError, trio.TooSlowError) as error:
-            log.info("stream_failed peer=%s protocol=%s error=%s: %s", peer, label, type(error).__name__, error)
-        except Exception:
+        except Exception as error:
             # The one supervisor of all handlers: a bug in one of them must not take the peer down with it.
-            log.exception("handler_failed peer=%s protocol=%s", peer, label)
+            cause = _only(error)
+            if isinstance(cause, NsllmError | trio.TooSlowError):
+                log.info("stream_failed peer=%s protocol=%s error=%s: %s", peer, label, type(cause).__name__, cause)
+            else:
+                log.exception("handler_failed peer=%s protocol=%s", peer, label)
         finally:
             self._open[peer] -= 1
             if not self._open[peer]:
@@ -62,3 +64,10 @@ class StreamGuard:
             with trio.move_on_after(CLEANUP_S) as scope:
                 scope.shield = True
                 await (stream.aclose() if done else stream.reset())
+
+
+def _only(error: BaseException) -> BaseException:
+    """The one exception that nurseries wrapped, or the group if there are several."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Annotated, Final
 
 import trio
@@ -57,10 +57,21 @@ async def dialogue(
         DeadlineError: the block took longer than `deadline_s`.
         UnreachableError, ProtocolRefusedError: see `Network.open`.
     """
+    with within(peer, protocol, deadline_s):
+        async with FramedStream(await network.open(peer, protocol), limit_bytes) as framed:
+            yield framed
+
+
+@contextmanager
+def within(peer: PeerId, protocol: str, deadline_s: float) -> Iterator[None]:
+    """`trio.fail_after` whose error names the peer.
+
+    Raises:
+        DeadlineError: the block took longer than `deadline_s`.
+    """
     try:
         with trio.fail_after(deadline_s):
-            async with FramedStream(await network.open(peer, protocol), limit_bytes) as framed:
-                yield framed
+            yield
     except trio.TooSlowError:
         raise DeadlineError(f"{peer} did not finish {protocol} within {deadline_s} s") from None
 
