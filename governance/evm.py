@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
-from eth.abc import AtomicDatabaseAPI, ReceiptAPI, SignedTransactionAPI
+from eth.abc import AtomicDatabaseAPI, BlockHeaderAPI, ReceiptAPI, SignedTransactionAPI
 from eth.chains.base import Chain
 from eth.consensus.applier import ConsensusApplier
 from eth.consensus.noproof import NoProofConsensus
@@ -54,6 +54,7 @@ class Evm:
     def __init__(self, store: SqliteStore, chain_id: int) -> None:
         """Wrap a store; nothing is read or written yet."""
         self._store = store
+        self._chain_id = chain_id
         versions = ConsensusApplier(NoProofConsensus).amend_vm_configuration(((0, CancunVM),))
         self._chain_class = Chain.configure("EmbeddedChain", vm_configuration=versions, chain_id=chain_id)
 
@@ -104,17 +105,12 @@ class Evm:
         )
         vm = cast("CancunVM", chain.get_vm(header))
         vm.block_preprocessing(vm.get_block())
-        builder = vm.get_transaction_builder()
         applied: list[SignedTransactionAPI] = []
         applied_receipts: list[ReceiptAPI] = []
         receipts: list[tuple[Digest, bool]] = []
         for raw in transactions:
             try:
-                parse_transaction(raw)
-                transaction = builder.decode(raw)
-                transaction.validate()
-                vm.validate_transaction_against_header(header, transaction)
-                vm.state.validate_transaction(transaction)
+                transaction = self._admit(vm, header, raw)
             except (ChainRefusal, ValidationError):
                 receipts.append((keccak256(raw), False))
                 continue
@@ -133,3 +129,20 @@ class Evm:
             header = block.header
         root = header.state_root if applied else parent.state_root
         return ExecutionResult(Digest(root), tuple(receipts), header.gas_used)
+
+    def _admit(self, vm: CancunVM, header: BlockHeaderAPI, raw: bytes) -> SignedTransactionAPI:
+        """The transaction, if it can be applied; with the rules that py-evm leaves unchecked.
+
+        Raises:
+            ChainRefusal, ValidationError: it cannot.
+        """
+        chain_id = parse_transaction(raw).transaction.chain_id
+        if chain_id != self._chain_id:
+            raise ChainRefusal(f"transaction for chain {chain_id}, this is {self._chain_id}")
+        transaction = vm.get_transaction_builder().decode(raw)
+        transaction.validate()
+        if transaction.gas < transaction.intrinsic_gas:
+            raise ChainRefusal(f"gas {transaction.gas} below the intrinsic {transaction.intrinsic_gas}")
+        vm.validate_transaction_against_header(header, transaction)
+        vm.state.validate_transaction(transaction)
+        return transaction

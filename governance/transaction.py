@@ -15,6 +15,8 @@ from nsllm.ids import Address, Digest, Signature, hex0x
 TYPE_BYTE: Final = b"\x02"
 MAX_TRANSACTION_BYTES: Final = 65536
 """As a block's body bounds it."""
+MAX_INIT_CODE_BYTES: Final = 49152
+"""EIP-3860."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +59,8 @@ def parse_transaction(raw: bytes) -> SignedTransaction:
     """The transaction that `raw` spells, with its sender.
 
     Raises:
-        ChainRefusal: too long, another type, not canonical RLP, an access list, or no valid signature with low s.
+        ChainRefusal: too long, another type, not canonical RLP, an access list, a tip above the fee cap, too
+            much init code, or no valid signature with low s.
     """
     if len(raw) > MAX_TRANSACTION_BYTES:
         raise ChainRefusal(f"transaction of {len(raw)} bytes, the limit is {MAX_TRANSACTION_BYTES}")
@@ -84,6 +87,10 @@ def parse_transaction(raw: bytes) -> SignedTransaction:
                 raise ChainRefusal("not the twelve fields of an EIP-1559 transaction with an empty access list")
     except ValueError as error:
         raise ChainRefusal(f"transaction is not canonical RLP: {error}") from None
+    if transaction.max_priority_fee > transaction.max_fee:
+        raise ChainRefusal(f"tip of {transaction.max_priority_fee} wei above the fee cap {transaction.max_fee}")
+    if not transaction.to and len(transaction.data) > MAX_INIT_CODE_BYTES:
+        raise ChainRefusal(f"{len(transaction.data)} bytes of init code, the limit is {MAX_INIT_CODE_BYTES}")
     signature = Signature(b"".join(number.to_bytes(32, "big") for number in numbers) + bytes([min(v, 255)]))
     try:
         sender = crypto.recover(keccak256(TYPE_BYTE + rlp.encode(transaction.fields())), signature)
