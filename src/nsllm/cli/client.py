@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
-import click
 import httpx
 
 from nsllm.cli.errors import RefusedError, UnreachableApiError
 from nsllm.errors import UsageError
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-DEFAULT_API: Final = "http://127.0.0.1:8700"
 ADMIN_HEADER: Final = "X-NSLLM-Admin-Key"
 CONNECT_S: Final = 5.0
 READ_S: Final = 120.0
 LONG_POLL_S: Final = 30.0
 """Below the API's limit of 60 s."""
-
-
-def api_options(command: F) -> F:
-    """`--api` and `--key`, the same for every command that talks to a peer."""
-    key = click.option("--key", envvar="NSLLM_API_KEY", default="", help="API key, where the peer wants one.")
-    api = click.option(
-        "--api", envvar="NSLLM_API", default=DEFAULT_API, show_default=True, metavar="URL", help="The peer to talk to."
-    )
-    return api(key(command))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from nsllm.cli.options import data_dir_option, data_dir_or_default
 from nsllm.cli.terminal import emit, examples, fetching, json_option, note
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
         "         --bootstrap /ip4/192.0.2.7/tcp/4700/p2p/12D3Koo...",
     ),
 )
-@click.option("--data-dir", type=click.Path(path_type=Path), help="The peer's folder.  [default: ~/.local/share/nsllm]")
+@data_dir_option
 @click.option("--port", type=int, help="Port of the API and the page.  [default: 8700]")
 @click.option("--host", help="Address of the API and the page; beyond loopback an API key is required.")
 @click.option("--genesis", type=click.Path(path_type=Path), help="Genesis file of the network; copied into the folder.")
@@ -59,7 +60,6 @@ def up(
     printed once the peer serves.
     """  # noqa: D205 - help text
     from nsllm.cli.lifetime import end_with_parent
-    from nsllm.node.config import default_data_dir
     from nsllm.node.settings import load_config
 
     if with_parent:
@@ -74,7 +74,7 @@ def up(
         "visibility": visibility,
         "log_level": log_level,
     }
-    run_up(load_config(data_dir or default_data_dir(), file=config, overrides=overrides), as_json=as_json)
+    run_up(load_config(data_dir_or_default(data_dir), file=config, overrides=overrides), as_json=as_json)
 
 
 def run_up(config: PeerConfig, *, as_json: bool) -> None:
