@@ -1,7 +1,7 @@
 """A validator's desk: takes submitted records, scores them with the rubric's models, signs and shares observations.
 
-Only members' records within their slots are scored. Observations are sent again until the record is certified, because
-a validator that restarts has forgotten them.
+The submit protocol lets in members' own records only, within their slots. Observations are sent again until the record
+is certified, because a validator that restarts has forgotten them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ SCORE_DEADLINE_S: Final = 60.0
 RESEND_S: Final = 2.0
 GIVE_UP_S: Final = 600.0
 MAX_OBSERVATION_BYTES: Final = 8192
-SLOT_WINDOW_S: Final = 60.0
 
 
 @dataclass(slots=True)
@@ -69,7 +68,6 @@ class Examiner:
         self._due = due
         self._cases: OrderedDict[Digest, _Case] = OrderedDict()
         self._send, self._queue = trio.open_memory_channel[Digest](DESK_LIMIT)
-        self._slots: dict[Address, list[float]] = {}
 
     def accept(self, signed: SignedRecord) -> str | None:
         """Take a record; None if it is on the desk (also if it was before), else the reason of the refusal."""
@@ -77,23 +75,13 @@ class Examiner:
         digest = record.digest()
         if digest in self._cases:
             return None
-        member = self._context.registry.get(record.generator)
-        if member is None:
-            return f"{hex0x(record.generator)} is not a member of this network"
         try:
             signed.check(self._context.network_id)
         except PeerFault as error:
             return error.message
-        if record.request.model_digest != self._scorer.rubric.scorer_model and not record.request.model:
-            return "the record names no model"
-        now = trio.current_time()
-        used = [at for at in self._slots.get(member.address, []) if at > now - SLOT_WINDOW_S]
-        if len(used) >= member.slots:
-            return f"all {member.slots} scoring slots of this minute are used"
         if len(self._cases) >= DESK_LIMIT:
             return f"{DESK_LIMIT} records are waiting already; submit again later"
-        self._slots[member.address] = [*used, now]
-        self._cases[digest] = _Case(signed, now)
+        self._cases[digest] = _Case(signed, trio.current_time())
         self._send.send_nowait(digest)
         return None
 

@@ -61,8 +61,8 @@ class Shelves(Protocol):
         """What `holder` has for `key`, unverified. Raises `NetworkError`."""
         ...
 
-    async def push(self, holder: PeerId, certified: CertifiedRecord) -> bool:
-        """True once `holder` has the record on disk. Raises `NetworkError`."""
+    async def push(self, holder: PeerId, certified: CertifiedRecord) -> None:
+        """Return once `holder` has the record on disk. Raises `RefusedError` or another `NetworkError`."""
         ...
 
     def peer_of(self, member: Address) -> PeerId | None:

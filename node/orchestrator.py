@@ -1,8 +1,8 @@
 """The flow of a question: input validation, look-up beside prefill, generation, output validation, publication.
 
-Text streams to the caller as it is made. The safety layers read along: each stretch of `CHECK_CHARS` is judged while the
-next one is generated, and an answer that fails is cut off with `content_filter`; the whole text is judged once more
-before the last event. Quality (coherence) never withholds text, it only decides whether the answer is published.
+Text streams to the caller as it is made. The safety layers read along: each stretch of `CHECK_CHARS` is judged while
+the next one is generated, and an answer that fails is cut off with `content_filter`; the whole text is judged once
+more before the last event. Quality (coherence) never withholds text, it only decides whether the answer is published.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ import trio
 from nsllm.cache_dht.reuse import may_stand_in
 from nsllm.consensus.certified import CertifiedRecord
 from nsllm.errors import NsllmError
+from nsllm.governance.policy import Policy
+from nsllm.governance.validation import Decision
+from nsllm.governance.validator import Validator
 from nsllm.ids import Digest, Ppm, hex0x
-from nsllm.node.completions import Completions
+from nsllm.node.completions import Completions, State
 from nsllm.node.context import PeerContext
 from nsllm.node.engine.port import Done, Engine
 from nsllm.node.errors import EngineError, UnknownModelError
 from nsllm.node.federated_cache import FederatedCache, Found
-from nsllm.node.gatekeeper import Gatekeeper
 from nsllm.node.publisher import Publisher
 from nsllm.node.service import ChatCommand, ChatDelta, ChatEvent, ChatFinished, ChatStarted, Source
 from nsllm.record import (
+    Message,
     Record,
     Request,
     SignedRecord,
@@ -59,9 +62,10 @@ class _Question:
 class _SafetyReader:
     """Judges an answer stretch by stretch while the next stretch is generated."""
 
-    def __init__(self, gatekeeper: Gatekeeper, question: str) -> None:
-        self._gatekeeper = gatekeeper
-        self._question = question
+    def __init__(self, validator: Validator, messages: tuple[Message, ...], policy: Policy) -> None:
+        self._validator = validator
+        self._messages = messages
+        self._policy = policy
         self._feed, self._queue = trio.open_memory_channel[str](4096)
         self.withheld: str | None = None
         """Reason of the first stretch that failed."""
@@ -79,9 +83,9 @@ class _SafetyReader:
             unread += len(text)
             if unread >= CHECK_CHARS:
                 unread = 0
-                verdict = await self._gatekeeper.check_output(self._question, seen)
-                if verdict.withheld:
-                    self.withheld = verdict.reason
+                check = await self._validator.check_output(self._messages, seen, self._policy, publishing=False)
+                if check.decision.withheld:
+                    self.withheld = check.decision.reason
                     return
 
 
@@ -94,7 +98,7 @@ class Orchestrator:
         context: PeerContext,
         engine: Engine,
         cache: FederatedCache,
-        gatekeeper: Gatekeeper,
+        validator: Validator,
         publisher: Publisher,
         completions: Completions,
         default_visibility: Visibility,
@@ -102,7 +106,7 @@ class Orchestrator:
         self._context = context
         self._engine = engine
         self._cache = cache
-        self._gatekeeper = gatekeeper
+        self._validator = validator
         self._publisher = publisher
         self._completions = completions
         self._default_visibility = default_visibility
@@ -160,7 +164,8 @@ class Orchestrator:
 
     async def _answer(self, question: _Question, send: trio.MemorySendChannel[ChatEvent]) -> None:
         async with send:
-            verdict = await self._gatekeeper.check_input(question.request.question(), question.embedding)
+            policy = self._context.policy
+            verdict = await self._validator.check_input(question.request.question(), question.embedding, policy)
             if verdict.withheld:
                 await send.send(self._started(question, self._own_source()))
                 await self._withhold(question, send, verdict.reason, stage="input", tokens=(0, 0))
@@ -205,7 +210,7 @@ class Orchestrator:
         texts: list[str] = []
         token_ids: list[int] = []
         done: Done | None = None
-        reader = _SafetyReader(self._gatekeeper, question.request.question())
+        reader = _SafetyReader(self._validator, question.request.messages, self._context.policy)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(reader.run)
             async with self._engine.generate(question.request.messages, question.request.sampling) as pieces:
@@ -224,19 +229,20 @@ class Orchestrator:
                     if reader.withheld is not None:
                         break
             nursery.cancel_scope.cancel()
-        text = "".join(texts)
-        reason = reader.withheld
-        if reason is None:
-            if done is None:
-                raise EngineError("the model worker ended without finishing its answer", hint="ask again")
-            verdict = await self._gatekeeper.check_output(question.request.question(), text)
-            reason = verdict.reason if verdict.withheld else None
-        if reason is not None or done is None:
-            prompt_tokens = len(done.prompt_token_ids) if done is not None else 0
-            tokens = (prompt_tokens, len(token_ids))
-            await self._withhold(question, send, reason or "", stage="output", tokens=tokens)
+        if reader.withheld is not None:
+            await self._withhold(question, send, reader.withheld, stage="output", tokens=(0, len(token_ids)))
             return
-        await self._finish(question, send, text, tuple(token_ids), done)
+        if done is None:
+            raise EngineError("the model worker ended without finishing its answer", hint="ask again")
+        text = "".join(texts)
+        check = await self._validator.check_output(
+            question.request.messages, text, self._context.policy, publishing=question.visibility != "private"
+        )
+        if check.decision.withheld:
+            tokens = (len(done.prompt_token_ids), len(token_ids))
+            await self._withhold(question, send, check.decision.reason, stage="output", tokens=tokens)
+            return
+        await self._finish(question, send, text, tuple(token_ids), done, check.decision)
 
     async def _finish(
         self,
@@ -245,6 +251,7 @@ class Orchestrator:
         text: str,
         token_ids: tuple[int, ...],
         done: Done,
+        decision: Decision,
     ) -> None:
         context = self._context
         usage = (len(done.prompt_token_ids), len(token_ids))
@@ -252,11 +259,10 @@ class Orchestrator:
             await self._settle(question, "this answer is private: it left no trace outside this peer", None)
             await send.send(ChatFinished(done.finish_reason, *usage, "private"))
             return
-        quality = await self._gatekeeper.check_quality(question.request.messages, text, question.embedding)
-        if quality.withheld:
-            context.events.emit("unpublished", completion=question.completion_id, reason=quality.reason)
-            await self._settle(question, quality.reason, None)
-            await send.send(ChatFinished(done.finish_reason, *usage, "unpublished", quality.reason))
+        if not decision.publishable:
+            context.events.emit("unpublished", completion=question.completion_id, reason=decision.reason)
+            await self._settle(question, decision.reason, None)
+            await send.send(ChatFinished(done.finish_reason, *usage, "unpublished", decision.reason))
             return
         record = Record(
             network=context.network_id,
@@ -308,8 +314,8 @@ class Orchestrator:
         await send.send(ChatFinished("content_filter", *tokens, "withheld", reason))
 
     async def _settle(self, question: _Question, detail: str, signed: SignedRecord | None) -> None:
-        state = "none" if signed is None else "pending"
         now = self._context.clock.now_ms()
+        state: State = "none" if signed is None else "pending"
         await self._completions.add(question.completion_id, state, detail, signed, now, own=True)
 
     def _started(self, question: _Question, source: Source) -> ChatStarted:

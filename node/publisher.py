@@ -13,21 +13,24 @@ from typing import Final, Protocol
 import trio
 
 from nsllm.consensus.certified import CertifiedRecord
-from nsllm.errors import NsllmError, PeerFault
+from nsllm.errors import NsllmError
 from nsllm.governance.ledger import Ledger
 from nsllm.ids import Address, Digest, PeerId, short
 from nsllm.node.completions import Completions
 from nsllm.node.context import PeerContext
 from nsllm.node.examiner import Examiner
 from nsllm.node.federated_cache import FederatedCache, Shelves
+from nsllm.p2p.errors import RefusedError
 from nsllm.record import SignedRecord
 
 log = logging.getLogger(__name__)
 
 PENDING_LIMIT: Final = 1024
 EXPIRY_S: Final = 600.0
-RESUBMIT_S: Final = 3.0
-"""A validator that has not answered is asked again after this long, while the record has no certificate."""
+RETRY_S: Final = 3.0
+"""A validator that did not answer or refused is asked again after this long, while the record has no certificate."""
+OFFER_AGAIN_S: Final = 30.0
+"""A validator that took the record is offered it again after this long: it may have restarted and forgotten it."""
 SUBMIT_DEADLINE_S: Final = 5.0
 PUSH_DEADLINE_S: Final = 5.0
 PUSH_TRIES: Final = 5
@@ -111,11 +114,12 @@ class Publisher:
         await self.spread(certified)
 
     async def _submit(self, validator: Address, digest: Digest, signed: SignedRecord) -> None:
-        """Until the validator has accepted or refused the record; an accepted one is offered again, it may restart."""
+        """Offer the record to one validator until cancelled, which the certificate does."""
         if validator == self._context.address and self._examiner is not None:
             self._examiner.accept(signed)
             return
         while True:
+            pause_s = RETRY_S
             peer = self._shelves.peer_of(validator)
             if peer is not None:
                 try:
@@ -124,9 +128,11 @@ class Publisher:
                 except (NsllmError, trio.TooSlowError) as error:
                     log.info("submit_failed validator=%s record=%s error=%s", peer, short(digest), error)
                 else:
-                    if reason is not None:
+                    if reason is None:
+                        pause_s = OFFER_AGAIN_S
+                    else:
                         self._context.events.emit("submission_refused", record=short(digest), reason=reason)
-            await trio.sleep(RESUBMIT_S)
+            await trio.sleep(pause_s)
 
     async def spread(self, certified: CertifiedRecord) -> int:
         """Push a certified record to its holders; returns how many acknowledged it."""
@@ -146,11 +152,13 @@ class Publisher:
             if peer is not None:
                 try:
                     with trio.fail_after(PUSH_DEADLINE_S):
-                        return await self._shelves.push(peer, certified)
-                except PeerFault as error:
+                        await self._shelves.push(peer, certified)
+                except RefusedError as error:
                     log.warning("push_refused holder=%s error=%s", peer, error)
                     return False
                 except (NsllmError, trio.TooSlowError) as error:
                     log.info("push_failed holder=%s error=%s", peer, error)
+                else:
+                    return True
             await trio.sleep(2.0**attempt)
         return False

@@ -1,0 +1,82 @@
+"""Between the wire protocols and the ports that the inner rooms declare: one small adapter a port."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from nsllm.consensus.block import DecidedBlock
+from nsllm.consensus.certified import CertifiedRecord
+from nsllm.errors import NsllmError
+from nsllm.ids import Address, Digest, Height, PeerId
+from nsllm.p2p.directory import PeerDirectory
+from nsllm.p2p.network import Network
+from nsllm.p2p.protocols.fetch import fetch
+from nsllm.p2p.protocols.mesh import MeshClient
+from nsllm.p2p.protocols.push import push
+from nsllm.p2p.protocols.submit import submit
+from nsllm.p2p.protocols.sync import fetch_blocks
+from nsllm.record import SignedRecord
+
+log = logging.getLogger(__name__)
+
+SOURCES_TRIED = 3
+
+
+class ConsensusMesh:
+    """`nsllm.consensus.ports.Mesh` over the mesh protocol."""
+
+    def __init__(self, client: MeshClient) -> None:
+        self._client = client
+
+    def send(self, to: Address, message: bytes) -> None:
+        """Queue a consensus message for one validator."""
+        self._client.send(to, "consensus", message)
+
+
+class BlockFeed:
+    """`nsllm.consensus.ports.BlockSource` over the sync protocol: asks the peers that are furthest ahead."""
+
+    def __init__(self, network: Network, directory: PeerDirectory) -> None:
+        self._network = network
+        self._directory = directory
+
+    async def fetch(self, start: Height, count: int) -> Sequence[DecidedBlock]:
+        """Decided blocks from the first of three peers that has any, unverified; empty if none has."""
+        members = [peer for peer in self._network.connected() if self._directory.member_of(peer) is not None]
+        ranked = sorted(members, key=lambda peer: -(self._directory.state_of(peer).height or 0))
+        for peer in ranked[:SOURCES_TRIED]:
+            try:
+                blocks = await fetch_blocks(self._network, peer, start, count)
+            except NsllmError as error:
+                log.info("sync_failed peer=%s start=%d error=%s", peer, start, error)
+                continue
+            if blocks:
+                return blocks
+        return ()
+
+
+class MemberLinks:
+    """What the publisher and the cache ask of other members: `Submissions` and `Shelves`."""
+
+    def __init__(self, network: Network, directory: PeerDirectory) -> None:
+        self._network = network
+        self._directory = directory
+
+    def peer_of(self, member: Address) -> PeerId | None:
+        """Present libp2p identity of a member."""
+        return self._directory.peer_of(member)
+
+    async def submit(self, validator: PeerId, signed: SignedRecord) -> str | None:
+        """None if the validator took the record, else its reason."""
+        verdicts = await submit(self._network, validator, [signed])
+        return verdicts[signed.record.digest()]
+
+    async def fetch(self, holder: PeerId, key: Digest) -> CertifiedRecord | None:
+        """What the holder has for a request key, unverified."""
+        found = await fetch(self._network, holder, [key])
+        return found[0] if found else None
+
+    async def push(self, holder: PeerId, certified: CertifiedRecord) -> None:
+        """Return once the holder has the record on disk; raises `RefusedError` or another `NetworkError`."""
+        await push(self._network, holder, certified)

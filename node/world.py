@@ -1,0 +1,82 @@
+"""The world that a peer lives in: every source of time, chance, messages, models and blocking work.
+
+A real peer gets libp2p, threads, a torch worker and plugin workers (`real_world`). A simulated one gets an in-memory
+network, virtual time and a stand-in model. The composition root (`nsllm.node.peer`) cannot tell them apart.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from nsllm.clock import Clock, SystemClock
+from nsllm.node.config import PeerConfig
+from nsllm.node.data_folder import Settled, model_paths
+from nsllm.node.engine.port import Engine
+from nsllm.node.engine.supervisor import WorkerEngine
+from nsllm.offload import Offload, ThreadOffload
+from nsllm.p2p.libp2p_network import Libp2pNetwork
+from nsllm.p2p.network import Network
+from nsllm.plugins.host import PluginHost
+from nsllm.plugins.port import PluginPort
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Ports that a peer is given."""
+
+    clock: Clock
+    offload: Offload
+    rng: random.Random
+    """For jitter, nonces and completion ids; keys are made elsewhere."""
+    network: Network
+    engine: Engine
+    plugins: PluginPort
+    services: tuple[Callable[[], Awaitable[None]], ...]
+    """Tasks that keep engine and plugins alive for as long as the peer runs."""
+    folder: Path
+    """Where the peer's databases stand."""
+    serve_api: bool
+    """Whether the HTTP side runs; a simulation asks the peer directly."""
+    checkpoint: Callable[[str], None] = lambda _name: None
+    """Called at named moments of consensus; tests use it to kill a process between two of them."""
+
+
+def real_world(settled: Settled, checkpoint: Callable[[str], None] | None = None) -> World:
+    """Threads, libp2p, and worker processes on this machine.
+
+    Raises:
+        ModelMissingError, PluginMissingError, ConfigError: what the settings name is not there.
+    """
+    config: PeerConfig = settled.config
+    rng = random.Random(secrets.token_bytes(32))  # noqa: S311 - seeded by the system, never for keys
+    paths = model_paths(config, lambda _progress: None)
+    engine = WorkerEngine(
+        text=paths.text,
+        encoder=paths.encoder,
+        threads=config.engine.threads,
+        max_queue=config.engine.max_queue,
+        max_active=config.engine.max_active,
+        max_tokens=config.engine.max_tokens_default,
+        rng=rng,
+    )
+    plugins = PluginHost(config.plugins.enabled)
+    network = Libp2pNetwork(
+        secret=settled.identity.libp2p_secret, listen=config.p2p.listen, local=settled.genesis.local
+    )
+    return World(
+        clock=SystemClock(),
+        offload=ThreadOffload(),
+        rng=rng,
+        network=network,
+        engine=engine,
+        plugins=plugins,
+        services=(partial(engine.run), partial(plugins.run)),
+        folder=config.data_dir,
+        serve_api=True,
+        checkpoint=checkpoint or (lambda _name: None),
+    )
