@@ -1,4 +1,4 @@
-"""`/nsllm/generate/1`: a completion runs on another peer; tokens come as they are made, then the last event and the end.
+"""`/nsllm/generate/1`: a completion runs on another peer; tokens come as they are made, then the end.
 
 Group and public requests only: whoever executes reads the prompt. A caller that goes away resets the stream, and the
 executor stops.
