@@ -1,0 +1,87 @@
+"""The findings of a receipt that holds: for each field its standing, in words a third party can act on."""
+
+from __future__ import annotations
+
+from nsllm.consensus.validators import ValidatorSet
+from nsllm.content import redact
+from nsllm.governance.genesis import Genesis
+from nsllm.governance.receipt import Receipt
+from nsllm.governance.report import Finding
+from nsllm.ids import hex0x
+
+
+def findings_of(receipt: Receipt, genesis: Genesis, validators: ValidatorSet) -> tuple[Finding, ...]:
+    """Findings of a verified receipt, in the order of the receipt's own fields."""
+    return (
+        *_record_findings(receipt, genesis),
+        *_certificate_findings(receipt, genesis, validators),
+        *_log_findings(receipt, validators),
+    )
+
+
+def notes_of(receipt: Receipt, validators: ValidatorSet) -> tuple[str, ...]:
+    """What limits the trust in a verified receipt."""
+    notes: list[str] = []
+    if validators.size == 1:
+        notes.append("self-certified: the network has one validator, so its word is the quorum")
+    elif validators.faults == 0:
+        notes.append(f"the network has {validators.size} validators and tolerates no faulty one (f = 0)")
+    if receipt.anchor is not None:
+        notes.append("the embedded chain is executed by the same validators: it adds no trust beyond the quorum")
+    return tuple(notes)
+
+
+def _record_findings(receipt: Receipt, genesis: Genesis) -> list[Finding]:
+    record = receipt.signed.record
+    word = "the generator's word, covered by its signature"
+    listed = any(member.address == record.generator for member in genesis.members)
+    found = [
+        Finding("network", hex0x(record.network), "proved", "digest of the given genesis"),
+        Finding("record", hex0x(receipt.leaf.record), "proved", "digest of the record in the receipt"),
+        Finding("answer", redact(record.text), "proved", "exactly the text that was signed and scored"),
+        Finding("question", redact(record.request.question()), "proved", "exactly the request that was signed"),
+        Finding("generator", hex0x(record.generator), "proved", "its key signed the record"),
+        Finding("generator.member", "yes", "proved", "listed in the genesis")
+        if listed
+        else Finding("generator.member", "yes", "attested", "the quorum scores members' records only"),
+        Finding("model", record.request.model, "claimed", word),
+        Finding("model_digest", hex0x(record.request.model_digest), "claimed", word),
+        Finding("token_ids", f"{len(record.token_ids)} tokens", "claimed", f"that the model produced them is {word}"),
+        Finding("sampling", "as in the record", "claimed", word),
+        Finding("finish_reason", record.finish_reason, "claimed", word),
+        Finding("embedding", f"{len(record.embedding)} dimensions", "claimed", word),
+        Finding("created_ms", str(record.created_ms), "claimed", word),
+    ]
+    if record.evidence:
+        found.append(Finding("evidence", f"{len(record.evidence)} chunks", "claimed", word))
+    return found
+
+
+def _certificate_findings(receipt: Receipt, genesis: Genesis, validators: ValidatorSet) -> list[Finding]:
+    leaf, certificate = receipt.leaf, receipt.certificate
+    header, n = certificate.header, validators.size
+    quorum = f"{len(certificate.precommits)} of {n} validators signed the header, the quorum is {validators.quorum}"
+    median = f"lower median of {len(leaf.observers)} of {n} validators' observations; {quorum}"
+    return [
+        *(Finding(f"scores.{score.name}", f"{score.ppm} ppm", "attested", median) for score in leaf.scores),
+        Finding("score", f"{genesis.policy.hybrid_ppm(leaf)} ppm", "attested", "scores under the policy's weights"),
+        Finding("policy", hex0x(header.policy_digest), "proved", "the genesis's policy, named by the certified header"),
+        Finding("height", str(header.height), "attested", quorum),
+        Finding("time_ms", str(header.time_ms), "attested", "the proposer's clock, which the quorum found plausible"),
+    ]
+
+
+def _log_findings(receipt: Receipt, validators: ValidatorSet) -> list[Finding]:
+    found: list[Finding] = []
+    header, entry, anchor = receipt.certificate.header, receipt.entry, receipt.anchor
+    if entry is not None:
+        place = f"entry {entry.index} of {header.log_size}"
+        found.append(Finding("log", place, "proved", "RFC 6962 inclusion under the log root that the quorum certified"))
+    if anchor is not None:
+        place = f"log of {anchor.anchored.log_size} entries, contract {hex0x(anchor.proof.contract)}"
+        why = (
+            f"storage proof against the EVM state root of block {anchor.certificate.header.height}, certified by"
+            f" {len(anchor.certificate.precommits)} of {validators.size} validators; adds no trust beyond the quorum"
+        )
+        found.append(Finding("anchor", place, "proved", why))
+    return found

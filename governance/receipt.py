@@ -1,0 +1,129 @@
+"""A receipt: one small file that shows a third party what was answered, how it was judged, and that it was logged.
+
+Canonical JSON of `Receipt`. Every byte of it is bound by a signature, a hash or the format, so that none may change
+unnoticed. That is why two proofs are written without their tree's size: the size of a block's score tree stands in no
+header (so its path names sides instead), and the log's size is the header's. `nsllm.governance.verify` reads it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from msgspec import Meta
+
+from nsllm import canonical
+from nsllm.canonical import Value
+from nsllm.consensus.certificate import Certificate
+from nsllm.consensus.certified import Inclusion
+from nsllm.consensus.header import Header
+from nsllm.consensus.observation import ScoreLeaf
+from nsllm.governance.anchor_proof import AnchorProof
+from nsllm.governance.record_proof import RecordProof
+from nsllm.ids import CountField, DigestField
+from nsllm.record import SignedRecord
+
+MAX_RECEIPT_BYTES: Final = 16 * 1024 * 1024
+"""JSON of the longest record (100,000 token ids stand a line each) and its proofs."""
+Level = Literal["certified", "logged", "anchored"]
+LEVELS: Final[tuple[Level, ...]] = ("certified", "logged", "anchored")
+"""Ascending: each holds what the ones before it hold."""
+
+
+class PathStep(Value, frozen=True, kw_only=True):
+    """One sibling on the way from a leaf to a root."""
+
+    side: Literal["left", "right"]
+    """Where the sibling stands."""
+    hash: DigestField
+
+
+class EntryProof(Value, frozen=True, kw_only=True):
+    """RFC 6962 audit path of the record's entry in the network log, whose size is the header's `log_size`."""
+
+    index: CountField
+    path: Annotated[tuple[DigestField, ...], Meta(max_length=64)]
+
+
+class ReceiptAnchor(Value, frozen=True, kw_only=True):
+    """Proof that the network's contract holds a log root that covers the record."""
+
+    anchored: Header
+    """The header whose log size, log root and id the contract holds."""
+    path: Annotated[tuple[DigestField, ...], Meta(max_length=64)]
+    """Audit path of the same entry under the anchored log root."""
+    proof: AnchorProof
+    """Of the contract's storage against the state root of `certificate.header`."""
+    certificate: Certificate
+
+
+class Receipt(Value, frozen=True, kw_only=True):
+    """Everything needed to check a record offline, given the genesis."""
+
+    format: Literal["nsllm-receipt/1"]
+    signed: SignedRecord
+    leaf: ScoreLeaf
+    scores: Annotated[tuple[PathStep, ...], Meta(max_length=64)]
+    """From the leaf up to the certified header's `scores_root`."""
+    certificate: Certificate
+    epochs: Annotated[tuple[Certificate, ...], Meta(max_length=1024)]
+    """Headers that hand over from each validator set to the next; none in epoch 0, whose set is the genesis's."""
+    entry: EntryProof | None
+    """None below level `logged`."""
+    anchor: ReceiptAnchor | None
+    """None below level `anchored`."""
+
+    @property
+    def level(self) -> Level:
+        """How far the record had come when the receipt was written."""
+        if self.anchor is not None:
+            return "anchored"
+        return "logged" if self.entry is not None else "certified"
+
+
+def build_receipt(signed: SignedRecord, proof: RecordProof, level: Level | None = None) -> Receipt:
+    """The receipt of a record.
+
+    Args:
+        signed: the record.
+        proof: what `Ledger.proof` gave for it.
+        level: at most this much; None for all that is there.
+    """
+    most = LEVELS.index(level) if level is not None else len(LEVELS)
+    evidence = proof.anchor if most >= LEVELS.index("anchored") else None
+    anchor = None
+    if evidence is not None:
+        anchor = ReceiptAnchor(
+            anchored=evidence.anchored,
+            path=evidence.entry.path,
+            proof=evidence.proof,
+            certificate=evidence.certificate,
+        )
+    logged = most >= LEVELS.index("logged")
+    return Receipt(
+        format="nsllm-receipt/1",
+        signed=signed,
+        leaf=proof.leaf,
+        scores=_sided(proof.scores),
+        certificate=proof.certificate,
+        epochs=(),
+        entry=EntryProof(index=proof.entry.index, path=proof.entry.path) if logged else None,
+        anchor=anchor,
+    )
+
+
+def receipt_text(receipt: Receipt) -> str:
+    """The file's text."""
+    return canonical.to_json(receipt)
+
+
+def _sided(inclusion: Inclusion) -> tuple[PathStep, ...]:
+    """The audit path with sides instead of index and size (RFC 9162 section 2.1.3.2)."""
+    steps: list[PathStep] = []
+    position, last = inclusion.index, inclusion.size - 1
+    hashes = iter(inclusion.path)
+    while last:
+        if position & 1 or position != last:  # a right-most left child has no sibling
+            steps.append(PathStep(side="left" if position & 1 else "right", hash=next(hashes)))
+        position >>= 1
+        last >>= 1
+    return tuple(steps)
