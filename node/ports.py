@@ -27,6 +27,14 @@ def is_free(host: str, port: int) -> bool:
     return True
 
 
+def any_free(host: str) -> int:
+    """A port that the system picks, as for a listener on port 0."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
 def require_free(host: str, ports: Iterable[int], hint: str) -> None:
     """Pass silently if all `ports` are free.
 

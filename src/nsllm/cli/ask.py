@@ -11,6 +11,7 @@ import click
 
 from nsllm.cli.options import api_options
 from nsllm.cli.terminal import emit, examples, json_option, note
+from nsllm.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,25 +71,31 @@ def ask(
     body.update({name: value for name, value in optional.items() if value is not None})
     if model is not None:
         body["model"] = model
-    answer = trio.run(_ask, api, key, body, receipt_file, timeout_s, as_json)
+    level = None if receipt_file is None else "anchored"
+    answer, receipt = trio.run(_ask, api, key, body, level, timeout_s, as_json)
+    if receipt_file is not None and receipt is not None:
+        try:
+            receipt_file.write_text(receipt.text)
+        except OSError as error:
+            raise UsageError(f"cannot write {receipt_file}: {error.strerror}") from None
     if as_json:
-        emit(answer)
+        emit(_described(answer, receipt, receipt_file))
+    else:
+        _tell(answer, receipt, receipt_file)
 
 
 async def _ask(
-    url: str, key: str, body: dict[str, Any], receipt_file: Path | None, timeout_s: float, as_json: bool
-) -> dict[str, object]:
+    url: str, key: str, body: dict[str, Any], level: str | None, timeout_s: float, quiet: bool
+) -> tuple[Answer, Receipt | None]:
     from nsllm.cli.client import Api
 
     async with Api(url, key) as api:
-        answer = await stream_answer(api, body, (lambda _: None) if as_json else _write)
-        if not as_json:
+        answer = await stream_answer(api, body, (lambda _: None) if quiet else _write)
+        if not quiet:
             click.echo()
-        wait_for_anchor = receipt_file is not None
-        receipt = await (wait_for_level(api, answer, "anchored", timeout_s) if wait_for_anchor else scored(api, answer))
-    if not as_json:
-        _tell(answer, receipt, receipt_file)
-    return _described(answer, receipt, receipt_file)
+        if level is None:
+            return answer, await scored(api, answer)
+        return answer, await wait_for_level(api, answer, level, timeout_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +137,8 @@ async def stream_answer(api: Api, body: dict[str, Any], show: Callable[[str], No
     return Answer(completion_id, model, "".join(pieces), reason, source, about)
 
 
-async def wait_for_level(api: Api, answer: Answer, level: str, timeout_s: float) -> Receipt:
-    """The receipt once it has reached `level`.
+async def wait_for_level(api: Api, answer: Answer, level: str, timeout_s: float, *, quiet: bool = False) -> Receipt:
+    """The receipt once it has reached `level`; each level on the way is a line on standard error, unless `quiet`.
 
     Raises:
         NoReceiptError: there will be none, or not in time; says why.
@@ -151,7 +158,8 @@ async def wait_for_level(api: Api, answer: Answer, level: str, timeout_s: float)
             raise NoReceiptError(receipt.detail or "there is no receipt for this answer", hint=hint)
         if receipt.state != state:
             state = receipt.state
-            note(f"[dim]receipt: {state}{_at(receipt)}[/]")
+            if not quiet:
+                note(f"[dim]receipt: {state}{_at(receipt)}[/]")
         if state in {level, "anchored"}:
             return receipt
         if left_s <= 0:

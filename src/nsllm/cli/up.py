@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,10 +84,12 @@ def run_up(config: PeerConfig, *, as_json: bool) -> None:
     from nsllm.clock import SystemClock
     from nsllm.node.data_folder import settle
     from nsllm.node.identity import locked
-    from nsllm.node.ports import require_free
+    from nsllm.node.ports import any_free, require_free
 
     logging.basicConfig(level=config.log_level.upper(), format=LOG_FORMAT)
     with locked(config.data_dir):
+        if config.api.port == 0:
+            config = replace(config, api=replace(config.api, port=any_free(config.api.host)))
         require_free(config.api.host, [config.api.port], "give another --port, or stop what runs there")
         with fetching() as report:
             settled = settle(config, SystemClock(), report)
@@ -100,14 +103,14 @@ async def _run(settled: Settled, *, as_json: bool) -> None:
     from nsllm.node.peer import run_peer
 
     async with trio.open_nursery() as nursery:
-        port = await nursery.start(run_peer, settled.config)
-        _announce(settled, port or settled.config.api.port, as_json=as_json)
+        await nursery.start(run_peer, settled)
+        _announce(settled, as_json=as_json)
 
 
-def _announce(settled: Settled, port: int, *, as_json: bool) -> None:
+def _announce(settled: Settled, *, as_json: bool) -> None:
     config, genesis = settled.config, settled.genesis
     host = f"[{config.api.host}]" if ":" in config.api.host else config.api.host
-    url = f"http://{host}:{port}"
+    url = f"http://{host}:{config.api.port}"
     if as_json:
         emit(
             {
