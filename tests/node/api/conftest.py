@@ -68,8 +68,9 @@ class FakeService:
     cancelled: trio.Event = field(default_factory=trio.Event)
     finished: trio.Event = field(default_factory=trio.Event)
     receipts: dict[str, ReceiptStatus] = field(default_factory=dict)
-    ladder: Sequence[ReceiptStatus] = ()
-    ladder_pace_s: float = 0.0
+    ladder: Sequence[tuple[float, ReceiptStatus]] = ()
+    """(seconds after the answer, what its receipt is then); rising."""
+    born: dict[str, float] = field(default_factory=dict)
     ready: Readiness = field(default_factory=lambda: Readiness(True, True, True, "ready"))
     senders: list[trio.MemorySendChannel[PeerEvent]] = field(default_factory=list)
     event_readers: int = 0
@@ -122,16 +123,11 @@ class FakeService:
                 await send.send(
                     ChatFinished(self.finish_reason, 7, len(self.words), self.publication, self.detail)  # type: ignore[arg-type]
                 )
+            self.born[completion_id] = trio.current_time()
             self.finished.set()
-            if self.ladder:
-                await self._climb(completion_id)
         except trio.Cancelled:
             self.cancelled.set()
             raise
-
-    async def _climb(self, completion_id: str) -> None:
-        for step in self.ladder:
-            self.receipts[completion_id] = replace(step, completion_id=completion_id)
 
     async def embed(self, texts: Sequence[str]) -> tuple[list[tuple[float, ...]], int]:
         await trio.lowlevel.checkpoint()
@@ -140,6 +136,10 @@ class FakeService:
 
     async def receipt(self, completion_id: str) -> ReceiptStatus:
         await trio.lowlevel.checkpoint()
+        if completion_id in self.born and self.ladder:
+            age_s = trio.current_time() - self.born[completion_id]
+            reached = [status for after_s, status in self.ladder if age_s >= after_s]
+            return replace(reached[-1], completion_id=completion_id)
         try:
             return self.receipts[completion_id]
         except KeyError:
