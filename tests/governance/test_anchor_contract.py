@@ -124,6 +124,28 @@ def test_contract_refuses_what_it_cannot_place(anchor_network: Networks, kind: s
     assert not accepted(net, unfaithful(net, kind))
 
 
+@pytest.mark.parametrize("cut", [-1, 0, 1])
+def test_signatures_are_whole(anchor_network: Networks, cut: int) -> None:
+    """The quorum's signatures and one more byte, or one less, are no certificate."""
+    net = anchor_network(4)
+    chain = net.chain()
+    call = anchor_contract.anchor_call(net.certify(net.header(1, 5)))
+    at = 4 + 14 * 32  # of the length of the signatures
+    length = int.from_bytes(call[at : at + 32], "big") + cut
+    transaction = Transaction(
+        chain_id=7777,
+        nonce=0,
+        max_priority_fee=0,
+        max_fee=MAX_FEE_WEI,
+        gas=anchor_contract.anchor_gas(net.validators),
+        to=chain.contract,
+        value=0,
+        data=call[:at] + length.to_bytes(32, "big") + call[at + 32 :],
+    )
+    receipts = chain.execute([sign_transaction(net.keys[0], transaction)], TimeMs(1_700_000_001_000)).receipts
+    assert receipts[0][1] == (cut == 0)
+
+
 @pytest.mark.parametrize("size", range(1, 9))
 def test_any_quorum_is_enough(anchor_network: Networks, size: int) -> None:
     net = anchor_network(size)
