@@ -41,7 +41,7 @@ def errors() -> str:
 
 def settings() -> str:
     """Every setting of `config.toml`."""
-    from nsllm.node.config import settings_table
+    from nsllm.node.settings import settings_table
 
     return settings_table()
 

@@ -181,7 +181,7 @@ class SettingRow:
     doc: str
 
 
-def settings_table() -> tuple[SettingRow, ...]:
+def settings_rows() -> tuple[SettingRow, ...]:
     """Every setting of `config.toml`, in the order of declaration; the documentation is made from it."""
     sample = PeerConfig(data_dir=Path(), home=Path())
     rows: list[SettingRow] = []
@@ -198,10 +198,10 @@ def settings_table() -> tuple[SettingRow, ...]:
     return tuple(rows)
 
 
-def settings_markdown() -> str:
-    """The settings table in Markdown."""
+def settings_table() -> str:
+    """The settings table in Markdown, for the documentation."""
     lines = ["| setting | kind | default | unit | meaning |", "|---|---|---|---|---|"]
-    for row in settings_table():
+    for row in settings_rows():
         default = f"`{row.default}`" if row.default else "-"
         lines.append(f"| `{row.name}` | {row.kind} | {default} | {row.unit or '-'} | {row.doc} |")
     return "\n".join(lines) + "\n"

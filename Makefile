@@ -1,0 +1,60 @@
+# NS-LLM. `make up` shows the product, `make test` checks it; both set up .venv first.
+.POSIX:
+
+VENV = .venv
+PYTHON ?=
+# Arguments for the installation of torch, such as an index with CPU-only builds.
+TORCH_PIP_ARGS ?=
+# Any value: end after the demonstration instead of serving on.
+ONCE ?=
+PEERS ?= 4
+BASE_PORT ?= 8700
+# Arguments for pytest, such as: make test TESTS='tests/consensus -x'
+TESTS ?=
+
+SETUP = PYTHON='$(PYTHON)' TORCH_PIP_ARGS='$(TORCH_PIP_ARGS)' scripts/setup.sh $(VENV)
+BIN = $(VENV)/bin
+
+.PHONY: help up test lint docs doctor clean setup setup-test
+
+help:
+	@echo 'make up [ONCE=1]   four peers, one question, one verified receipt; then serves until Ctrl-C'
+	@echo 'make test          style, types, import contract, documents, and every test'
+	@echo 'make lint          the static half of it'
+	@echo 'make docs          write the generated tables of the documents'
+	@echo 'make doctor        check this machine'
+	@echo 'make clean         remove what was built; keys, models and networks stay'
+	@echo 'TORCH_PIP_ARGS=... chooses the build of torch'
+
+up: setup
+	@$(BIN)/nsllm models fetch
+	@once='$(ONCE)'; exec $(BIN)/nsllm demo --peers $(PEERS) --base-port $(BASE_PORT) $${once:+--once}
+
+test: setup-test lint
+	@$(BIN)/nsllm models fetch
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: setup-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/cog --check $$(grep -l '\[\[\[cog' *.md docs/*.md)
+
+docs: setup-test
+	$(BIN)/cog -r $$(grep -l '\[\[\[cog' *.md docs/*.md)
+
+doctor: setup
+	@$(BIN)/nsllm doctor
+
+clean:
+	rm -rf $(VENV) build dist src/nsllm.egg-info tests/solidity/node_modules
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache htmlcov
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+setup:
+	@$(SETUP) run
+
+setup-test:
+	@$(SETUP) test
