@@ -49,7 +49,7 @@ class Agreement:
             home = private_folder(folder / CONSENSUS_FOLDER)
             self._driver = Driver(
                 network=context.network_id,
-                guard=SignerGuard(home / "guard", context.key, context.network_id),
+                guard=SignerGuard(context.key, context.network_id, home / "guard"),
                 validators=context.validators,
                 application=ledger,
                 mesh=mesh,

@@ -26,6 +26,7 @@ from nsllm.node.completions import Completions, State
 from nsllm.node.context import PeerContext
 from nsllm.node.engine.port import Done, Engine
 from nsllm.node.errors import EngineError, UnknownModelError
+from nsllm.node.executors import Executors
 from nsllm.node.federated_cache import FederatedCache, Found
 from nsllm.node.publisher import Publisher
 from nsllm.node.service import ChatCommand, ChatDelta, ChatEvent, ChatFinished, ChatStarted, Source
@@ -97,6 +98,7 @@ class Orchestrator:
         *,
         context: PeerContext,
         engine: Engine,
+        executors: Executors,
         cache: FederatedCache,
         validator: Validator,
         publisher: Publisher,
@@ -105,6 +107,7 @@ class Orchestrator:
     ) -> None:
         self._context = context
         self._engine = engine
+        self._executors = executors
         self._cache = cache
         self._validator = validator
         self._publisher = publisher
@@ -213,7 +216,7 @@ class Orchestrator:
         reader = _SafetyReader(self._validator, question.request.messages, self._context.policy)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(reader.run)
-            async with self._engine.generate(question.request.messages, question.request.sampling) as pieces:
+            async with self._executors.generate(question.request, question.visibility) as pieces:
                 async for piece in pieces:
                     if not token_ids:
                         await looked_up.wait()

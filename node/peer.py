@@ -6,6 +6,7 @@ says who knows whom, what starts before what, and what stops with what.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -18,12 +19,13 @@ from nsllm import __version__
 from nsllm.cache_dht.store import RecordStore
 from nsllm.consensus.block import DecidedBlock
 from nsllm.consensus.certified import CertifiedRecord
+from nsllm.consensus.header import Header
 from nsllm.consensus.registry import Admission, Member
 from nsllm.errors import NsllmError
 from nsllm.governance.hybrid_score import HybridScorer
 from nsllm.governance.ledger import Ledger
 from nsllm.governance.validator import Validator
-from nsllm.ids import Address, Digest, hex0x
+from nsllm.ids import Address, Digest, Height, PeerId, hex0x, short
 from nsllm.node.agreement import Agreement, describe
 from nsllm.node.api.server import ApiServer
 from nsllm.node.api.settings import ApiSettings
@@ -34,8 +36,10 @@ from nsllm.node.data_folder import Settled
 from nsllm.node.engine.port import ModelInfo
 from nsllm.node.events import EventBus
 from nsllm.node.examiner import Examiner
+from nsllm.node.executors import Executors
 from nsllm.node.federated_cache import FederatedCache
 from nsllm.node.links import BlockFeed, ConsensusMesh, MemberLinks
+from nsllm.node.membership import Membership
 from nsllm.node.metrics import PeerMetrics
 from nsllm.node.orchestrator import Orchestrator
 from nsllm.node.presence import Presence
@@ -46,7 +50,9 @@ from nsllm.node.status import anchor_row, certificate_row, peer_rows, policy_vie
 from nsllm.node.world import World, real_world
 from nsllm.p2p.directory import PeerDirectory
 from nsllm.p2p.identity import PeerKey
+from nsllm.p2p.protocols.announce import Announcer
 from nsllm.p2p.protocols.fetch import FETCH, serve_fetch
+from nsllm.p2p.protocols.generate import GENERATE, serve_generate
 from nsllm.p2p.protocols.mesh import MESH, MeshClient, MeshKind, serve_mesh
 from nsllm.p2p.protocols.push import PUSH, serve_push
 from nsllm.p2p.protocols.submit import SUBMIT, serve_submit
@@ -74,13 +80,16 @@ class Peer:
         self._identity = settled.identity
         self._world = world
         self._context = context
-        self._ledger = ledger
+        self.ledger = ledger
         self._store = store
         self._started_s = trio.current_time()
         self.metrics = PeerMetrics(CollectorRegistry())
         context.events.tap(self.metrics.count)
+        context.events.tap(world.observer)
         network, engine = world.network, world.engine
-        self._directory = PeerDirectory(context.network_id, settled.genesis.registry(), world.clock)
+        self._directory = PeerDirectory(
+            context.network_id, settled.genesis.registry(), world.clock, on_admission=self._admitted
+        )
         links = MemberLinks(network, self._directory)
         self._mesh = MeshClient(network, self._directory, world.rng)
         self._feed = BlockFeed(network, self._directory)
@@ -104,10 +113,12 @@ class Peer:
             submissions=links,
             examiner=self._examiner,
         )
+        self._executors = Executors(context=context, engine=engine, network=network, directory=self._directory)
         self._receipts = Receipts(context, self._completions, ledger)
         self._orchestrator = Orchestrator(
             context=context,
             engine=engine,
+            executors=self._executors,
             cache=self._cache,
             validator=Validator(engine, world.plugins),
             publisher=self._publisher,
@@ -122,8 +133,19 @@ class Peer:
             engine=engine,
             bootstrap=config.p2p.bootstrap,
             height=lambda: ledger.height,
+        )
+        self._membership = Membership(
+            context=context,
+            folder=world.folder,
+            network=network,
+            directory=self._directory,
+            on_own_admission=self._admitted_ourselves,
             on_admission=self._admitted,
         )
+        self._announcer = Announcer(
+            network, self._directory, on_block=self._heard_block, on_card=self._presence.on_card
+        )
+        self._announcements, self._to_announce = trio.open_memory_channel[Header](16)
         self._serve_protocols()
         ledger.subscribe(self._decided)
 
@@ -173,6 +195,9 @@ class Peer:
                 await nursery.start(self._api().run)
             parts = (
                 self._presence.run,
+                self._membership.run,
+                self._announcer.run,
+                self._announce_blocks,
                 self._mesh.run,
                 self._agreement.run,
                 self._publisher.run,
@@ -222,7 +247,7 @@ class Peer:
 
     def peers(self) -> tuple[PeerRow, ...]:
         """Known peers, our own row first."""
-        return peer_rows(self._world.network, self._directory, self._ledger.height)
+        return peer_rows(self._world.network, self._directory, self.ledger.height)
 
     def events(self) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[PeerEvent]]:
         """Events from now on."""
@@ -230,7 +255,7 @@ class Peer:
 
     async def status(self) -> Status:
         """A fresh snapshot of everything."""
-        context, ledger = self._context, await self._ledger.summary(ROWS)
+        context, ledger = self._context, await self.ledger.summary(ROWS)
         stats, counters = await self._store.stats(), self._cache.counters
         member = context.registry.get(context.address)
         return Status(
@@ -270,7 +295,7 @@ class Peer:
 
     async def invite(self) -> str:
         """One-time invite text."""
-        raise NotImplementedError
+        return await self._membership.invite()
 
     # wiring
 
@@ -286,16 +311,17 @@ class Peer:
         return Examiner(
             context=self._context,
             scorer=scorer,
-            ledger=self._ledger,
+            ledger=self.ledger,
             share=lambda to, payload: self._mesh.send(to, "observation", payload),
             due=self._agreement.poke,
         )
 
     def _serve_protocols(self) -> None:
         network, directory = self._world.network, self._directory
-        network.handle(SYNC, serve_sync(directory, self._ledger))
+        network.handle(SYNC, serve_sync(directory, self.ledger))
         network.handle(FETCH, serve_fetch(directory, self._look_up))
         network.handle(PUSH, serve_push(directory, self._hold))
+        network.handle(GENERATE, serve_generate(directory, self._executors.execute))
         if self._context.is_validator:
             network.handle(MESH, serve_mesh(directory, self._deliver))
             network.handle(SUBMIT, serve_submit(directory, self._submitted))
@@ -324,10 +350,29 @@ class Peer:
 
     def _decided(self, decided: DecidedBlock) -> None:
         self._context.events.emit("block", **describe(decided))
+        header = decided.block.header
+        if header.proposer == self._context.address:
+            with contextlib.suppress(trio.WouldBlock):  # followers also hear heights in heartbeats
+                self._announcements.send_nowait(header)
+
+    async def _announce_blocks(self) -> None:
+        async for header in self._to_announce:
+            await self._announcer.block(header.height, header.id())
+
+    async def _heard_block(self, origin: PeerId, height: Height, block_id: Digest) -> None:
+        log.debug("block_announced by=%s height=%d id=%s", origin, height, short(block_id))
+        self._agreement.announce(height)
+
+    def _admitted_ourselves(self, admission: Admission) -> None:
+        self._presence.admission = admission
+        self._admitted(admission)
 
     def _admitted(self, admission: Admission) -> None:
-        if self._ledger.add_admission(admission):
-            self._agreement.poke()
+        try:
+            if self.ledger.add_admission(admission):
+                self._agreement.poke()
+        except NsllmError as error:
+            log.warning("admission_refused member=%s error=%s", hex0x(admission.member.address), error)
 
     def _reaches(self, validator: Address) -> bool:
         peer = self._directory.peer_of(validator)
@@ -335,7 +380,7 @@ class Peer:
 
     def _notices(self) -> tuple[str, ...]:
         validators = self._context.validators
-        found = [self._store.notice, self._ledger.notice]
+        found = [self._store.notice, self.ledger.notice]
         if self._agreement.halted is not None:
             found.append(f"consensus halted: {self._agreement.halted}")
         if validators.size == 1:
@@ -359,7 +404,7 @@ class Peer:
 
     async def _close(self) -> None:
         with trio.CancelScope(shield=True):
-            await self._ledger.close()
+            await self.ledger.close()
             await self._world.offload.run(self._store.close)
             await self._world.offload.run(self._completions.close)
 

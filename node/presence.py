@@ -9,7 +9,6 @@ from typing import Final
 import trio
 
 from nsllm.consensus.registry import Admission
-from nsllm.errors import NsllmError
 from nsllm.ids import Height, PeerId, TimeMs
 from nsllm.node.context import PeerContext
 from nsllm.node.engine.port import Engine
@@ -40,7 +39,6 @@ class Presence:
         engine: Engine,
         bootstrap: Sequence[str],
         height: Callable[[], Height],
-        on_admission: Callable[[Admission], None],
     ) -> None:
         self._context = context
         self._peer_key = peer_key
@@ -48,7 +46,6 @@ class Presence:
         self._directory = directory
         self._engine = engine
         self._height = height
-        self._on_admission = on_admission
         self._card: SignedCard | None = None
         self.admission: Admission | None = None
         """Ours, if the genesis does not list us."""
@@ -56,7 +53,7 @@ class Presence:
             network, directory, self.own_card, context.rng, bootstrap=bootstrap, on_connected=self._connected
         )
         self._heartbeat = Heartbeat(network, directory, self._beat, on_stale_card=self._connector.greet)
-        network.handle(HELLO, serve_hello(directory, self.own_card, self._on_card))
+        network.handle(HELLO, serve_hello(directory, self.own_card, self.on_card))
         network.handle(HEARTBEAT, serve_heartbeat(directory, self._beat))
 
     def own_card(self) -> SignedCard:
@@ -101,13 +98,9 @@ class Presence:
     def _beat(self) -> tuple[Height, int]:
         return self._height(), self.own_card().card.sequence
 
-    def _on_card(self, signed: SignedCard) -> None:
+    def on_card(self, signed: SignedCard) -> None:
+        """A card was news: its addresses are tried soon."""
         self._connector.on_card(signed)
-        if signed.card.admission is not None:
-            try:
-                self._on_admission(signed.card.admission)
-            except NsllmError as error:
-                log.warning("admission_refused peer=%s error=%s", signed.card.peer_id, error)
 
     def _connected(self, peer: PeerId) -> None:
         self._context.events.emit("peer_connected", peer=peer)

@@ -18,6 +18,7 @@ from nsllm.node.config import PeerConfig
 from nsllm.node.data_folder import Settled, model_paths
 from nsllm.node.engine.port import Engine
 from nsllm.node.engine.supervisor import WorkerEngine
+from nsllm.node.service import PeerEvent
 from nsllm.offload import Offload, ThreadOffload
 from nsllm.p2p.libp2p_network import Libp2pNetwork
 from nsllm.p2p.network import Network
@@ -42,6 +43,8 @@ class World:
     """Where the peer's databases stand."""
     serve_api: bool
     """Whether the HTTP side runs; a simulation asks the peer directly."""
+    observer: Callable[[PeerEvent], None] = lambda _event: None
+    """Told of every event of the peer, at once and in order."""
     checkpoint: Callable[[str], None] = lambda _name: None
     """Called at named moments of consensus; tests use it to kill a process between two of them."""
 

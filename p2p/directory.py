@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -10,7 +11,7 @@ import trio
 
 from nsllm.clock import Clock
 from nsllm.consensus.errors import ConsensusError
-from nsllm.consensus.registry import Member, MemberRegistry, Role
+from nsllm.consensus.registry import Admission, Member, MemberRegistry, Role
 from nsllm.errors import SignatureError
 from nsllm.ids import Address, Height, NetworkId, PeerId, hex0x
 from nsllm.p2p.card import PeerCard, SignedCard
@@ -35,8 +36,23 @@ class PeerState:
 class PeerDirectory:
     """Cards, members and heartbeat state, by peer id and by member address."""
 
-    def __init__(self, network: NetworkId, registry: MemberRegistry, clock: Clock) -> None:
+    def __init__(
+        self,
+        network: NetworkId,
+        registry: MemberRegistry,
+        clock: Clock,
+        on_admission: Callable[[Admission], None] = lambda _admission: None,
+    ) -> None:
+        """An empty directory.
+
+        Args:
+            network: whose cards are taken.
+            registry: says who is a member; admissions found in cards go to it.
+            clock: for expiry.
+            on_admission: told of each admission that was news to the registry.
+        """
         self._network = network
+        self._on_admission = on_admission
         self._registry = registry
         self._clock = clock
         self._cards: dict[PeerId, SignedCard] = {}
@@ -60,7 +76,8 @@ class PeerDirectory:
         signed.check(self._network, self._clock.now_ms())
         if card.admission is not None:
             try:
-                self._registry.admit(card.admission)
+                if self._registry.admit(card.admission):
+                    self._on_admission(card.admission)
             except (ConsensusError, SignatureError) as error:
                 raise CardError(f"card of {card.peer_id}: {error}") from None
         self._agree_with_registry(card)

@@ -1,12 +1,14 @@
 """What can go wrong with whole networks.
 
 SimulationError
-└── DevnetError    a devnet that cannot start: says which peer and shows the end of its log
+├── DevnetError            a devnet that cannot start: says which peer and shows the end of its log
+├── ScenarioError          what must hold in a simulation did not: says how to replay it
+└── UnknownScenarioError   (UsageError) no scenario of that name
 """
 
 from __future__ import annotations
 
-from nsllm.errors import NsllmError
+from nsllm.errors import NsllmError, UsageError
 
 
 class SimulationError(NsllmError):
@@ -19,3 +21,15 @@ class DevnetError(SimulationError):
     """A devnet that cannot start."""
 
     code = "devnet_failed"
+
+
+class ScenarioError(SimulationError):
+    """What must hold in a simulation did not."""
+
+    code = "scenario_failed"
+
+
+class UnknownScenarioError(SimulationError, UsageError):
+    """No scenario of that name."""
+
+    code = "unknown_scenario"

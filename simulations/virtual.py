@@ -1,8 +1,8 @@
 """Running trio on virtual time, deterministically: the same seed schedules the same tasks in the same order.
 
 trio shuffles each batch of runnable tasks. Its test-only switch `_ALLOW_DETERMINISTIC_SCHEDULING` makes it sort the
-batch first and shuffle with its own random source, which is seeded here. Both names are private to trio (checked in 0.35; a
-test fails when they move). The mock clock jumps to the next deadline as soon as nothing is left to do.
+batch first and shuffle with its own random source, which is seeded here. Both names are private to trio (checked in
+0.35; a test fails when they move). The mock clock jumps to the next deadline as soon as nothing is left to do.
 """
 
 from __future__ import annotations

@@ -1,0 +1,161 @@
+"""A simulated network: real peers (the composition root of `nsllm up`) in an in-memory world on virtual time."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from nsllm.clock import TrioClock
+from nsllm.files import private_folder
+from nsllm.governance.defaults import default_policy
+from nsllm.ids import TimeMs
+from nsllm.node.config import P2pConfig, PeerConfig
+from nsllm.node.data_folder import Settled
+from nsllm.node.founding import found, founder
+from nsllm.node.identity import Identity, new_identity
+from nsllm.node.peer import Peer
+from nsllm.node.service import PeerEvent
+from nsllm.node.world import World
+from nsllm.offload import InlineOffload
+from nsllm.p2p.memory import MemoryNetwork
+from nsllm.p2p.memory_world import MemoryWorld, TraceEvent
+from nsllm.plugins.inline import InlinePluginHost
+from nsllm.simulations.standin import StandInEngine, stand_in_digest
+from nsllm.simulations.virtual import EPOCH_MS, seeded
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus
+
+
+class Trace:
+    """Digest over everything that happened: messages and state changes, each with its virtual time, in order."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self.messages = 0
+        self.message_bytes = 0
+        self.changes = 0
+
+    def message(self, event: TraceEvent) -> None:
+        """A message arrived or was lost."""
+        self.messages += 1
+        self.message_bytes += event[5]
+        self._hash.update(repr(event).encode())
+
+    def change(self, peer: int, event: PeerEvent) -> None:
+        """Something happened in a peer."""
+        self.changes += 1
+        at_us = round(trio.current_time() * 1e6)
+        self._hash.update(repr((at_us, peer, event.kind, sorted(event.fields.items()))).encode())
+
+    def state(self, name: str, value: bytes) -> None:
+        """A state that the network ended in."""
+        self._hash.update(repr((name, value.hex())).encode())
+
+    def hexdigest(self) -> str:
+        """SHA-256 so far."""
+        return self._hash.hexdigest()
+
+
+@dataclass(slots=True)
+class SimulatedPeer:
+    """One peer and what it takes to start it again."""
+
+    number: int
+    settled: Settled
+    peer: Peer | None = None
+    scope: trio.CancelScope | None = None
+
+
+class SimulatedNetwork:
+    """Peers of one genesis in one world; `start` and `stop` them in a nursery that the scenario owns."""
+
+    def __init__(self, count: int, seed: int, folder: Path) -> None:
+        """Make identities and a genesis; nothing runs yet.
+
+        Args:
+            count: peers; all of them validate, hold shards and generate.
+            seed: of every key, delay and draw.
+            folder: for the peers' databases; a fresh temporary one.
+        """
+        self.seed = seed
+        self.trace = Trace()
+        self.space = MemoryWorld(seeded(seed, "space"), on_event=self.trace.message)
+        identities = [new_identity(seeded(seed, "keys", number).randbytes) for number in range(count)]
+        policy = default_policy(stand_in_digest("text"), stand_in_digest("encoder"))
+        members = [founder(identity) for identity in identities]
+        self.genesis = found(f"sim-{seed}", members, policy, TimeMs(EPOCH_MS), local=True)
+        first = f"/memory/first/p2p/{identities[0].peer_id}"
+        self.peers = [
+            SimulatedPeer(number, self._settle(number, identity, folder, first))
+            for number, identity in enumerate(identities)
+        ]
+
+    async def start(self, nursery: trio.Nursery, number: int) -> Peer:
+        """Start (or start again) one peer; returns once it runs."""
+        simulated = self.peers[number]
+        simulated.peer = peer = await Peer.open(simulated.settled, self._world(simulated))
+        simulated.scope = scope = trio.CancelScope()
+
+        async def run(task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+            with scope:
+                await peer.run(task_status=task_status)
+
+        await nursery.start(run)
+        return peer
+
+    def stop(self, number: int) -> None:
+        """Stop one peer, as SIGTERM would."""
+        simulated = self.peers[number]
+        if simulated.scope is not None:
+            simulated.scope.cancel()
+        simulated.peer = None
+
+    def running(self) -> list[Peer]:
+        """Peers that run now, in order of number."""
+        return [simulated.peer for simulated in self.peers if simulated.peer is not None]
+
+    def _settle(self, number: int, identity: Identity, folder: Path, first: str) -> Settled:
+        config = PeerConfig(
+            data_dir=private_folder(folder / f"peer-{number}"),
+            home=folder,
+            name=f"peer-{number}",
+            visibility="public",
+            p2p=P2pConfig(listen=(), bootstrap=() if number == 0 else (first,)),
+        )
+        return Settled(config=config, identity=identity, genesis=self.genesis, founded=False)
+
+    def _world(self, simulated: SimulatedPeer) -> World:
+        number = simulated.number
+        address = "/memory/first" if number == 0 else None
+        network = MemoryNetwork(self.space, simulated.settled.identity.peer_id, address=address)
+        return World(
+            clock=TrioClock(TimeMs(EPOCH_MS)),
+            offload=InlineOffload(),
+            rng=seeded(self.seed, "peer", number),
+            network=network,
+            engine=StandInEngine(),
+            plugins=InlinePluginHost(),
+            services=(),
+            folder=simulated.settled.config.data_dir,
+            serve_api=False,
+            observer=lambda event: self.trace.change(number, event),
+        )
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """Nothing is logged inside: a simulation's record is its trace."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
