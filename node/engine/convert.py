@@ -213,10 +213,10 @@ def _unpermuted(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
 
 def _name(gguf_name: str) -> str:
     parts = gguf_name.split(".")
-    if parts[0] == "blk" and len(parts) == 4 and parts[2] in LAYER_NAMES:
-        return f"model.layers.{parts[1]}.{LAYER_NAMES[parts[2]]}.{parts[3]}"
-    if len(parts) == 2 and parts[0] in OUTER_NAMES:
-        return f"{OUTER_NAMES[parts[0]]}.{parts[1]}"
+    if parts[-1] == "weight" and parts[0] == "blk" and len(parts) == 4 and parts[2] in LAYER_NAMES:
+        return f"model.layers.{parts[1]}.{LAYER_NAMES[parts[2]]}.weight"
+    if parts[-1] == "weight" and len(parts) == 2 and parts[0] in OUTER_NAMES:
+        return f"{OUTER_NAMES[parts[0]]}.weight"
     raise ConversionError(f"tensor {gguf_name!r} has no place in a Llama model")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -26,6 +27,8 @@ READ_BYTES: Final = 1 << 16
 TRACE_LINES: Final = 40
 """Last lines of a worker's standard error that are kept to explain its death."""
 LAST_WORDS_S: Final = 1.0
+ERROR_LINE: Final = re.compile(r"[\w.]+(Error|Exception|Missing|Interrupt)\b")
+"""How the last line of a Python trace begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +132,11 @@ class WorkerLink:
             status = str(await trio.to_thread.run_sync(self._process.wait, LAST_WORDS_S))
         except subprocess.TimeoutExpired:
             status = "none yet"
-        said = next((line for line in reversed(self._trace) if line.strip()), "no trace")
-        for line in self._trace:
-            log.debug("worker_trace pid=%d line=%s", self.pid, line)
+        lines = [line for line in self._trace if line.strip()]
+        raised = [line for line in lines if ERROR_LINE.match(line)]
+        said = (raised or lines or ["no trace"])[-1]
+        for line in lines:
+            log.info("worker_trace pid=%d line=%s", self.pid, line)
         return f"exit status {status}, {said}"
 
 

@@ -38,11 +38,11 @@ class Sampler:
         self._seen = dict.fromkeys(prompt_token_ids)
 
     def choose(self, logits: torch.Tensor) -> int:
-        """The next token. `logits`: (vocabulary,) float32, may be changed."""
+        """The next token. `logits`: (vocabulary,) float32."""
         if self._penalty != 1.0:
             seen = torch.tensor([token for token in self._seen if token < len(logits)], dtype=torch.long)
             scores = logits[seen]
-            logits[seen] = torch.where(scores < 0, scores * self._penalty, scores / self._penalty)
+            logits = logits.index_copy(0, seen, torch.where(scores < 0, scores * self._penalty, scores / self._penalty))
         token = self._draw(logits / self._temperature) if self._temperature > 0 else int(logits.argmax())
         self._seen[token] = None
         return token

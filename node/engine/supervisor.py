@@ -111,7 +111,8 @@ class WorkerEngine:
         self._max_tokens = max_tokens
         self._rng = rng
         self._observer = observer
-        self._pause_s = pause_s
+        self._pause_s = self._next_pause_s = pause_s
+        self._failed_starts = 0
         self._slots = trio.Semaphore(max_active, max_value=max_active)
         self._side_slots = trio.Semaphore(MAX_SIDE_JOBS, max_value=MAX_SIDE_JOBS)
         self._jobs: dict[int, trio.MemorySendChannel[FromWorker]] = {}
@@ -147,19 +148,12 @@ class WorkerEngine:
     async def run(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep a worker running until cancelled; reports as started at once, `wait_ready` waits for the models."""
         task_status.started()
-        pause_s, failed_starts = self._pause_s, 0
         while True:
             try:
                 await self._run_worker()
             except EngineError as error:
-                was_ready = self._state == "ready"
-                failed_starts = 0 if was_ready else failed_starts + 1
-                pause_s = self._pause_s if was_ready else min(2 * pause_s, MAX_PAUSE_S)
-                self._last_failure = error.message
-                self._restarts += 1
-                log.warning("worker_lost reason=%s restarts=%d pause_s=%.1f", error.message, self._restarts, pause_s)
-                self._change("failed" if failed_starts >= FAILED_STARTS else "restarting")
-            await trio.sleep(pause_s)
+                self._lost(error)
+            await trio.sleep(self._next_pause_s)
 
     async def wait_ready(self) -> None:
         """Return once the models are loaded.
@@ -294,21 +288,34 @@ class WorkerEngine:
         self._changed = trio.Event()
         self._observer(state, self._restarts)
 
+    def _lost(self, reason: EngineError) -> None:
+        """The worker is gone: fail what ran in it, count, and say so."""
+        was_ready = self._link is not None
+        self._failed_starts = 0 if was_ready else self._failed_starts + 1
+        self._next_pause_s = self._pause_s if was_ready else min(2 * self._next_pause_s, MAX_PAUSE_S)
+        self._last_failure = reason.message
+        self._restarts += 1
+        self._unlink()
+        log.warning("worker_lost reason=%s restarts=%d", reason.message, self._restarts)
+        self._change("failed" if self._failed_starts >= FAILED_STARTS else "restarting")
+
+    def _unlink(self) -> None:
+        self._link = None
+        for send in self._jobs.values():
+            send.close()
+        self._jobs.clear()
+
     async def _run_worker(self) -> None:
-        """One worker, from start to death. Raises `EngineError` with the reason, and only that."""
+        """One worker, from start to death. Raises `EngineError` if none can be started."""
         async with open_worker(self._settings) as link:
             try:
                 async with trio.open_nursery() as nursery:
                     for task in (link.run_writer, link.run_pings, link.run_trace):
                         nursery.start_soon(task)
-                    reason = await self._listen(link)
+                    self._lost(await self._listen(link))
                     nursery.cancel_scope.cancel()
             finally:
-                self._link = None
-                for send in self._jobs.values():
-                    send.close()
-                self._jobs.clear()
-        raise reason
+                self._unlink()
 
     async def _listen(self, link: WorkerLink) -> EngineError:
         """Hand out what the worker says; returns why it ended."""

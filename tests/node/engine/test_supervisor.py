@@ -1,0 +1,240 @@
+"""The engine with a real worker process: answers, crashes, freezes, orphans, queues."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+import trio
+
+from nsllm.content import Text
+from nsllm.node.engine.link import WorkerSettings
+from nsllm.node.engine.port import Done, Piece
+from nsllm.node.engine.supervisor import WorkerEngine
+from nsllm.node.errors import ContextOverflowError, EngineError, InvalidRequestError, ModelMissingError, OverloadedError
+from nsllm.record import Message, Sampling
+
+LONG = Sampling(max_tokens=200, seed=7)
+
+
+def user(text):
+    return (Message(role="user", content=Text(text)),)
+
+
+def engine_of(tiny, **changes):
+    options = {"threads": 1, "max_queue": 2, "rng": random.Random(3), "pause_s": 0.01, **changes}
+    return WorkerEngine(text=tiny.text, encoder=tiny.encoder, **options)
+
+
+def patient(tiny, **changes):
+    return WorkerSettings(text=tiny.text, encoder=tiny.encoder, threads=1, **changes)
+
+
+async def collect(engine, prompt, sampling):
+    async with engine.generate(prompt, sampling) as stream:
+        events = [event async for event in stream]
+    assert isinstance(events[-1], Done)
+    return events[:-1], events[-1]
+
+
+async def until(condition):
+    """Wait for what another process does; the test's time limit is the deadline."""
+    while not condition():
+        await trio.sleep(0.01)
+
+
+async def test_answers_embeddings_and_likelihoods(tiny):
+    seen = []
+    engine = engine_of(tiny, max_tokens=20, observer=lambda state, restarts: seen.append((state, restarts)))
+    assert engine.info().state == "starting"
+    async with engine.running():
+        pieces, done = await collect(engine, user("hi"), Sampling())
+        assert sum(len(piece.token_ids) for piece in pieces) == 20
+        assert done.finish_reason == "length"
+        assert done.sampling == Sampling(
+            temperature_micro=1_000_000,
+            top_p_micro=1_000_000,
+            top_k=0,
+            repetition_penalty_micro=1_000_000,
+            seed=random.Random(3).getrandbits(48),
+            max_tokens=20,
+        )
+        again, _ = await collect(engine, user("hi"), done.sampling)
+        assert again == pieces
+        assert bytes(done.prompt_token_ids)  # small ids: one a byte
+        info = engine.info()
+        assert (info.state, info.restarts, info.active, info.queued) == ("ready", 0, 0, 0)
+        assert info.tokens_per_second > 0
+
+        # Over many messages, in order, and none beside another's.
+        texts = [f"text {i}" for i in range(40)]
+        (vectors, tokens), rows = await engine.embed_counted(texts), []
+        assert len(vectors) == 40
+        assert tokens == sum(len(f"text{i}") + 2 for i in range(40))
+        assert vectors[39] == pytest.approx((await engine.embed(["text 39"]))[0], abs=1e-5)
+        rows = await engine.likelihoods([(user("q"), "a" * (i % 3)) for i in range(40)])
+        assert [row.tokens for row in rows] == [i % 3 for i in range(40)]
+        assert await engine.embed_counted([]) == ([], 0)
+        assert await engine.likelihoods([]) == []
+
+        with pytest.raises(ContextOverflowError, match="context is 256 tokens") as overflow:
+            await collect(engine, user("x" * 300), Sampling())
+        assert overflow.value.param == "messages"
+        with pytest.raises(InvalidRequestError, match="tools are unknown"):
+            await collect(engine, (Message(role="tool", content="x"),), Sampling())
+        with pytest.raises(InvalidRequestError, match="tools are unknown"):
+            await engine.likelihoods([((Message(role="tool", content="x"),), "a")])
+    assert seen == [("ready", 0)]
+    assert "torch" not in _modules_of_a_peer()
+
+
+def _modules_of_a_peer():
+    code = "import sys, nsllm.node.engine.supervisor; print(*sys.modules)"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+
+async def test_leaving_early_frees_the_slot_and_a_full_queue_refuses(tiny):
+    engine = engine_of(tiny, max_active=1, max_queue=1)
+    async with engine.running(), trio.open_nursery() as nursery:
+        async with engine.generate(user("hi"), LONG) as stream:
+            assert isinstance(await anext(stream), Piece)
+            waiting = []
+            nursery.start_soon(lambda: _store(waiting, collect(engine, user("second"), Sampling(max_tokens=3, seed=1))))
+            await until(lambda: engine.info().queued == 1)
+            assert engine.info().active == 1
+            with pytest.raises(OverloadedError) as refused:
+                await collect(engine, user("third"), LONG)
+            assert refused.value.retry_after_s
+            # Embedding and judging go on while the only slot is taken.
+            assert len(await engine.embed(["a"])) == 1
+            assert (await engine.likelihoods([(user("q"), "abc")]))[0].tokens == 3
+        await until(lambda: waiting)
+        (pieces, _) = waiting[0]
+        assert sum(len(piece.token_ids) for piece in pieces) == 3
+        await until(lambda: engine.info().active == 0)
+
+        with trio.move_on_after(0.05):  # a cancelled caller leaves nothing behind either
+            await collect(engine, user("hi"), LONG)
+        assert engine.info().active == 0
+        await collect(engine, user("hi"), Sampling(max_tokens=2))
+
+
+async def _store(into, work):
+    into.append(await work)
+
+
+async def test_generations_at_once_give_what_they_give_alone(tiny):
+    engine = engine_of(tiny)
+    jobs = [(user(f"question {i}"), Sampling(seed=i, max_tokens=40)) for i in range(3)]
+    async with engine.running():
+        alone = [await collect(engine, *job) for job in jobs]
+        together = [[] for _ in jobs]
+        async with trio.open_nursery() as nursery:
+            for into, job in zip(together, jobs, strict=True):
+                nursery.start_soon(_store, into, collect(engine, *job))
+    assert [into[0] for into in together] == alone
+
+
+async def test_a_killed_worker_fails_its_generations_and_is_replaced(tiny):
+    states = []
+    engine = engine_of(tiny, max_active=1, observer=lambda state, _: states.append(state))
+    async with engine.running():
+        later = []
+        async with trio.open_nursery() as nursery:
+            with pytest.raises(EngineError, match="died over this request"):
+                async with engine.generate(user("hi"), LONG) as stream:
+                    await anext(stream)
+                    nursery.start_soon(lambda: _store(later, collect(engine, user("x"), Sampling(max_tokens=2))))
+                    await until(lambda: engine.info().queued == 1)
+                    nursery.start_soon(lambda: _store(later, engine.embed(["a"])))
+                    os.kill(engine.worker_pid, signal.SIGKILL)
+                    async for _ in stream:
+                        pass
+            # What waited gets the next worker; what can be asked again is asked again.
+        assert len(later) == 2
+        info = engine.info()
+        assert (info.state, info.restarts, info.active) == ("ready", 1, 0)
+    assert states == ["ready", "restarting", "ready"]
+
+
+async def test_a_frozen_worker_is_killed_and_replaced(tiny):
+    engine = engine_of(tiny, settings=patient(tiny, ping_interval_s=0.1, silence_limit_s=1.0))
+    async with engine.running():
+        await engine.wait_ready()
+        frozen = psutil.Process(engine.worker_pid)
+        frozen.suspend()
+        with pytest.raises(EngineError):
+            await collect(engine, user("hi"), LONG)
+        assert engine.info().restarts == 1
+        await engine.wait_ready()
+        assert not frozen.is_running()
+        # SIGINT belongs to the peer; SIGTERM ends a worker at once.
+        worker = psutil.Process(engine.worker_pid)
+        worker.send_signal(signal.SIGINT)
+        await collect(engine, user("hi"), Sampling(max_tokens=2))
+        assert engine.worker_pid == worker.pid
+        worker.terminate()
+        await until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+    assert not worker.is_running()
+
+
+async def test_a_worker_that_cannot_load_is_reported_with_its_last_words(tiny, tmp_path):
+    shutil.copytree(tiny.text, tmp_path / "broken")
+    config = json.loads((tmp_path / "broken" / "config.json").read_text())
+    (tmp_path / "broken" / "config.json").write_text(json.dumps({**config, "model_type": "no-such-kind"}))
+    engine = WorkerEngine(
+        text=tmp_path / "broken", encoder=tiny.encoder, threads=1, max_queue=1, rng=random.Random(1), pause_s=0.01
+    )
+    async with engine.running():
+        with pytest.raises(EngineError, match=r"does not start: .*exit status 1.*no-such-kind"):
+            await engine.wait_ready()
+        assert engine.info().state == "failed"
+        with pytest.raises(EngineError):
+            await engine.embed(["a"])
+        with pytest.raises(EngineError):
+            await collect(engine, user("hi"), LONG)
+        assert engine.info().active == 0
+
+
+def test_a_missing_model_folder_is_named(tiny, tmp_path):
+    with pytest.raises(ModelMissingError, match=str(tmp_path / "none")):
+        WorkerEngine(text=tmp_path / "none", encoder=tiny.encoder, threads=1, max_queue=1, rng=random.Random(1))
+
+
+PARENT = """
+import random, sys, trio
+from pathlib import Path
+from nsllm.node.engine.supervisor import WorkerEngine
+
+async def main():
+    text, encoder = Path(sys.argv[1]), Path(sys.argv[2])
+    engine = WorkerEngine(text=text, encoder=encoder, threads=1, max_queue=1, rng=random.Random(1))
+    async with engine.running():
+        if sys.argv[3] == "ready":
+            await engine.wait_ready()
+        else:
+            await trio.sleep(0.3)
+        print("up", flush=True)
+        await trio.sleep_forever()
+
+trio.run(main)
+"""
+
+
+@pytest.mark.parametrize("when", ["ready", "loading"])
+async def test_workers_die_with_their_peer(tiny, when):
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, tiny.text, tiny.encoder, when], stdout=subprocess.PIPE, text=True
+    )
+    assert await trio.to_thread.run_sync(parent.stdout.readline) == "up\n"
+    (worker,) = psutil.Process(parent.pid).children()
+    parent.kill()
+    parent.communicate()
+    await until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
