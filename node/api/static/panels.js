@@ -184,7 +184,7 @@ function logs(status) {
       ? el("p", { class: "note" }, "None yet.")
       : facts(anchors.map((anchor) => [
         `${plural(anchor.log_size, "entry", "entries")}`,
-        el("span", {}, el("span", { class: "code", title: anchor.tx }, short(anchor.tx, 10, 6)), anchor.certified ? ` at height ${number(anchor.height)}` : " waiting"),
+        el("span", {}, el("span", { class: "code", title: anchor.tx }, short(anchor.tx, 8, 4)), anchor.certified ? ` at height ${number(anchor.height)}` : " waiting"),
       ])),
   ];
 }

@@ -15,6 +15,8 @@ from nsllm.errors import NsllmError
 from nsllm.ids import Digest
 from nsllm.node.api.server import ApiServer
 from nsllm.node.api.settings import ApiSettings
+from nsllm.node.api.testing import CHROMIUM_FLAGS, Seen
+from nsllm.node.api.testing import ask_and_wait as drive_page
 from nsllm.node.engine.port import EngineInfo, ModelInfo
 from nsllm.node.errors import ContextOverflowError, NotFoundError, UnknownModelError
 from nsllm.node.service import (
@@ -33,6 +35,7 @@ from nsllm.node.service import (
 )
 from nsllm.record import Sampling
 
+CHROMIUM = "/usr/bin/chromium"
 MODEL = "smollm2-135m-instruct"
 ENCODER = "all-minilm-l6-v2"
 ADMIN_KEY = "nsllm-admin-0123456789abcdef"
@@ -290,3 +293,43 @@ async def start(service: FakeService, nursery: trio.Nursery) -> AsyncIterator[Ca
 async def running(start: Callable[..., object]) -> Running:
     """A server with default settings."""
     return await start()  # type: ignore[misc,no-any-return]
+
+
+@pytest.fixture
+def whole_status(service: FakeService) -> Status:
+    """A status with every field filled."""
+    return make_status(service)
+
+
+@pytest.fixture
+def ask_and_wait() -> Callable[..., Seen]:
+    """Opens a page, asks, and waits for answer, score and certificate; works against any running peer."""
+    return drive_page
+
+
+@pytest.fixture
+def browse() -> Callable[..., object]:
+    """`await browse(visit, width=1280)` runs `visit(page)` in headless Chromium, in a thread of its own.
+
+    What the page reports as an error (scripts, policy violations, failed requests) fails the test; `page.errors`.
+    """
+    from playwright.sync_api import sync_playwright
+
+    def drive(visit: Callable[..., None], width: int) -> None:
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_FLAGS))
+            try:
+                page = browser.new_page(viewport={"width": width, "height": 900})
+                page.set_default_timeout(20_000)
+                page.errors = []  # type: ignore[attr-defined]
+                page.on("pageerror", lambda error: page.errors.append(str(error)))  # type: ignore[attr-defined]
+                page.on("console", lambda line: page.errors.append(line.text) if line.type == "error" else None)  # type: ignore[attr-defined]
+                visit(page)
+                assert page.errors == []  # type: ignore[attr-defined]
+            finally:
+                browser.close()
+
+    async def run(visit: Callable[..., None], *, width: int = 1280) -> None:
+        await trio.to_thread.run_sync(drive, visit, width)
+
+    return run

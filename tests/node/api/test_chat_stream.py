@@ -106,7 +106,8 @@ async def test_a_slow_reader_slows_its_own_generation_only_and_loses_nothing(sta
     service = running.service
     service.words = ["x" * 4000] * 1500  # 6 MB: more than the buffers of both sockets hold
     body = json.dumps(HELLO).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
     with socket.socket() as raw:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         raw.connect(("127.0.0.1", running.port))
