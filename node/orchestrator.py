@@ -258,6 +258,7 @@ class Orchestrator:
     ) -> None:
         context = self._context
         usage = (len(done.prompt_token_ids), len(token_ids))
+        self._answered(question, "engine", usage[1])
         if question.visibility == "private":
             await self._settle(question, "this answer is private: it left no trace outside this peer", None)
             await send.send(ChatFinished(done.finish_reason, *usage, "private"))
@@ -301,6 +302,7 @@ class Orchestrator:
         for chunk in _CHUNK.findall(record.text):
             await send.send(ChatDelta(chunk))
         usage = (len(record.prompt_token_ids), len(record.token_ids))
+        self._answered(question, "cache", usage[1])
         await send.send(ChatFinished(record.finish_reason, *usage, "certified"))
 
     async def _withhold(
@@ -312,7 +314,13 @@ class Orchestrator:
         stage: str,
         tokens: tuple[int, int],
     ) -> None:
-        self._context.events.emit("withheld", completion=question.completion_id, stage=stage, reason=reason)
+        self._context.events.emit(
+            "withheld",
+            completion=question.completion_id,
+            visibility=question.visibility,
+            stage=stage,
+            reason=reason,
+        )
         await self._settle(question, reason, None)
         await send.send(ChatFinished("content_filter", *tokens, "withheld", reason))
 
@@ -320,6 +328,15 @@ class Orchestrator:
         now = self._context.clock.now_ms()
         state: State = "none" if signed is None else "pending"
         await self._completions.add(question.completion_id, state, detail, signed, now, own=True)
+
+    def _answered(self, question: _Question, source: str, tokens: int) -> None:
+        self._context.events.emit(
+            "answered",
+            completion=question.completion_id,
+            visibility=question.visibility,
+            source=source,
+            tokens=tokens,
+        )
 
     def _started(self, question: _Question, source: Source) -> ChatStarted:
         return ChatStarted(

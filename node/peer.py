@@ -24,11 +24,13 @@ from nsllm.consensus.registry import Admission, Member
 from nsllm.errors import NsllmError
 from nsllm.governance.hybrid_score import HybridScorer
 from nsllm.governance.ledger import Ledger
+from nsllm.governance.peer_log import PeerLog
 from nsllm.governance.validator import Validator
 from nsllm.ids import Address, Digest, Height, PeerId, hex0x, short
 from nsllm.node.agreement import Agreement, describe
 from nsllm.node.api.server import ApiServer
 from nsllm.node.api.settings import ApiSettings
+from nsllm.node.auditor import Auditor
 from nsllm.node.completions import Completions
 from nsllm.node.config import PeerConfig
 from nsllm.node.context import PeerContext
@@ -38,6 +40,7 @@ from nsllm.node.events import EventBus
 from nsllm.node.examiner import Examiner
 from nsllm.node.executors import Executors
 from nsllm.node.federated_cache import FederatedCache
+from nsllm.node.keeper import Keeper
 from nsllm.node.links import BlockFeed, ConsensusMesh, MemberLinks
 from nsllm.node.membership import Membership
 from nsllm.node.metrics import PeerMetrics
@@ -72,7 +75,13 @@ class Peer:
     """One peer with all of its parts. Make it with `open`, then `run` it; `run` closes what `open` opened."""
 
     def __init__(
-        self, settled: Settled, world: World, context: PeerContext, ledger: Ledger, store: RecordStore
+        self,
+        settled: Settled,
+        world: World,
+        context: PeerContext,
+        ledger: Ledger,
+        store: RecordStore,
+        peer_log: PeerLog,
     ) -> None:
         """Use `open` instead."""
         config = settled.config
@@ -86,6 +95,9 @@ class Peer:
         self.metrics = PeerMetrics(CollectorRegistry())
         context.events.tap(self.metrics.count)
         context.events.tap(world.observer)
+        self._peer_log = peer_log
+        self._auditor = Auditor(peer_log, ledger)
+        context.events.tap(self._auditor.hear)
         network, engine = world.network, world.engine
         self._directory = PeerDirectory(
             context.network_id, settled.genesis.registry(), world.clock, on_admission=self._admitted
@@ -103,6 +115,9 @@ class Peer:
         )
         self._cache = FederatedCache(context=context, store=store, network=network, shelves=links)
         self._examiner = self._make_examiner() if context.is_validator else None
+        self._keeper = (
+            Keeper(context=context, ledger=ledger, cache=self._cache, shelves=links) if context.is_validator else None
+        )
         self._completions = Completions.open(world.folder / "completions.sqlite", world.offload)
         self._publisher = Publisher(
             context=context,
@@ -169,6 +184,14 @@ class Peer:
         store = await world.offload.run(
             lambda: RecordStore.open(world.folder / "records.sqlite", world.clock, world.offload)
         )
+        peer_log = await PeerLog.open(
+            world.folder / "peerlog.sqlite",
+            identity.member,
+            genesis.network_id(),
+            clock=world.clock,
+            offload=world.offload,
+            recover=True,
+        )
         context = PeerContext(
             genesis=genesis,
             network_id=genesis.network_id(),
@@ -180,7 +203,7 @@ class Peer:
             rng=world.rng,
             events=EventBus(world.clock),
         )
-        return cls(settled, world, context, ledger, store)
+        return cls(settled, world, context, ledger, store, peer_log)
 
     async def run(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; `started()` once the HTTP side and the network listen."""
@@ -201,8 +224,10 @@ class Peer:
                 self._mesh.run,
                 self._agreement.run,
                 self._publisher.run,
+                self._auditor.run,
                 self._cache.announce,
                 *((self._examiner.run,) if self._examiner is not None else ()),
+                *((self._keeper.run,) if self._keeper is not None else ()),
             )
             for part in parts:
                 nursery.start_soon(part)
@@ -285,6 +310,8 @@ class Peer:
             certificates=tuple(certificate_row(row) for row in ledger.blocks),
             policy=policy_view(context.policy),
             logs={
+                "peer_log_size": self._peer_log.size,
+                "peer_log_root": hex0x(self._peer_log.root),
                 "network_log_size": ledger.log_size,
                 "network_log_root": hex0x(ledger.log_root),
                 "anchored_size": ledger.anchored_size,
@@ -350,6 +377,11 @@ class Peer:
 
     def _decided(self, decided: DecidedBlock) -> None:
         self._context.events.emit("block", **describe(decided))
+        if self._examiner is not None and self._keeper is not None:
+            for record in sorted({signed.observation.record for signed in decided.block.body.observations}):
+                signed = self._examiner.release(record)
+                if signed is not None:
+                    self._keeper.keep(signed)
         header = decided.block.header
         if header.proposer == self._context.address:
             with contextlib.suppress(trio.WouldBlock):  # followers also hear heights in heartbeats
@@ -380,7 +412,7 @@ class Peer:
 
     def _notices(self) -> tuple[str, ...]:
         validators = self._context.validators
-        found = [self._store.notice, self.ledger.notice]
+        found = [self._store.notice, self.ledger.notice, self._peer_log.notice]
         if self._agreement.halted is not None:
             found.append(f"consensus halted: {self._agreement.halted}")
         if validators.size == 1:
@@ -405,6 +437,7 @@ class Peer:
     async def _close(self) -> None:
         with trio.CancelScope(shield=True):
             await self.ledger.close()
+            await self._peer_log.close()
             await self._world.offload.run(self._store.close)
             await self._world.offload.run(self._completions.close)
 

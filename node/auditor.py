@@ -1,0 +1,83 @@
+"""Writes what this peer did into its own signed log, rejections included, and hands out checkpoints of it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import trio
+
+from nsllm.errors import NsllmError
+from nsllm.governance.ledger import Ledger
+from nsllm.governance.peer_log import PeerLog
+from nsllm.node.service import PeerEvent
+
+log = logging.getLogger(__name__)
+
+LOGGED: Final = frozenset(
+    {
+        "abstained",
+        "answered",
+        "certified",
+        "consensus_halted",
+        "joined",
+        "member_admitted",
+        "record_expired",
+        "record_held",
+        "record_refused",
+        "scored",
+        "submission_refused",
+        "unpublished",
+        "withheld",
+    }
+)
+"""Kinds of events that are audit events; asked by membership only."""
+BACKLOG: Final = 4096
+CHECKPOINT_S: Final = 60.0
+MAX_VALUE_CHARS: Final = 120
+
+
+class Auditor:
+    """A tap for the event bus with a task that appends to the peer log."""
+
+    def __init__(self, peer_log: PeerLog, ledger: Ledger) -> None:
+        self._peer_log = peer_log
+        self._ledger = ledger
+        self._send, self._queue = trio.open_memory_channel[PeerEvent](BACKLOG)
+
+    def hear(self, event: PeerEvent) -> None:
+        """Take an event; never waits."""
+        if event.kind not in LOGGED:
+            return
+        try:
+            self._send.send_nowait(event)
+        except trio.WouldBlock:
+            log.error("audit_backlog_full kind=%s limit=%d", event.kind, BACKLOG)
+
+    async def run(self) -> None:
+        """Append until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._append_all)
+            nursery.start_soon(self._hand_out_checkpoints)
+
+    async def _append_all(self) -> None:
+        async for event in self._queue:
+            fields = {name: _plain(value) for name, value in event.fields.items() if value is not None}
+            private = fields.pop("visibility", "") == "private"
+            try:
+                await self._peer_log.append(event.kind, fields, private=private)
+            except NsllmError as error:
+                log.error("audit_failed kind=%s error=%s", event.kind, error)
+
+    async def _hand_out_checkpoints(self) -> None:
+        """Into our own ledger's pool: it rides with the next block of records that we propose."""
+        size = 0
+        while True:
+            await trio.sleep(CHECKPOINT_S)
+            if self._peer_log.size > size:
+                size = self._peer_log.size
+                self._ledger.add_checkpoint(self._peer_log.checkpoint())
+
+
+def _plain(value: str | int | bool) -> int | str:
+    return int(value) if isinstance(value, bool | int) else value[:MAX_VALUE_CHARS]
