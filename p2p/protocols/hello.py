@@ -56,7 +56,7 @@ def serve_hello(directory: PeerDirectory, own_card: OwnCard, on_card: Callable[[
                 await framed.send(Hello(answer=refusal(TOO_MUCH)))
                 return
             _take(directory, framed.peer, hello, on_card)
-            await framed.send(_greeting(directory, own_card))
+            await framed.send(_greeting(directory, own_card, framed.peer))
 
     return handler
 
@@ -76,16 +76,16 @@ async def say_hello(
         NetworkError: no answer, a refusal, or a card that does not hold.
     """
     async with dialogue(network, peer, HELLO, limit_bytes=MAX_HELLO_BYTES, deadline_s=deadline_s) as framed:
-        await framed.send(_greeting(directory, own_card))
+        await framed.send(_greeting(directory, own_card, peer))
         answer = await framed.receive(Hello)
     if isinstance(answer.answer, Refused):
         raise refused_by(peer, HELLO, answer.answer)
     _take(directory, peer, answer, on_card)
 
 
-def _greeting(directory: PeerDirectory, own_card: OwnCard) -> Hello:
+def _greeting(directory: PeerDirectory, own_card: OwnCard, to: PeerId) -> Hello:
     own = own_card()
-    others = [signed for signed in directory.member_cards() if signed.card.peer_id != own.card.peer_id]
+    others = [signed for signed in directory.member_cards() if signed.card.peer_id not in {own.card.peer_id, to}]
     return Hello(answer=Greeting(card=own, known=tuple(others[:MAX_CARDS])))
 
 

@@ -1,0 +1,255 @@
+"""Submit, fetch and push: records travel within bounds, and every refusal has its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+
+from nsllm.consensus.certified import CertifiedRecord
+from nsllm.consensus.registry import Member
+from nsllm.ids import ZERO_DIGEST, Digest
+from nsllm.p2p.errors import DeadlineError, MisbehaviourError, NetworkError, RefusedError
+from nsllm.p2p.framing import FramedStream
+from nsllm.p2p.network import Stream
+from nsllm.p2p.protocols.fetch import (
+    FETCH,
+    MAX_FETCH_BYTES,
+    FetchAnswer,
+    FetchRequest,
+    Found,
+    fetch,
+    serve_fetch,
+)
+from nsllm.p2p.protocols.push import (
+    MAX_PUSH_BYTES,
+    PUSH,
+    Push,
+    PushAnswer,
+    Stored,
+    push,
+    push_to_holders,
+    serve_push,
+)
+from nsllm.p2p.protocols.submit import MAX_SUBMIT_BYTES, SUBMIT, Submission, SubmitAnswer, serve_submit, submit
+from nsllm.p2p.rates import Rate
+from nsllm.record import SignedRecord, request_key
+
+
+class Pending:
+    """A validator's pending records; refuses texts with "bad" in them."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[SignedRecord, Member]] = []
+
+    async def judge(self, signed: SignedRecord, member: Member) -> str | None:
+        if "bad" in signed.record.text:
+            return "bad " * 100
+        self.taken.append((signed, member))
+        return None
+
+
+async def test_each_record_has_its_verdict(town: Any, make_record: Any, autojump_clock: Any) -> None:
+    alice, bob, carol = town.citizens
+    pending = Pending()
+    bob.network.handle(SUBMIT, serve_submit(bob.directory, pending.judge))
+    good, bad = make_record(alice.member_key, "good"), make_record(alice.member_key, "bad")
+    foreign = make_record(carol.member_key)
+    forged = msgspec.structs.replace(make_record(alice.member_key, "x"), signature=good.signature)
+    async with town.running():
+        verdicts = await submit(alice.network, bob.peer, [good, bad, foreign, forged])
+    reasons = [verdicts[signed.record.digest()] for signed in (good, bad, foreign, forged)]
+    assert reasons[0] is None
+    assert reasons[1].startswith("bad bad")
+    assert len(reasons[1]) == 200
+    assert "submitted by" in reasons[2]
+    assert "signed by" in reasons[3]
+    assert [(signed, member.address) for signed, member in pending.taken] == [(good, alice.address)]
+
+
+async def test_slots_bound_a_members_records(town: Any, make_record: Any, autojump_clock: Any) -> None:
+    alice, bob = town.citizens[:2]
+    bob.network.handle(SUBMIT, serve_submit(bob.directory, Pending().judge))
+    records = [make_record(alice.member_key, str(number)) for number in range(6)]
+    async with town.running():
+        verdicts = list((await submit(alice.network, bob.peer, records)).values())
+        assert verdicts[:4] == [None] * 4
+        assert all("more than 4 records" in verdict for verdict in verdicts[4:])
+        await trio.sleep(61)
+        assert list((await submit(alice.network, bob.peer, records[4:])).values()) == [None, None]
+
+
+async def test_members_only(town: Any, make_record: Any, make_certified: Any, autojump_clock: Any) -> None:
+    bob, carol = town.citizens[1:]
+    pending = Pending()
+    bob.network.handle(SUBMIT, serve_submit(bob.directory, pending.judge))
+    bob.network.handle(PUSH, serve_push(bob.directory, _refuse_nothing))
+    async with town.running():
+        with pytest.raises(RefusedError, match="members only"):
+            await submit(carol.network, bob.peer, [make_record(carol.member_key)])
+        with pytest.raises(RefusedError, match="members only"):
+            await push(carol.network, bob.peer, make_certified(carol.member_key))
+    assert pending.taken == []
+
+
+async def _refuse_nothing(record: CertifiedRecord, member: Member) -> str | None:
+    return None
+
+
+async def test_verdicts_must_fit_the_batch(town: Any, make_record: Any, autojump_clock: Any) -> None:
+    alice, bob = town.citizens[:2]
+    records = [make_record(alice.member_key, str(number)) for number in range(2)]
+
+    async def lie(stream: Stream) -> None:
+        framed = FramedStream(stream, MAX_SUBMIT_BYTES)
+        await framed.receive(Submission)
+        await framed.send(_answer_about(records[1]))
+
+    bob.network.handle(SUBMIT, lie)
+    async with town.running():
+        with pytest.raises(MisbehaviourError):
+            await submit(alice.network, bob.peer, records)
+
+
+def _answer_about(signed: SignedRecord) -> SubmitAnswer:
+    from nsllm.p2p.protocols.submit import Verdict, Verdicts
+
+    return SubmitAnswer(answer=Verdicts(verdicts=(Verdict(record=signed.record.digest()),)))
+
+
+def key_of(certified: CertifiedRecord) -> Digest:
+    return request_key(certified.signed.record.network, certified.signed.record.request)
+
+
+def serve_shelf(citizen: Any, *records: CertifiedRecord, **settings: Any) -> list[tuple[Digest, bool]]:
+    asked: list[tuple[Digest, bool]] = []
+    shelf = {key_of(record): record for record in records}
+
+    async def lookup(key: Digest, member: bool) -> CertifiedRecord | None:
+        asked.append((key, member))
+        return shelf.get(key)
+
+    citizen.network.handle(FETCH, serve_fetch(citizen.directory, lookup, **settings))
+    return asked
+
+
+async def test_fetch_gives_what_is_held(town: Any, make_certified: Any, autojump_clock: Any) -> None:
+    alice, bob, carol = town.citizens
+    held = [make_certified(bob.member_key, f"question {number}") for number in range(3)]
+    asked = serve_shelf(bob, *held)
+    async with town.running():
+        keys = [key_of(record) for record in held]
+        assert await fetch(alice.network, bob.peer, [keys[2], ZERO_DIGEST, keys[0], keys[2]]) == (held[2], held[0])
+        assert await fetch(carol.network, bob.peer, keys[:1]) == (held[0],)
+    assert asked == [(keys[2], True), (ZERO_DIGEST, True), (keys[0], True), (keys[0], False)]
+
+
+async def test_strangers_fetch_at_a_rate(town: Any, make_certified: Any, autojump_clock: Any) -> None:
+    alice, bob, carol = town.citizens
+    serve_shelf(bob, strangers=Rate(per_peer=3, total=4))
+    async with town.running():
+        await fetch(carol.network, bob.peer, [Digest(bytes([n]) * 32) for n in range(3)])
+        with pytest.raises(RefusedError, match="too many"):
+            await fetch(carol.network, bob.peer, [ZERO_DIGEST])
+        for _ in range(5):
+            await fetch(alice.network, bob.peer, [ZERO_DIGEST])
+        await trio.sleep(60)
+        await fetch(carol.network, bob.peer, [ZERO_DIGEST])
+
+
+@pytest.mark.parametrize("trick", ["unasked", "twice", "no end"])
+async def test_fetch_refuses_tricks(town: Any, make_certified: Any, autojump_clock: Any, trick: str) -> None:
+    alice, bob = town.citizens[:2]
+    record, other = make_certified(bob.member_key), make_certified(bob.member_key, "another")
+
+    async def cheat(stream: Stream) -> None:
+        framed = FramedStream(stream, MAX_FETCH_BYTES)
+        await framed.receive(FetchRequest)
+        for sent in {"unasked": [other], "twice": [record, record], "no end": [record]}[trick]:
+            await framed.send(FetchAnswer(answer=Found(record=sent)))
+
+    bob.network.handle(FETCH, cheat)
+    async with town.running():
+        with pytest.raises(NetworkError, match=r"not asked for|end frame was due"):
+            await fetch(alice.network, bob.peer, [key_of(record)])
+
+
+async def test_too_many_keys_are_refused(town: Any, autojump_clock: Any) -> None:
+    alice, bob = town.citizens[:2]
+    asked = serve_shelf(bob)
+    async with town.running():
+        with pytest.raises(Exception, match="ended"):
+            await fetch(alice.network, bob.peer, [Digest(bytes([n]) * 32) for n in range(17)])
+    assert asked == []
+
+
+async def test_a_push_is_acknowledged_once_stored(town: Any, make_certified: Any, autojump_clock: Any) -> None:
+    alice, bob, carol = town.citizens
+    record = make_certified(alice.member_key)
+    stored: list[CertifiedRecord] = []
+
+    async def store(certified: CertifiedRecord, member: Member) -> str | None:
+        assert member.address == alice.address
+        await trio.sleep(0.5)
+        stored.append(certified)
+        return None
+
+    async def full(certified: CertifiedRecord, member: Member) -> str | None:
+        return "disk full"
+
+    bob.network.handle(PUSH, serve_push(bob.directory, store))
+    carol.network.handle(PUSH, serve_push(carol.directory, full))
+    async with town.running():
+        await push(alice.network, bob.peer, record)
+        assert stored == [record]
+        with pytest.raises(RefusedError, match="disk full"):
+            await push(alice.network, carol.peer, record)
+        town.world.kill("nobody")
+        outcome = await push_to_holders(alice.network, [carol.peer, bob.peer, "unknown"], record)
+    assert outcome.stored == (bob.peer,)
+    assert [peer for peer, _ in outcome.failed] == [carol.peer, "unknown"]
+    assert "disk full" in outcome.failed[0][1]
+
+
+async def test_a_push_to_a_frozen_holder_ends(town: Any, make_certified: Any, autojump_clock: Any) -> None:
+    alice, bob = town.citizens[:2]
+    bob.network.handle(PUSH, serve_push(bob.directory, _refuse_nothing))
+    async with town.running():
+        town.world.isolate(bob.peer)
+        with pytest.raises(DeadlineError):
+            await push(alice.network, bob.peer, make_certified(alice.member_key))
+
+
+async def test_an_acknowledgement_of_another_record_is_none(
+    town: Any, make_certified: Any, autojump_clock: Any
+) -> None:
+    alice, bob = town.citizens[:2]
+
+    async def lie(stream: Stream) -> None:
+        framed = FramedStream(stream, MAX_PUSH_BYTES)
+        await framed.receive(Push)
+        await framed.send(PushAnswer(answer=Stored(record=ZERO_DIGEST)))
+
+    bob.network.handle(PUSH, lie)
+    async with town.running():
+        with pytest.raises(MisbehaviourError):
+            await push(alice.network, bob.peer, make_certified(alice.member_key))
+
+
+@pytest.mark.parametrize("protocol", [SUBMIT, FETCH, PUSH])
+async def test_garbage_and_giants_cost_their_stream(
+    town: Any, autojump_clock: Any, protocol: str, make_certified: Callable[..., CertifiedRecord]
+) -> None:
+    alice, bob = town.citizens[:2]
+    bob.network.handle(SUBMIT, serve_submit(bob.directory, Pending().judge))
+    bob.network.handle(PUSH, serve_push(bob.directory, _refuse_nothing))
+    serve_shelf(bob)
+    async with town.running():
+        for data in (b"\0\0\0\x05hello", (1 << 30).to_bytes(4, "big") + b"x", bytes(4), b"\0"):
+            stream = await alice.network.open(bob.peer, protocol)
+            await stream.send_all(data)
+            with trio.fail_after(60):
+                assert await stream.receive_some() == b""
