@@ -5,19 +5,30 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import trio
 
 from nsllm.consensus.block import DecidedBlock
-from nsllm.consensus.driver import ConsensusEvent, Driver, Timeouts
+from nsllm.consensus.driver import Driver
 from nsllm.consensus.errors import DivergenceError
+from nsllm.consensus.events import (
+    BlockCommitted,
+    ConsensusEvent,
+    EquivocationSeen,
+    Halted,
+    PeerBlamed,
+    RoundEntered,
+    SigningRefused,
+)
 from nsllm.consensus.follower import Follower
 from nsllm.consensus.guard import SignerGuard
+from nsllm.consensus.timeouts import Timeouts
+from nsllm.consensus.vote import Vote
 from nsllm.consensus.wal import WriteAheadLog
 from nsllm.files import private_folder
 from nsllm.governance.ledger import Ledger
-from nsllm.ids import Address, Height
+from nsllm.ids import Address, Height, hex0x
 from nsllm.node.context import PeerContext
 from nsllm.node.links import BlockFeed, ConsensusMesh
 
@@ -43,10 +54,12 @@ class Agreement:
         self._ledger = ledger
         self._driver: Driver | None = None
         self._follower: Follower | None = None
+        self._wal: WriteAheadLog | None = None
         self.halted: str | None = None
         """Why this peer takes no part in agreement any more; None while it does."""
         if context.is_validator:
             home = private_folder(folder / CONSENSUS_FOLDER)
+            self._wal = WriteAheadLog(home / "wal")
             self._driver = Driver(
                 network=context.network_id,
                 guard=SignerGuard(context.key, context.network_id, home / "guard"),
@@ -55,7 +68,7 @@ class Agreement:
                 mesh=mesh,
                 source=feed,
                 clock=context.clock,
-                wal=WriteAheadLog(home / "wal"),
+                wal=self._wal,
                 timeouts=Timeouts(),
                 observer=self._observe,
                 checkpoint=checkpoint,
@@ -79,8 +92,12 @@ class Agreement:
         except DivergenceError as error:
             self.halted = str(error)
             log.critical("consensus_halted reason=%s", error)
-            self._context.events.emit("consensus_halted", reason=str(error))
             await trio.sleep_forever()
+
+    def close(self) -> None:
+        """Close the write-ahead log."""
+        if self._wal is not None:
+            self._wal.close()
 
     def receive(self, sender: Address, message: bytes) -> None:
         """A consensus message from another validator; raises `PeerFault` for one that is malformed."""
@@ -115,7 +132,25 @@ class Agreement:
         return shown
 
     def _observe(self, event: ConsensusEvent) -> None:
-        self._context.events.emit("consensus", what=event.kind, height=event.height, detail=event.detail)
+        emit = self._context.events.emit
+        match event:
+            case BlockCommitted(decided=decided, synced=synced):
+                emit("block", **describe(decided), synced=synced)
+            case RoundEntered(height=height, round=round_):
+                emit("round", height=height, round=round_)
+            case EquivocationSeen(equivocation=seen):
+                first = seen.first
+                signer = first.validator if isinstance(first, Vote) else first.proposer
+                emit("equivocation", validator=hex0x(signer), height=first.height)
+            case PeerBlamed(sender=sender, code=code, reason=reason):
+                emit("peer_blamed", sender=hex0x(sender) if sender else None, code=code, reason=reason)
+            case SigningRefused(height=height, round=round_, reason=reason):
+                emit("signing_refused", height=height, round=round_, reason=reason)
+            case Halted(height=height, reason=reason):
+                self.halted = reason
+                emit("consensus_halted", height=height, reason=reason)
+            case _:
+                assert_never(event)
 
 
 def describe(decided: DecidedBlock) -> dict[str, str | int | bool | None]:

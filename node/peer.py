@@ -27,7 +27,7 @@ from nsllm.governance.ledger import Ledger
 from nsllm.governance.peer_log import PeerLog
 from nsllm.governance.validator import Validator
 from nsllm.ids import Address, Digest, Height, PeerId, hex0x, short
-from nsllm.node.agreement import Agreement, describe
+from nsllm.node.agreement import Agreement
 from nsllm.node.api.server import ApiServer
 from nsllm.node.api.settings import ApiSettings
 from nsllm.node.auditor import Auditor
@@ -376,7 +376,6 @@ class Peer:
         return None
 
     def _decided(self, decided: DecidedBlock) -> None:
-        self._context.events.emit("block", **describe(decided))
         if self._examiner is not None and self._keeper is not None:
             for record in sorted({signed.observation.record for signed in decided.block.body.observations}):
                 signed = self._examiner.release(record)
@@ -438,6 +437,7 @@ class Peer:
         with trio.CancelScope(shield=True):
             await self.ledger.close()
             await self._peer_log.close()
+            self._agreement.close()
             await self._world.offload.run(self._store.close)
             await self._world.offload.run(self._completions.close)
 

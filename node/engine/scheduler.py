@@ -34,8 +34,8 @@ from nsllm.node.engine.protocol import (
 from nsllm.node.engine.sampler import Sampler
 from nsllm.node.engine.text_stream import TextStream
 
-CHUNK_TOKENS: Final = 96
-"""Tokens that the text model reads at once: 100 to 150 ms of SmolLM2-135M on one thread."""
+CHUNK_TOKENS: Final = 64
+"""Tokens that the text model reads at once: at most 150 ms of SmolLM2-135M on one thread, all logits included."""
 ANSWER_TOKENS: Final = 512
 """Tokens of an answer that are judged (`nsllm.governance.ports.JudgeModels`)."""
 
