@@ -1,0 +1,132 @@
+"""`nsllm ask` and `nsllm receipt` against a stand-in of the API."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ANSWER = "The sky is blue because… ☀"
+
+
+def test_the_answer_goes_to_stdout_the_rest_to_stderr(nsllm: Callable, peer: Any) -> None:
+    said = nsllm("ask", "Why?", "--api", peer.url)
+    assert said.status == 0
+    assert said.out == ANSWER + "\n"
+    assert "source engine" in said.err
+    assert "score 0.812" in said.err
+    assert "height 7" in said.err
+
+
+def test_only_what_was_set_is_sent(nsllm: Callable, peer: Any) -> None:
+    nsllm("ask", "Why?", "--api", peer.url)
+    assert peer.body() == {"messages": [{"role": "user", "content": "Why?"}], "model": "smol", "stream": True}
+
+
+def test_every_option_is_sent(nsllm: Callable, peer: Any) -> None:
+    options = ["--visibility", "group", "--model", "m", "--max-tokens", 5, "--temperature", 0.5, "--seed", 3]
+    nsllm("ask", "Why?", "--api", peer.url + "/v1/", "--key", "k" * 16, *options)
+    sent = peer.body()
+    assert (sent["visibility"], sent["model"], sent["max_tokens"], sent["temperature"], sent["seed"]) == (
+        "group", "m", 5, 0.5, 3,
+    )  # fmt: skip
+    assert all(headers["authorization"] == "Bearer " + "k" * 16 for _, _, headers, _ in peer.requests)
+
+
+def test_a_question_from_standard_input(nsllm: Callable, peer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("From a pipe?"))
+    nsllm("ask", "-", "--api", peer.url)
+    assert peer.body()["messages"][0]["content"] == "From a pipe?"
+
+
+def test_json_is_one_object(nsllm: Callable, peer: Any) -> None:
+    said = nsllm("ask", "Why?", "--api", peer.url, "--json").json()
+    assert (said["answer"], said["score"], said["height"], said["source"]) == (ANSWER, 0.812345, 7, "engine")
+    assert said["signers"] == ["0xaa", "0xbb", "0xcc"]
+    assert said["receipt"] is None
+
+
+def test_with_receipt_it_returns_once_anchored(nsllm: Callable, peer: Any, tmp_path: Path) -> None:
+    peer.levels = ["pending", "certified", "logged", "anchored"]
+    file = tmp_path / "r.json"
+    said = nsllm("ask", "Why?", "--api", peer.url, "--receipt", file)
+    assert said.status == 0
+    assert file.read_text() == '{\n  "format": "made up"\n}\n'
+    assert [line for line in said.err.splitlines() if line.startswith("receipt: ")] == [
+        "receipt: pending",
+        "receipt: certified, height 7, 3 signers",
+        "receipt: logged, height 7, 3 signers",
+        "receipt: anchored, height 7, 3 signers",
+    ]
+
+
+def test_with_receipt_it_fails_when_the_anchor_does_not_come(nsllm: Callable, peer: Any, tmp_path: Path) -> None:
+    peer.levels = ["certified"]
+    said = nsllm("ask", "Why?", "--api", peer.url, "--receipt", tmp_path / "r.json", "--timeout", 0)
+    assert said.status == 1
+    assert "is certified after 0 s, not yet anchored" in said.err
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_with_receipt_it_fails_when_there_will_be_none(nsllm: Callable, peer: Any, tmp_path: Path) -> None:
+    peer.levels, peer.detail, peer.publication = ["none"], "the request is private", "private"
+    said = nsllm("ask", "Why?", "--api", peer.url, "--receipt", tmp_path / "r.json")
+    assert said.status == 1
+    assert "there is no receipt: the request is private" in said.err
+
+
+def test_an_unpublished_answer_says_why_and_waits_for_nothing(nsllm: Callable, peer: Any) -> None:
+    peer.publication, peer.detail = "unpublished", "coherence 0.1 below 0.3"
+    said = nsllm("ask", "Why?", "--api", peer.url)
+    assert said.status == 0
+    assert "unpublished: coherence 0.1 below 0.3" in said.err
+    assert not [path for _, path, _, _ in peer.requests if "receipts" in path]
+
+
+def test_the_peers_refusal_is_the_message(nsllm: Callable, peer: Any) -> None:
+    peer.publication = "overloaded"
+    said = nsllm("ask", "Why?", "--api", peer.url)
+    assert (said.status, said.err) == (1, "error: 32 generations wait already\n")
+
+
+def test_an_error_in_mid_stream_fails(nsllm: Callable, peer: Any) -> None:
+    peer.error_in_stream = True
+    said = nsllm("ask", "Why?", "--api", peer.url)
+    assert said.status == 1
+    assert "the model worker died" in said.err
+
+
+def test_receipt_prints_it_unchanged(nsllm: Callable, peer: Any) -> None:
+    peer.levels = ["anchored"]
+    assert nsllm("receipt", "chatcmpl-1", "--api", peer.url).out == '{\n  "format": "made up"\n}\n'
+    said = nsllm("receipt", "chatcmpl-1", "--api", peer.url, "--json").json()
+    assert (said["state"], said["receipt"], said["anchor_tx"]) == ("anchored", {"format": "made up"}, "0xfeed")
+
+
+def test_receipt_waits_for_a_level(nsllm: Callable, peer: Any) -> None:
+    peer.levels = ["pending", "certified", "anchored"]
+    assert nsllm("receipt", "chatcmpl-1", "--api", peer.url, "--wait", "anchored").status == 0
+    assert next(path for _, path, _, _ in peer.requests).startswith("/v1/receipts/chatcmpl-1?wait=anchored&timeout_s=")
+
+
+@pytest.mark.parametrize(
+    ("levels", "args", "says"),
+    [
+        (["pending"], [], "is pending: waits for validators"),
+        (["none"], [], "there is no receipt: expired"),
+        (["certified"], ["--wait", "logged", "--timeout", "0"], "is certified after 0 s, not yet logged"),
+    ],
+)
+def test_receipt_fails(nsllm: Callable, peer: Any, levels: list[str], args: list[str], says: str) -> None:
+    peer.levels, peer.detail = levels, "expired"
+    said = nsllm("receipt", "chatcmpl-1", "--api", peer.url, *args)
+    assert said.status == 1
+    assert says in said.err
+    assert said.out == ""
+
+
+def test_an_unknown_receipt(nsllm: Callable, peer: Any) -> None:
+    said = nsllm("receipt", "chatcmpl-2", "--api", peer.url)
+    assert said.status == 1
+    assert "no such thing: /v1/receipts/chatcmpl-2" in said.err
