@@ -122,7 +122,7 @@ def test_completion_scripts(nsllm: Callable) -> None:
         said = nsllm("completion", shell)
         assert said.status == 0
         assert "_NSLLM_COMPLETE" in said.out
-        assert nsllm("completion", shell, "--json").json()["script"] == said.out.rstrip("\n")
+        assert nsllm("completion", shell, "--json").json()["script"].rstrip("\n") == said.out.rstrip("\n")
 
 
 def test_an_error_shows_message_and_hint(nsllm: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
