@@ -1,0 +1,485 @@
+"""The driver: the one task that owns the core and does what it wants done.
+
+    mesh -> receive -> inbox -> decode, screen, validate -> core.step -> log -> effects -> mesh, application
+
+Rules that hold here:
+* an input that changes the core is logged before its effects are done, and the log is synced before anything is signed;
+* everything is signed by the guard, which remembers on disk, before it is sent;
+* a peer's fault is reported and costs its message; our own fault ends `run`; a divergence halts.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import assert_never
+
+import trio
+
+from nsllm.clock import Clock
+from nsllm.consensus import core
+from nsllm.consensus.block import DecidedBlock
+from nsllm.consensus.core import State, Step
+from nsllm.consensus.effects import Accuse, BuildValue, Decide, Effect, Relay, Schedule, SignProposal, SignVote
+from nsllm.consensus.errors import ConsensusError, DivergenceError, GuardError
+from nsllm.consensus.events import (
+    BlockCommitted,
+    ConsensusEvent,
+    ConsensusStatus,
+    EquivocationSeen,
+    Halted,
+    PeerBlamed,
+    RoundEntered,
+    SigningRefused,
+    StepName,
+)
+from nsllm.consensus.guard import SignerGuard
+from nsllm.consensus.horizon import Horizon
+from nsllm.consensus.inbox import Inbox
+from nsllm.consensus.inputs import (
+    Input,
+    ProposalReceived,
+    Start,
+    TimedOut,
+    TimerStep,
+    ValueBuilt,
+    VoteReceived,
+    encode_input,
+)
+from nsllm.consensus.intake import Asked, Behind, Counted, Intake, Noted
+from nsllm.consensus.message import Body, HeightCertificate, Request, decode_message, encode_message
+from nsllm.consensus.ports import Application, BlockSource, Mesh
+from nsllm.consensus.replay import begin_entry, replay
+from nsllm.consensus.resend import answer_to, last_words
+from nsllm.consensus.sync import Tip, check_decided, fetch_batch, load_tip, tip_of
+from nsllm.consensus.timeouts import Timeouts
+from nsllm.consensus.validators import ValidatorSet
+from nsllm.consensus.vote import Proposal, Vote
+from nsllm.consensus.wal import WriteAheadLog
+from nsllm.errors import PeerFault
+from nsllm.ids import Address, Digest, Height, NetworkId, Round, hex0x, short
+
+LOGGER = logging.getLogger(__name__)
+
+STEP_NAMES: dict[Step, StepName] = {
+    Step.NEW: "idle",
+    Step.PROPOSE: "propose",
+    Step.PREVOTE: "prevote",
+    Step.PRECOMMIT: "precommit",
+    Step.DECIDED: "decided",
+}
+
+
+class Driver:
+    """One validator. Make one, `run` it once, cancel it to stop; a restart makes a new one from the same files.
+
+    Args:
+        network: salt of every signature.
+        guard: holds the validator's key.
+        validators: the epoch's set; the guard's address is in it.
+        application: proposes, validates and commits blocks; this task is its only committer.
+        mesh: takes messages for other validators; its authenticated incoming messages go to `receive`.
+        source: decided blocks, for catching up.
+        clock: wall time for headers.
+        wal: this height's log, freshly opened; its owner closes it.
+        timeouts: see there.
+        observer: told what happens, at once, in this task; it must not block or raise.
+        checkpoint: fault-injection point, called with `vote_written`, `vote_sent`, `committing` and `committed` as
+            those moments pass.
+
+    Raises:
+        ConsensusError: the guard's key is not a validator's.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: NetworkId,
+        guard: SignerGuard,
+        validators: ValidatorSet,
+        application: Application,
+        mesh: Mesh,
+        source: BlockSource,
+        clock: Clock,
+        wal: WriteAheadLog,
+        timeouts: Timeouts,
+        observer: Callable[[ConsensusEvent], None],
+        checkpoint: Callable[[str], None] = lambda _moment: None,
+    ) -> None:
+        if guard.address not in validators:
+            raise ConsensusError(f"{hex0x(guard.address)} is not a validator of epoch {validators.epoch}")
+        self._network = network
+        self._guard = guard
+        self._validators = validators
+        self._application = application
+        self._mesh = mesh
+        self._source = source
+        self._clock = clock
+        self._wal = wal
+        self._timeouts = timeouts
+        self._observer = observer
+        self._checkpoint = checkpoint
+        self._others = tuple(member for member in validators.members if member != guard.address)
+        self._inbox = Inbox(self._others)
+        self._horizon = Horizon(validators, guard.address)
+        self._intake = Intake(
+            network=network, validators=validators, application=application, clock=clock, horizon=self._horizon
+        )
+        self._wake = trio.Event()
+        self._tip = Tip(Height(0), Digest(network), None)
+        self._state = State(validators=validators, me=guard.address, height=Height(1))
+        self._abstaining = False
+        self._halted: str | None = None
+        self._held: deque[tuple[Address, Proposal | Vote]] = deque()
+        self._answered: dict[Address, float] = {}
+        self._timers: dict[tuple[TimerStep, Round], float] = {}
+        # Deadlines, in trio's seconds
+        self._ask_at = math.inf
+        self._resend_at = math.inf
+        self._fetch_at = math.inf
+        self._decided_at = -math.inf
+
+    def receive(self, sender: Address, message: bytes) -> None:
+        """Take a message that the mesh authenticated as `sender`'s. Never blocks; bounded for each sender."""
+        if self._inbox.put(sender, message):
+            self._wake.set()
+
+    def poke(self) -> None:
+        """The application may have become due: ask it again."""
+        self._ask_at = -math.inf
+        self._wake.set()
+
+    def status(self) -> ConsensusStatus:
+        """How it stands."""
+        state = self._state
+        return ConsensusStatus(
+            height=state.height,
+            round=state.round,
+            step="halted" if self._halted is not None else STEP_NAMES[state.step],
+            locked=state.locked.value if state.locked is not None else None,
+            pending=len(self._inbox) + len(self._held),
+            last_decided=self._tip.height,
+            behind=max(0, self._horizon.decided - self._tip.height),
+            abstaining=self._abstaining,
+            halted=self._halted,
+        )
+
+    async def run(self) -> None:
+        """Take part until cancelled.
+
+        Raises:
+            DivergenceError: our state differs from a quorum's; the validator has halted.
+            OwnFault: log or guard cannot be written; nothing was sent on their account.
+            WalError: the log is another validator's.
+        """
+        try:
+            await self._recover()
+            while True:
+                await self._turn()
+        except DivergenceError as error:
+            self._halted = str(error)
+            LOGGER.critical("event=halted height=%d reason=%s", self._state.height, error)
+            self._observer(Halted(self._state.height, str(error)))
+            raise
+
+    async def _recover(self) -> None:
+        self._tip = await load_tip(self._network, self._application)
+        fresh = State(validators=self._validators, me=self._guard.address, height=self._tip.next())
+        replayed = replay(self._wal.recovered, fresh, self._network)
+        if replayed is None:
+            self._begin()
+            self._say(self._others, Request(height=self._state.height, round=self._state.round))
+            return
+        LOGGER.info("event=wal_replayed height=%d entries=%d", fresh.height, len(self._wal.recovered))
+        self._state = replayed.state
+        now = trio.current_time()
+        self._ask_at, self._resend_at = now, now
+        last = self._guard.last
+        self._abstaining = last is not None and (
+            last.height > fresh.height or (last.height == fresh.height and last.digest not in replayed.signed)
+        )
+        self._warn_if_abstaining()
+        await self._perform_all(replayed.pending)
+
+    def _begin(self) -> None:
+        """Stand at the height above the tip, with an empty log."""
+        height = self._tip.next()
+        self._state = State(validators=self._validators, me=self._guard.address, height=height)
+        self._wal.reset()
+        self._wal.append(begin_entry(self._network, self._guard.address, height))
+        last = self._guard.last
+        # Signed at this height, and nothing of it in the log: the lock is lost, so no vote of ours is safe here.
+        self._abstaining = last is not None and last.height >= height
+        self._warn_if_abstaining()
+        now = trio.current_time()
+        self._timers.clear()
+        self._ask_at = now
+        self._resend_at = now + self._timeouts.idle_s
+        self._fetch_at = now if self._horizon.decided > height else now + self._timeouts.grace_s
+        self._held.extend(self._horizon.release(height))
+
+    def _warn_if_abstaining(self) -> None:
+        if not self._abstaining:
+            return
+        reason = "the write-ahead log does not hold what the guard says was signed; following without a vote"
+        LOGGER.error("event=abstaining height=%d reason=%s", self._state.height, reason)
+        self._observer(SigningRefused(self._state.height, self._state.round, reason))
+
+    async def _turn(self) -> None:
+        """One thing that is due, or one message, or a sleep until there is one."""
+        await trio.lowlevel.checkpoint()
+        now = trio.current_time()
+        timer = min(((at, key) for key, at in self._timers.items() if at <= now), default=None)
+        if timer is not None:
+            step, round_ = timer[1]
+            del self._timers[timer[1]]
+            await self._apply(TimedOut(step=step, round=round_))
+        elif self._horizon.decided > self._tip.height and now >= self._fetch_at:
+            await self._catch_up()
+        elif now >= self._ask_at:
+            await self._ask_application()
+        elif now >= self._resend_at:
+            self._resend()
+        elif self._held:
+            sender, body = self._held.popleft()
+            await self._handle(sender, body, checked=True)
+        elif (raw := self._inbox.take()) is not None:
+            await self._open(*raw)
+        else:
+            await self._sleep()
+
+    async def _sleep(self) -> None:
+        self._wake = trio.Event()
+        fetch_at = self._fetch_at if self._horizon.decided > self._tip.height else math.inf
+        deadline = min(self._ask_at, self._resend_at, fetch_at, *self._timers.values(), math.inf)
+        with trio.move_on_at(deadline):
+            await self._wake.wait()
+
+    async def _ask_application(self) -> None:
+        self._ask_at = math.inf
+        if self._state.step is not Step.NEW:
+            return
+        due_s = await self._application.due_in()
+        if due_s is None:
+            return
+        if due_s <= 0:
+            await self._apply(Start())
+        else:
+            self._ask_at = min(self._ask_at, trio.current_time() + due_s)
+
+    # What comes in
+
+    async def _open(self, sender: Address, data: bytes) -> None:
+        try:
+            body = decode_message(data)
+        except PeerFault as error:
+            self._blame(sender, error)
+            return
+        await self._handle(sender, body, checked=False)
+
+    async def _handle(self, sender: Address, body: Body, *, checked: bool) -> None:
+        known = (self._horizon.decided, self._horizon.certificate)
+        try:
+            admitted = await self._intake.admit(self._state, self._tip.header_id, sender, body, checked=checked)
+        except PeerFault as error:
+            self._blame(sender, error)
+            return
+        match admitted:
+            case Counted(inputs=inputs, fault=fault):
+                if fault is not None:
+                    self._blame(sender, fault)
+                await self._count(inputs)
+            case Behind(height=lower):
+                self._help(sender, lower)
+            case Asked(request=request):
+                if self._may_answer(sender):
+                    for answer in answer_to(self._state, request):
+                        self._say((sender,), answer)
+            case Noted():
+                if (self._horizon.decided, self._horizon.certificate) != known:
+                    self._plan_fetch(proved=self._horizon.certificate is not known[1])
+            case _:
+                assert_never(admitted)
+
+    async def _count(self, inputs: Iterable[Input]) -> None:
+        """Feed the core; begin the height if the others have."""
+        height = self._state.height
+        for event in inputs:
+            if self._state.height == height:
+                await self._apply(event)
+        if self._state.height == height and self._state.step is Step.NEW and self._wanted_by_others():
+            await self._apply(Start())
+
+    def _plan_fetch(self, *, proved: bool) -> None:
+        """Others are ahead. By votes alone and one height only, what decides ours is probably under way: wait a bit."""
+        patient = not proved and self._horizon.decided <= self._state.height
+        self._fetch_at = trio.current_time() + (self._timeouts.grace_s if patient else 0.0)
+
+    def _wanted_by_others(self) -> bool:
+        """Whether the proposer, or f+1 validators, have begun this height."""
+        reached = self._state.tally.reached
+        return self._validators.proposer(self._state.height, 0) in reached or len(reached) > self._validators.faults
+
+    def _blame(self, sender: Address | None, error: PeerFault) -> None:
+        name = short(sender) if sender is not None else "source"
+        LOGGER.warning("event=peer_fault peer=%s code=%s", name, error.code)
+        self._observer(PeerBlamed(sender, error.code, str(error)))
+
+    # What the core wants done
+
+    async def _apply(self, event: Input) -> None:
+        """Step the core, log, do the effects; then the same for what they answer."""
+        await self._drain(deque([(event, False)]))
+
+    async def _perform_all(self, effects: Iterable[Effect]) -> None:
+        height = self._state.height
+        follow: deque[tuple[Input, bool]] = deque()
+        for effect in effects:
+            answer = await self._perform(effect)
+            if self._state.height != height:
+                return
+            if answer is not None:
+                follow.append(answer)
+        await self._drain(follow)
+
+    async def _drain(self, events: deque[tuple[Input, bool]]) -> None:
+        height = self._state.height
+        while events:
+            event, logged = events.popleft()
+            before = self._state
+            state, effects = core.step(before, event)
+            if not logged:
+                if state is before and not effects:
+                    continue
+                self._wal.append(encode_input(event))
+            self._state = state
+            if state.round != before.round or before.step is Step.NEW < state.step:
+                LOGGER.debug("event=round height=%d round=%d", height, state.round)
+                self._resend_at = trio.current_time() + self._timeouts.resend_s
+                self._observer(RoundEntered(height, state.round))
+            for effect in effects:
+                answer = await self._perform(effect)
+                if self._state.height != height:
+                    return
+                if answer is not None:
+                    events.append(answer)
+
+    async def _perform(self, effect: Effect) -> tuple[Input, bool] | None:
+        """Do one effect; what it answers, and whether that is logged already."""
+        state = self._state
+        match effect:
+            case BuildValue(round=round_):
+                if round_ != state.round or state.step is not Step.PROPOSE:
+                    return None
+                block = await self._application.propose(state.height, self._clock.now_ms(), state.me)
+                return ValueBuilt(round=round_, block=block), False
+            case SignProposal() | SignVote():
+                return self._sign(effect)
+            case Schedule(step=step, round=round_):
+                self._timers[step, round_] = trio.current_time() + self._timeouts.of(step, round_)
+            case Relay(certificate=certificate):
+                self._say(self._others, certificate)
+            case Accuse(equivocation=equivocation):
+                LOGGER.warning("event=equivocation height=%d round=%d", state.height, equivocation.first.round)
+                self._observer(EquivocationSeen(equivocation))
+            case Decide(decided=decided):
+                await self._commit(decided, synced=False)
+            case _:
+                assert_never(effect)
+        return None
+
+    def _sign(self, effect: SignProposal | SignVote) -> tuple[Input, bool] | None:
+        """Sign through the guard, write, send. None if we may not sign this."""
+        if self._abstaining:
+            return None
+        state, epoch = self._state, self._validators.epoch
+        self._wal.sync()
+        event: Input
+        body: Vote | Proposal
+        try:
+            if isinstance(effect, SignVote):
+                body = self._guard.vote(
+                    kind=effect.kind, epoch=epoch, height=state.height, round_=effect.round, value=effect.value
+                )
+                event = VoteReceived(vote=body)
+            else:
+                body = self._guard.proposal(
+                    effect.block,
+                    epoch=epoch,
+                    height=state.height,
+                    round_=effect.round,
+                    valid_round=effect.valid_round,
+                    polka=effect.polka,
+                )
+                event = ProposalReceived(proposal=body, valid=True)
+        except GuardError as error:
+            LOGGER.error("event=guard_refused height=%d round=%d", state.height, effect.round)
+            self._observer(SigningRefused(state.height, effect.round, str(error)))
+            return None
+        self._wal.append(encode_input(event))
+        self._checkpoint("vote_written")
+        self._say(self._others, body)
+        self._checkpoint("vote_sent")
+        return event, True
+
+    async def _commit(self, decided: DecidedBlock, *, synced: bool) -> None:
+        self._checkpoint("committing")
+        await self._application.commit(decided)
+        self._checkpoint("committed")
+        self._tip = tip_of(decided)
+        self._decided_at = trio.current_time()
+        LOGGER.info("event=committed height=%d round=%d", self._tip.height, decided.certificate.round)
+        self._observer(BlockCommitted(decided, synced=synced))
+        self._begin()
+
+    # Repair
+
+    async def _catch_up(self) -> None:
+        """Commit what others are known to have decided: the block at hand if there is one, else from the source."""
+        certificate = self._horizon.certificate
+        if certificate is not None and certificate.header.height == self._state.height:
+            candidate = self._state.candidates.get(certificate.header.id())
+            if candidate is not None:
+                block = candidate.proposal.block
+                await self._commit(DecidedBlock(block=block, certificate=certificate), synced=True)
+                return
+        before = self._tip.height
+        for decided in await fetch_batch(self._source, self._tip, self._timeouts.fetch_s):
+            try:
+                check_decided(self._network, self._validators, self._tip, decided)
+            except PeerFault as error:
+                self._blame(None, error)
+                break
+            await self._commit(decided, synced=True)
+        if self._tip.height == before:
+            self._fetch_at = trio.current_time() + self._timeouts.resend_s
+
+    def _resend(self) -> None:
+        """Say again what was said last; while nothing is wanted, ask where the others stand."""
+        idle = self._state.step is Step.NEW
+        self._resend_at = trio.current_time() + (self._timeouts.idle_s if idle else self._timeouts.resend_s)
+        for body, to in last_words(self._state, self._others):
+            self._say(to, body)
+
+    def _help(self, sender: Address, height: Height) -> None:
+        """Prove to a validator that the height it is at is decided. Not at once: its vote may have been under way."""
+        fresh = trio.current_time() - self._decided_at < self._timeouts.resend_s / 2
+        if self._tip.certificate is None or (height == self._tip.height and fresh):
+            return
+        if self._may_answer(sender):
+            self._say((sender,), HeightCertificate(certificate=self._tip.certificate))
+
+    def _may_answer(self, sender: Address) -> bool:
+        """At most two answers to one sender in a resend interval."""
+        now = trio.current_time()
+        if now - self._answered.get(sender, -math.inf) < self._timeouts.resend_s / 2:
+            return False
+        self._answered[sender] = now
+        return True
+
+    def _say(self, to: Iterable[Address], body: Body) -> None:
+        message = encode_message(body)
+        for validator in to:
+            self._mesh.send(validator, message)

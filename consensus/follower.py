@@ -1,0 +1,102 @@
+"""The follower: decided blocks for a peer that does not validate. Fetch, verify, commit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from nsllm.consensus.errors import DivergenceError
+from nsllm.consensus.events import BlockCommitted, ConsensusEvent, Halted, PeerBlamed
+from nsllm.consensus.ports import Application, BlockSource
+from nsllm.consensus.sync import check_decided, fetch_batch, load_tip, tip_of
+from nsllm.consensus.validators import ValidatorSet
+from nsllm.errors import PeerFault
+from nsllm.ids import Height, NetworkId
+
+LOGGER = logging.getLogger(__name__)
+
+POLL_S: Final = 10.0
+"""Announcements get lost; so often the source is asked anyway."""
+RETRY_S: Final = 1.0
+"""Pause after a fetch that brought nothing although more was announced."""
+MAX_MISSES: Final = 5
+"""Fetches in a row that an announcement which brings nothing is worth."""
+FETCH_S: Final = 10.0
+
+
+class Follower:
+    """Keeps one application at the network's height.
+
+    Args:
+        network: its blocks.
+        validators: whose certificates count.
+        application: what the blocks are committed to; this task is its only committer.
+        source: where blocks come from, unverified.
+        observer: told of every committed block and every bad one.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: NetworkId,
+        validators: ValidatorSet,
+        application: Application,
+        source: BlockSource,
+        observer: Callable[[ConsensusEvent], None],
+    ) -> None:
+        self._network = network
+        self._validators = validators
+        self._application = application
+        self._source = source
+        self._observer = observer
+        self._announced = Height(0)
+        self._wake = trio.Event()
+
+    def announce(self, height: Height) -> None:
+        """Somebody says that `height` is decided. Unproved, so it only makes us ask sooner."""
+        if height > self._announced:
+            self._announced = height
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Follow until cancelled.
+
+        Raises:
+            DivergenceError: our state differs from what a quorum certified.
+        """
+        tip = await load_tip(self._network, self._application)
+        misses = 0
+        while True:
+            self._wake = trio.Event()
+            announced = self._announced
+            blocks = await fetch_batch(self._source, tip, FETCH_S)
+            before = tip
+            for decided in blocks:
+                try:
+                    check_decided(self._network, self._validators, tip, decided)
+                except PeerFault as error:
+                    LOGGER.warning("event=sync_refused height=%d code=%s", tip.next(), error.code)
+                    self._observer(PeerBlamed(None, error.code, str(error)))
+                    break
+                try:
+                    await self._application.commit(decided)
+                except DivergenceError as error:
+                    self._observer(Halted(tip.next(), str(error)))
+                    raise
+                tip = tip_of(decided)
+                self._observer(BlockCommitted(decided, synced=True))
+            if tip.height > before.height:
+                misses = 0
+                continue
+            if announced > tip.height and misses < MAX_MISSES:
+                misses += 1
+                await trio.sleep(RETRY_S)
+                continue
+            # nothing is missing, or the claim was false: forget it
+            misses = 0
+            self._announced = tip.height
+            with trio.move_on_after(POLL_S):
+                await self._wake.wait()

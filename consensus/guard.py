@@ -1,0 +1,178 @@
+"""The signer guard: the only holder of the member key in consensus, and the last word on what it signs.
+
+It remembers the last signed (height, round, step, digest) in a small file of its own, synced to disk before a
+signature leaves it. It signs only what comes later in that order, or the identical thing again. So a lost or
+rolled-back write-ahead log, a bug in the core or a second driver over the same folder cannot make this validator
+equivocate.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final
+
+from msgspec import Meta
+
+from nsllm import canonical
+from nsllm.canonical import Value
+from nsllm.consensus.block import Block
+from nsllm.consensus.errors import GuardError
+from nsllm.consensus.vote import Proposal, Vote, VoteKind, proposal_digest, vote_digest
+from nsllm.crypto import MemberKey
+from nsllm.errors import EncodingError, UsageError
+from nsllm.files import read_bounded, write_atomic
+from nsllm.ids import (
+    Address,
+    AddressField,
+    Digest,
+    DigestField,
+    Epoch,
+    Height,
+    HeightField,
+    NetworkId,
+    NetworkIdField,
+    Round,
+    RoundField,
+    Signature,
+    hex0x,
+    short,
+)
+
+MAX_GUARD_BYTES: Final = 4096
+SIGN_STEPS: Final = {"proposal": 1, "prevote": 2, "precommit": 3}
+"""Order of what one validator signs within a round."""
+
+
+class Signed(Value, frozen=True, kw_only=True):
+    """The last thing that was signed."""
+
+    network: NetworkIdField
+    validator: AddressField
+    height: HeightField
+    round: RoundField
+    step: Annotated[int, Meta(ge=1, le=3)]
+    """See `SIGN_STEPS`."""
+    digest: DigestField
+
+    def place(self) -> tuple[int, int, int]:
+        """(height, round, step), the order that only ever rises."""
+        return (self.height, self.round, self.step)
+
+
+class SignerGuard:
+    """Signs votes and proposals, never two different ones at one place.
+
+    Args:
+        key: the member key; nothing else in consensus holds it.
+        network: whose messages these are.
+        path: the guard's file; made at the first signature.
+
+    Raises:
+        GuardError: the file is damaged, or another key's or network's.
+    """
+
+    def __init__(self, key: MemberKey, network: NetworkId, path: Path) -> None:
+        self._key = key
+        self._network = network
+        self._path = path
+        self._last = self._load()
+
+    @property
+    def address(self) -> Address:
+        """The validator that signs here."""
+        return self._key.address
+
+    @property
+    def last(self) -> Signed | None:
+        """The last thing signed; None before the first."""
+        return self._last
+
+    def vote(self, *, kind: VoteKind, epoch: Epoch, height: Height, round_: Round, value: Digest | None) -> Vote:
+        """A signed vote.
+
+        Raises:
+            GuardError: it would contradict what was signed before.
+            OwnFault: the guard's file cannot be written; nothing was signed.
+        """
+        me = self.address
+        digest = vote_digest(
+            self._network, kind=kind, epoch=epoch, height=height, round_=round_, value=value, validator=me
+        )
+        signature = self._sign(height, round_, kind, digest)
+        return Vote(kind=kind, epoch=epoch, height=height, round=round_, value=value, validator=me, signature=signature)
+
+    def proposal(
+        self,
+        block: Block,
+        *,
+        epoch: Epoch,
+        height: Height,
+        round_: Round,
+        valid_round: Round | None,
+        polka: tuple[Vote, ...],
+    ) -> Proposal:
+        """A signed proposal.
+
+        Raises:
+            GuardError: it would contradict what was signed before.
+            OwnFault: the guard's file cannot be written; nothing was signed.
+        """
+        me = self.address
+        digest = proposal_digest(
+            self._network,
+            epoch=epoch,
+            height=height,
+            round_=round_,
+            value=block.header.id(),
+            valid_round=valid_round,
+            proposer=me,
+        )
+        return Proposal(
+            block=block,
+            epoch=epoch,
+            height=height,
+            round=round_,
+            valid_round=valid_round,
+            polka=polka,
+            proposer=me,
+            signature=self._sign(height, round_, "proposal", digest),
+        )
+
+    def _sign(self, height: Height, round_: Round, step: str, digest: Digest) -> Signature:
+        wanted = Signed(
+            network=self._network,
+            validator=self.address,
+            height=height,
+            round=round_,
+            step=SIGN_STEPS[step],
+            digest=digest,
+        )
+        last = self._last
+        if last is not None and wanted != last and wanted.place() <= last.place():
+            raise GuardError(
+                f"refused to sign {step} {short(digest)} at height {height} round {round_}: "
+                f"last signed was {short(last.digest)} at {last.place()}",
+                hint="wait for the next height; if this repeats, another process runs with this key",
+            )
+        if wanted != last:
+            write_atomic(self._path, canonical.to_json(wanted).encode())
+            self._last = wanted
+        return self._key.sign(digest)
+
+    def _load(self) -> Signed | None:
+        if not self._path.exists():
+            return None
+        try:
+            text = read_bounded(self._path, limit_bytes=MAX_GUARD_BYTES).decode()
+            last = canonical.from_json(text, Signed, limit_bytes=MAX_GUARD_BYTES)
+        except (EncodingError, UsageError, UnicodeDecodeError) as error:
+            raise GuardError(
+                f"{self._path} is damaged: {error}",
+                hint="restore it from a backup; without it this key may sign a contradiction",
+            ) from None
+        if last.network != self._network or last.validator != self.address:
+            raise GuardError(
+                f"{self._path} belongs to validator {hex0x(last.validator)} of network {hex0x(last.network)[:18]}",
+                hint=f"this peer is {hex0x(self.address)} of network {hex0x(self._network)[:18]}",
+            )
+        return last

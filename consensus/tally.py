@@ -1,0 +1,119 @@
+"""The tally: who voted what in which round of one height. Immutable; bounded whatever the validators send.
+
+One vote a (kind, round, validator) counts; a second one for another value is an equivocation. The exception is the
+paper's own: it counts messages, not voters, so a polka that contains an equivocator's other vote is still a polka. A
+complete certificate is therefore added whole (`certified=True`). Quorums of one round intersect in an honest
+validator, so there is at most one such value beside the first votes, and at most two votes a slot are ever kept.
+
+Rounds far above the current one are remembered as one vote a validator: enough for the f+1 of line 55.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from nsllm.consensus.vote import Vote, VoteKind
+from nsllm.ids import Address, Digest, Round
+
+MAX_ROUNDS_AHEAD: Final = 4
+"""Rounds above the current one whose votes are kept in full."""
+
+Slot = tuple[VoteKind, Round]
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Votes of one height by slot and validator, in order of arrival."""
+
+    slots: Mapping[Slot, Mapping[Address, tuple[Vote, ...]]] = field(
+        default_factory=dict[Slot, dict[Address, tuple[Vote, ...]]]
+    )
+    far: Mapping[Address, Vote] = field(default_factory=dict[Address, Vote])
+    """Of each validator the highest vote above the horizon."""
+    reached: Mapping[Address, Round] = field(default_factory=dict[Address, Round])
+    """Highest round in which each validator was heard."""
+    accused: frozenset[tuple[Slot, Address]] = frozenset()
+
+    def add(self, vote: Vote, horizon: int, *, certified: bool = False) -> tuple[Tally, Vote | None]:
+        """The tally with `vote`; beside it the earlier vote that it contradicts, the first time that happens.
+
+        Args:
+            vote: of this height, checked.
+            horizon: last round that is kept in full.
+            certified: the vote is part of a complete quorum for its value, and counts beside an earlier one.
+        """
+        if vote.round > horizon:
+            known = self.far.get(vote.validator)
+            if known is not None and known.round >= vote.round:
+                return self, None
+            return replace(self.heard(vote.validator, vote.round), far={**self.far, vote.validator: vote}), None
+        slot: Slot = (vote.kind, vote.round)
+        voters = self.slots.get(slot, {})
+        before = voters.get(vote.validator, ())
+        if any(known.value == vote.value for known in before):
+            return self, None
+        tally, against = self, None
+        if before and (slot, vote.validator) not in self.accused:
+            tally, against = replace(self, accused=self.accused | {(slot, vote.validator)}), before[0]
+        if before and (not certified or len(before) > 1):
+            return tally, against
+        voters = {**voters, vote.validator: (*before, vote)}
+        tally = replace(tally.heard(vote.validator, vote.round), slots={**self.slots, slot: voters})
+        return tally, against
+
+    def heard(self, validator: Address, round_: Round) -> Tally:
+        """The tally that knows `validator` to have reached `round_`."""
+        if self.reached.get(validator, -1) >= round_:
+            return self
+        return replace(self, reached={**self.reached, validator: round_})
+
+    def near(self, horizon: int) -> Tally:
+        """The tally with the far votes that a new horizon has come to cover counted in full."""
+        tally = replace(self, far={a: vote for a, vote in self.far.items() if vote.round > horizon})
+        for vote in self.far.values():
+            if vote.round <= horizon:
+                tally, _ = tally.add(vote, horizon)
+        return tally
+
+    def voters(self, kind: VoteKind, round_: Round) -> int:
+        """Validators that voted in the slot, each once, whatever for."""
+        return len(self.slots.get((kind, round_), {}))
+
+    def votes(self, kind: VoteKind, round_: Round) -> tuple[Vote, ...]:
+        """First vote of each validator in the slot, ascending by validator."""
+        voters = self.slots.get((kind, round_), {})
+        return tuple(voters[validator][0] for validator in sorted(voters))
+
+    def votes_for(self, kind: VoteKind, round_: Round, value: Digest | None) -> tuple[Vote, ...]:
+        """Votes for `value` in the slot, one a validator, ascending by validator."""
+        voters = self.slots.get((kind, round_), {})
+        return tuple(vote for validator in sorted(voters) for vote in voters[validator] if vote.value == value)
+
+    def count(self, kind: VoteKind, round_: Round, value: Digest | None) -> int:
+        """Validators that voted for `value` in the slot."""
+        voters = self.slots.get((kind, round_), {})
+        return sum(1 for votes in voters.values() for vote in votes if vote.value == value)
+
+    def leaders(self, kind: VoteKind, round_: Round, enough: int) -> tuple[Digest, ...]:
+        """Values with at least `enough` votes in the slot, ascending."""
+        counts: dict[Digest, int] = {}
+        for votes in self.slots.get((kind, round_), {}).values():
+            for vote in votes:
+                if vote.value is not None:
+                    counts[vote.value] = counts.get(vote.value, 0) + 1
+        return tuple(sorted(value for value, count in counts.items() if count >= enough))
+
+    def rounds(self, kind: VoteKind) -> tuple[Round, ...]:
+        """Rounds with votes of `kind`, ascending."""
+        return tuple(sorted(round_ for slot_kind, round_ in self.slots if slot_kind == kind))
+
+    def holds(self, vote: Vote) -> bool:
+        """Whether exactly this vote is counted already (so its signature need not be checked again)."""
+        return vote in self.slots.get((vote.kind, vote.round), {}).get(vote.validator, ())
+
+    def reached_by(self, count: int) -> int:
+        """Highest round that at least `count` validators have reached; -1 if fewer were heard at all."""
+        rounds = sorted(self.reached.values(), reverse=True)
+        return rounds[count - 1] if len(rounds) >= count else -1

@@ -1,0 +1,169 @@
+"""Votes and proposals: the signed messages of the algorithm.
+
+A precommit for a value is signed as EIP-712 over the header (`nsllm.consensus.header.precommit_digest`), so that a
+contract can count it; everything else is signed over the canonical digest of a body that binds every field.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Annotated, Final, Literal
+
+from msgspec import Meta
+
+from nsllm import canonical, crypto
+from nsllm.canonical import Value
+from nsllm.consensus.block import Block
+from nsllm.consensus.header import precommit_digest
+from nsllm.ids import (
+    Address,
+    AddressField,
+    Digest,
+    DigestField,
+    Epoch,
+    EpochField,
+    Height,
+    HeightField,
+    NetworkId,
+    Round,
+    RoundField,
+    SignatureField,
+)
+
+VoteKind = Literal["prevote", "precommit"]
+
+MAX_VOTES: Final = 256
+"""Votes in one certificate: as many as validators in a set."""
+
+
+class VoteBody(Value, frozen=True, kw_only=True):
+    """What a prevote, or a precommit for nil, is signed over."""
+
+    kind: VoteKind
+    epoch: EpochField
+    height: HeightField
+    round: RoundField
+    value: DigestField | None
+    validator: AddressField
+
+
+class Vote(Value, frozen=True, kw_only=True, tag_field="type", tag="vote"):
+    """⟨PREVOTE, h, r, id(v)⟩ or ⟨PRECOMMIT, h, r, id(v)⟩ of one validator."""
+
+    kind: VoteKind
+    epoch: EpochField
+    height: HeightField
+    round: RoundField
+    value: DigestField | None
+    """Id of the header voted for; None is the paper's nil."""
+    validator: AddressField
+    signature: SignatureField
+
+    def digest(self, network: NetworkId) -> Digest:
+        """What the validator signed."""
+        return vote_digest(
+            network,
+            kind=self.kind,
+            epoch=self.epoch,
+            height=self.height,
+            round_=self.round,
+            value=self.value,
+            validator=self.validator,
+        )
+
+    def check(self, network: NetworkId) -> None:
+        """Pass silently if the named validator signed it.
+
+        Raises:
+            SignatureError: not the validator's signature.
+        """
+        crypto.verify(self.digest(network), self.signature, self.validator)
+
+
+Votes = Annotated[tuple[Vote, ...], Meta(max_length=MAX_VOTES)]
+
+
+class ProposalBody(Value, frozen=True, kw_only=True):
+    """What a proposal is signed over; the value's id commits to the header and so to the body."""
+
+    epoch: EpochField
+    height: HeightField
+    round: RoundField
+    value: DigestField
+    valid_round: RoundField | None
+    proposer: AddressField
+
+
+class Proposal(Value, frozen=True, kw_only=True, dict=True, tag_field="type", tag="proposal"):
+    """⟨PROPOSAL, h, r, v, vr⟩ of the round's proposer."""
+
+    block: Block
+    epoch: EpochField
+    height: HeightField
+    round: RoundField
+    valid_round: RoundField | None
+    """None is the paper's -1."""
+    polka: Votes = ()
+    """Prevotes that prove `valid_round`; may be empty where the receivers have them already. Not signed over: each
+    carries its own signature."""
+    proposer: AddressField
+    signature: SignatureField
+
+    @cached_property
+    def value(self) -> Digest:
+        """The paper's id(v): id of the block's header."""
+        return self.block.header.id()
+
+    def digest(self, network: NetworkId) -> Digest:
+        """What the proposer signed."""
+        return proposal_digest(
+            network,
+            epoch=self.epoch,
+            height=self.height,
+            round_=self.round,
+            value=self.value,
+            valid_round=self.valid_round,
+            proposer=self.proposer,
+        )
+
+    def check(self, network: NetworkId) -> None:
+        """Pass silently if the named proposer signed it (the polka's votes are checked by whoever counts them).
+
+        Raises:
+            SignatureError: not the proposer's signature.
+        """
+        crypto.verify(self.digest(network), self.signature, self.proposer)
+
+
+def vote_digest(
+    network: NetworkId,
+    *,
+    kind: VoteKind,
+    epoch: Epoch,
+    height: Height,
+    round_: Round,
+    value: Digest | None,
+    validator: Address,
+) -> Digest:
+    """What `validator` signs to cast the vote."""
+    if kind == "precommit" and value is not None:
+        return precommit_digest(network, epoch, height, round_, value)
+    body = VoteBody(kind=kind, epoch=epoch, height=height, round=round_, value=value, validator=validator)
+    return canonical.digest("vote", network, body)
+
+
+def proposal_digest(
+    network: NetworkId,
+    *,
+    epoch: Epoch,
+    height: Height,
+    round_: Round,
+    value: Digest,
+    valid_round: Round | None,
+    proposer: Address,
+) -> Digest:
+    """What `proposer` signs to propose."""
+    body = ProposalBody(
+        epoch=epoch, height=height, round=round_, value=value, valid_round=valid_round, proposer=proposer
+    )
+    return canonical.digest("proposal", network, body)

@@ -1,0 +1,193 @@
+"""The write-ahead log: what happened at the height being decided, on disk before anything is sent.
+
+A file of frames: marker (4 bytes), sequence number, length and CRC-32 (big-endian u32 each), payload. The CRC covers
+sequence number, length and payload. An unfinished frame at the end is what a crash leaves behind: it is cut off and
+reported. A bad frame with a good one after it is damage: the log refuses to open.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Final
+
+from nsllm.consensus.errors import WalError
+from nsllm.errors import OwnFault
+
+LOGGER = logging.getLogger(__name__)
+
+MARKER: Final = b"\xf1WAL"
+HEAD: Final = struct.Struct(">4sIII")
+MAX_ENTRY_BYTES: Final = 2 * 1024 * 1024
+"""A block with a full polka, and room to spare."""
+MAX_WAL_BYTES: Final = 256 * 1024 * 1024
+"""One height's log; far above what the core's bounds let in."""
+
+
+class WriteAheadLog:
+    """One height's entries, appended and synced. One owner; `close` it.
+
+    Raises:
+        WalError: damaged before its tail.
+        OwnFault: cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._broken = False
+        self._synced = True
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            data = self._read()
+            if not data:
+                _sync_folder(path.parent)
+        except OSError as error:
+            raise OwnFault(f"cannot open {path}: {error.strerror}", hint="check permissions and space") from None
+        self._recovered, end = self._parse(data)
+        self._sequence = len(self._recovered)
+        self._end = end
+        self._cut_bytes = len(data) - end
+        if self._cut_bytes:
+            LOGGER.warning("event=wal_tail_cut path=%s bytes=%d entries=%d", path, self._cut_bytes, self._sequence)
+            self._truncate(end)
+
+    @property
+    def recovered(self) -> tuple[bytes, ...]:
+        """The entries that stood in the file when it was opened, in order."""
+        return self._recovered
+
+    @property
+    def cut_bytes(self) -> int:
+        """Length of the torn tail that was cut off at opening."""
+        return self._cut_bytes
+
+    def append(self, entry: bytes) -> None:
+        """Write an entry; it survives a killed process now and a power cut after `sync`.
+
+        Raises:
+            OwnFault: no space, or an earlier write failed. The entry is not in the log, and nothing of it is left.
+        """
+        if len(entry) > MAX_ENTRY_BYTES or self._end + HEAD.size + len(entry) > MAX_WAL_BYTES:
+            raise OwnFault(f"{self._path}: entry of {len(entry)} bytes at {self._end} is beyond the log's bounds")
+        self._refuse_broken()
+        frame = _frame(self._sequence, entry)
+        try:
+            written = 0
+            while written < len(frame):
+                written += os.pwrite(self._file, frame[written:], self._end + written)
+        except OSError as error:
+            self._truncate(self._end)
+            raise self._fault(error) from None
+        self._sequence += 1
+        self._end += len(frame)
+        self._synced = False
+
+    def sync(self) -> None:
+        """Return once all entries are on disk; at once if they are already.
+
+        Raises:
+            OwnFault: the disk refused. The log stays broken: after a failed fsync nobody knows what the disk holds.
+        """
+        self._refuse_broken()
+        if self._synced:
+            return
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            self._broken = True
+            raise self._fault(error) from None
+        self._synced = True
+
+    def reset(self) -> None:
+        """Forget everything: the height is committed.
+
+        Raises:
+            OwnFault: the disk refused.
+        """
+        self._refuse_broken()
+        self._truncate(0)
+        self._sequence = 0
+        self._end = 0
+        self._synced = True
+
+    def close(self) -> None:
+        """Close the file; safe to call twice."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+            self._broken = True
+
+    def _read(self) -> bytes:
+        size = os.fstat(self._file).st_size
+        if size > MAX_WAL_BYTES:
+            raise WalError(f"{self._path} has {size} bytes, more than {MAX_WAL_BYTES}", hint="restore the data folder")
+        chunks: list[bytes] = []
+        while chunk := os.pread(self._file, 1 << 20, sum(map(len, chunks))):
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    def _parse(self, data: bytes) -> tuple[tuple[bytes, ...], int]:
+        """Entries, and where the good part ends."""
+        entries: list[bytes] = []
+        offset = 0
+        while (entry := _entry_at(data, offset, len(entries))) is not None:
+            entries.append(entry)
+            offset += HEAD.size + len(entry)
+        after = data.find(MARKER, offset + 1)
+        while after >= 0:
+            if _entry_at(data, after, None) is not None:
+                raise WalError(
+                    f"{self._path} is damaged at byte {offset}: a good entry follows at byte {after}",
+                    hint="restore the data folder; do not delete the log, it holds this validator's lock",
+                )
+            after = data.find(MARKER, after + 1)
+        return tuple(entries), offset
+
+    def _truncate(self, length: int) -> None:
+        try:
+            os.ftruncate(self._file, length)
+            os.fsync(self._file)
+        except OSError as error:
+            self._broken = True
+            raise self._fault(error) from None
+
+    def _refuse_broken(self) -> None:
+        if self._broken:
+            raise OwnFault(f"{self._path} is closed or failed before", hint="restart the peer")
+
+    def _fault(self, error: OSError) -> OwnFault:
+        return OwnFault(f"cannot write {self._path}: {error.strerror}", hint="free some space, then restart the peer")
+
+
+def _sync_folder(folder: Path) -> None:
+    """So that a new log's name survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _frame(sequence: int, entry: bytes) -> bytes:
+    return HEAD.pack(MARKER, sequence, len(entry), _crc(sequence, entry)) + entry
+
+
+def _crc(sequence: int, entry: bytes) -> int:
+    return zlib.crc32(entry, zlib.crc32(struct.pack(">II", sequence, len(entry))))
+
+
+def _entry_at(data: bytes, offset: int, sequence: int | None) -> bytes | None:
+    """The entry whose frame starts at `offset`, if a whole and sound one does (of that sequence number, if given)."""
+    if offset + HEAD.size > len(data):
+        return None
+    marker, number, length, crc = HEAD.unpack_from(data, offset)
+    start = offset + HEAD.size
+    if marker != MARKER or length > MAX_ENTRY_BYTES or start + length > len(data):
+        return None
+    if sequence is not None and number != sequence:
+        return None
+    entry = data[start : start + length]
+    return entry if _crc(number, entry) == crc else None
