@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -74,6 +75,7 @@ class FakeService:
     ladder: Sequence[tuple[float, ReceiptStatus]] = ()
     """(seconds after the answer, what its receipt is then); rising."""
     born: dict[str, float] = field(default_factory=dict)
+    receipts_asked: int = 0
     ready: Readiness = field(default_factory=lambda: Readiness(True, True, True, "ready"))
     senders: list[trio.MemorySendChannel[PeerEvent]] = field(default_factory=list)
     event_readers: int = 0
@@ -139,6 +141,7 @@ class FakeService:
 
     async def receipt(self, completion_id: str) -> ReceiptStatus:
         await trio.lowlevel.checkpoint()
+        self.receipts_asked += 1
         if completion_id in self.born and self.ladder:
             age_s = trio.current_time() - self.born[completion_id]
             reached = [status for after_s, status in self.ladder if age_s >= after_s]
@@ -252,6 +255,8 @@ class Running:
     http: httpx.AsyncClient
     url: str
     scope: trio.CancelScope
+    ended: trio.Event
+    """Set once the server's task is over, its thread included."""
 
 
 @pytest.fixture
@@ -281,7 +286,7 @@ async def start(service: FakeService, nursery: trio.Nursery) -> AsyncIterator[Ca
             scopes.append((scope, ended))
             url = f"http://127.0.0.1:{port}"
             http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=20))
-            return Running(service, settings, port, http, url, scope)
+            return Running(service, settings, port, http, url, scope, ended)
 
         yield begin
         for scope, ended in scopes:
@@ -333,3 +338,30 @@ def browse() -> Callable[..., object]:
         await trio.to_thread.run_sync(drive, visit, width)
 
     return run
+
+
+@pytest.fixture
+async def slow_client() -> AsyncIterator[Callable[..., object]]:
+    """`stream = await slow_client(running)`: asks for 6 MB and reads nothing; returns once the server stands still."""
+    async with AsyncExitStack() as stack:
+
+        async def connect(running: Running) -> trio.SocketStream:
+            service = running.service
+            service.words = ["x" * 4000] * 1500  # more than the buffers of both sockets hold
+            body = b'{"model":"%s","messages":[{"role":"user","content":"Why?"}],"stream":true}' % MODEL.encode()
+            raw = socket.socket()
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            raw.connect(("127.0.0.1", running.port))
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(raw))
+            await stack.enter_async_context(stream)
+            head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            await stream.send_all(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            with trio.fail_after(10):
+                before = -1
+                while not service.sent or service.sent != before:
+                    before = service.sent
+                    await trio.sleep(0.2)
+            assert service.sent < len(service.words)
+            return stream
+
+        yield connect

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 
 import httpx
 import pytest
@@ -101,35 +100,17 @@ async def test_a_plain_client_that_leaves_cancels_its_generation(running):
         await running.service.cancelled.wait()
 
 
-async def test_a_slow_reader_slows_its_own_generation_only_and_loses_nothing(start):
+async def test_a_slow_reader_slows_its_own_generation_only_and_loses_nothing(start, slow_client):
     running = await start(chat_queue_events=4)
-    service = running.service
-    service.words = ["x" * 4000] * 1500  # 6 MB: more than the buffers of both sockets hold
-    body = json.dumps(HELLO).encode()
-    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    head += f"Content-Length: {len(body)}\r\n\r\n"
-    with socket.socket() as raw:
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        raw.connect(("127.0.0.1", running.port))
-        stream = trio.SocketStream(trio.socket.from_stdlib_socket(raw))
-        await stream.send_all(head.encode() + body)
-        with trio.fail_after(10):
-            while True:  # until the generation stands still
-                before = service.sent
-                await trio.sleep(0.2)
-                if before and service.sent == before:
-                    break
-        stood_at = service.sent
-        assert stood_at < 1500
-        service.words = ["quick"]
-        other = await running.http.post("/v1/chat/completions", json={**HELLO, "stream": False})
-        assert other.json()["choices"][0]["message"]["content"] == "quick"
-        with trio.fail_after(20):
-            received = bytearray()
-            while b"data: [DONE]" not in received[-200:]:
-                received += await stream.receive_some(1 << 20)
-        assert received.count(b"x" * 4000) == 1500
-        await stream.aclose()
+    stream = await slow_client(running)
+    running.service.words = ["quick"]
+    other = await running.http.post("/v1/chat/completions", json={**HELLO, "stream": False})
+    assert other.json()["choices"][0]["message"]["content"] == "quick"
+    with trio.fail_after(20):
+        received = bytearray()
+        while b"data: [DONE]" not in received[-200:]:
+            received += await stream.receive_some(1 << 20)
+    assert received.count(b"x" * 4000) == 1500
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -102,3 +102,15 @@ async def test_bad_waits_are_named(running, query, param):
     running.service.receipts["c1"] = CERTIFIED
     answer = await running.http.get(f"/v1/receipts/c1?{query}")
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+async def test_a_waiting_client_that_leaves_is_not_watched_for_any_more(start):
+    running = await start(receipt_poll_s=0.01)
+    running.service.receipts["c1"] = at("pending")
+    with trio.move_on_after(0.2):
+        await running.http.get("/v1/receipts/c1?wait=anchored&timeout_s=60")
+    with trio.fail_after(5):
+        before = -1
+        while running.service.receipts_asked != before:  # polls come every 10 ms while somebody watches
+            before = running.service.receipts_asked
+            await trio.sleep(0.2)
