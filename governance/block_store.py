@@ -14,6 +14,7 @@ from nsllm import canonical
 from nsllm.consensus.block import MAX_BLOCK_BYTES, DecidedBlock
 from nsllm.consensus.observation import ScoreLeaf
 from nsllm.errors import EncodingError
+from nsllm.governance.database import RECOVERY_HINT
 from nsllm.governance.errors import DamageError, StorageError
 from nsllm.governance.genesis import Genesis
 from nsllm.governance.log_entry import AdmissionEntry, CertifiedEntry, Checkpoint, CheckpointEntry, decode_entry
@@ -172,9 +173,7 @@ class BlockStore:
             except EncodingError:
                 decided = None
             if decided is None or decided.block.header.id() != header_id:
-                raise DamageError(
-                    f"stored block {height} is damaged", hint="restart with recovery: the chain is synced again"
-                )
+                raise DamageError(f"stored block {height} is damaged", hint=RECOVERY_HINT)
             found.append(decided)
         return found
 
@@ -194,7 +193,7 @@ class BlockStore:
         )
         row = self._connection.execute(query, (height,)).fetchone()
         if row is None:
-            raise DamageError(f"block {height} is missing", hint="restart with recovery: the chain is synced again")
+            raise DamageError(f"block {height} is missing", hint=RECOVERY_HINT)
         return BlockRow(*row)
 
     def last_transaction_ms(self) -> TimeMs | None:

@@ -11,11 +11,14 @@ import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from nsllm.governance.errors import DamageError, StorageError
 from nsllm.ids import TimeMs
 
 log = logging.getLogger(__name__)
+
+RECOVERY_HINT: Final = "open with recovery: the file is moved aside and filled again from peers"
 
 
 class Database:
@@ -106,9 +109,9 @@ def _connect(path: Path | None) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
-        verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        verdict: str = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if verdict != "ok":
-            raise sqlite3.DatabaseError(verdict)
+            raise sqlite3.DatabaseError(" ".join(verdict.split()))
     except BaseException:
         connection.close()
         raise

@@ -6,7 +6,6 @@ file. Blocking work goes through `Offload`, one call at a time. Memory is change
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +26,9 @@ from nsllm.crypto import MemberKey
 from nsllm.governance.block_store import AnchorRow, BlockRow
 from nsllm.governance.errors import LedgerError
 from nsllm.governance.genesis import Genesis
-from nsllm.governance.ledger_state import Committed, Draft, LedgerState
+from nsllm.governance.ledger_state import LedgerState
 from nsllm.governance.log_entry import SignedCheckpoint
-from nsllm.governance.observation_pool import ObservationPool
+from nsllm.governance.pending import RECENT_RECORDS, Pending
 from nsllm.governance.record_proof import RecordProof
 from nsllm.ids import Address, Digest, Height, TimeMs, hex0x
 from nsllm.offload import Offload
@@ -37,9 +36,6 @@ from nsllm.record import SignedRecord
 
 R = TypeVar("R")
 
-RECENT_RECORDS: Final = 65_536
-"""Scored records remembered in memory, so that late observations of them are refused at once: about 8 MB."""
-MAX_ADMISSIONS: Final = 256
 MAX_DECIDED: Final = 64
 """Decided blocks handed out in one call."""
 
@@ -76,13 +72,7 @@ class Ledger:
         self._offload = offload
         self._key = key
         self._lock = trio.Lock()
-        validators = state.rules.validators
-        self._pool = ObservationPool(validators.size, validators.enough_observations)
-        self._fresh: set[Digest] = set()
-        """Pending records that were looked up and not found scored; asked by membership only."""
-        self._recent: OrderedDict[Digest, None] = OrderedDict.fromkeys(recent)
-        self._admissions: OrderedDict[Address, Admission] = OrderedDict()
-        self._checkpoints: dict[Address, SignedCheckpoint] = {}
+        self._pending = Pending(state.rules, state.registry, recent)
         self._waiters: dict[Digest, list[trio.Event]] = {}
         self._observers: list[Callable[[DecidedBlock], None]] = []
         self.halted: str | None = None
@@ -134,12 +124,7 @@ class Ledger:
             BlockError: another rubric, other dimensions, or no validator's.
             ObservationError, SignatureError: malformed, or not its signer's.
         """
-        if signed.observation.record in self._recent or self._pool.holds(signed):
-            return False
-        self._state.rules.check_observation(signed)
-        now = trio.current_time()
-        self._pool.expire(now)
-        return self._pool.add(signed, now)
+        return self._pending.add_observation(signed, trio.current_time())
 
     def add_admission(self, admission: Admission) -> bool:
         """Take an admission that a block shall log; True if it is new. Scores of its member's records wait for it.
@@ -147,14 +132,7 @@ class Ledger:
         Raises:
             ConsensusError, SignatureError: see `MemberRegistry.admit`.
         """
-        address = admission.member.address
-        if self.registry.get(address) is not None or address in self._admissions:
-            return False
-        self._state.rules.check_admission(admission)
-        if len(self._admissions) >= MAX_ADMISSIONS:
-            return False
-        self._admissions[address] = admission
-        return True
+        return self._pending.add_admission(admission)
 
     def add_checkpoint(self, signed: SignedCheckpoint) -> bool:
         """Take a member's checkpoint of its own log; True if it is the newest. It rides with the next block of records.
@@ -162,19 +140,11 @@ class Ledger:
         Raises:
             SignatureError: not the peer's signature.
         """
-        peer = signed.checkpoint.peer
-        if self.registry.get(peer) is None:
-            return False
-        signed.check(self._state.rules.network)
-        held = self._checkpoints.get(peer)
-        if held is not None and signed.checkpoint.size <= held.checkpoint.size:
-            return False
-        self._checkpoints[peer] = signed
-        return True
+        return self._pending.add_checkpoint(signed)
 
     def observations_for(self, record: Digest) -> tuple[SignedObservation, ...]:
         """Pending observations of a record, ascending by validator."""
-        return self._pool.of(record)
+        return self._pending.of(record)
 
     # Application
 
@@ -182,11 +152,11 @@ class Ledger:
         """Seconds until a block is wanted, or None while nothing is: no empty blocks."""
         if self._key is None or self.halted is not None:
             return None
-        if self._state.state_root_due() or self._admissions:
+        if self._state.state_root_due() or self._pending.admissions():
             return 0.0
-        now = trio.current_time()
-        self._pool.expire(now)
-        waits = [self._pool.wait_s(record, now) for record in await self._ready()]
+        self._pending.expire(trio.current_time())
+        await self._look_up()
+        waits = self._pending.waits_s(trio.current_time())
         anchor_ms = self._state.anchor_in_ms(self._clock.now_ms())
         if anchor_ms is not None:
             waits.append(anchor_ms / 1000)
@@ -205,13 +175,8 @@ class Ledger:
             raise LedgerError(f"{hex0x(proposer)} cannot propose here: this ledger has no key of it")
         if height != self.height + 1:
             raise LedgerError(f"no proposal for height {height} after block {self.height}")
-        now = trio.current_time()
-        ready = [record for record in await self._ready() if self._pool.wait_s(record, now) == 0.0]
-        draft = Draft(
-            observations=[self._pool.agreeing(record) for record in ready],
-            admissions=tuple(self._admissions.values()),
-            checkpoints=tuple(self._checkpoints.values()),
-        )
+        await self._look_up()
+        draft = self._pending.draft(trio.current_time())
         return await self._run(lambda: self._state.build(draft, now_ms=now_ms, proposer=proposer, key=key))
 
     async def validate(self, block: Block, now_ms: TimeMs) -> None:
@@ -222,7 +187,7 @@ class Ledger:
             DivergenceError: this ledger has halted.
         """
         self._check_running()
-        checked = {id(signed) for signed in block.body.observations if self._pool.holds(signed)}
+        checked = {id(signed) for signed in block.body.observations if self._pending.holds(signed)}
         await self._run(lambda: self._state.check(block, now_ms=now_ms, known=lambda signed: id(signed) in checked))
 
     async def commit(self, decided: DecidedBlock) -> None:
@@ -243,7 +208,10 @@ class Ledger:
             if committed is None:
                 return
             self._state.adopt(committed)
-            self._forget_pending(committed)
+            for leaf in committed.leaves:
+                self._pending.scored(leaf.record)
+            for admission in committed.admissions:
+                self._pending.admitted(admission.member.address)
         for leaf in committed.leaves:
             for waiter in self._waiters.pop(leaf.record, ()):
                 waiter.set()
@@ -298,7 +266,7 @@ class Ledger:
 
     def is_certified(self, record: Digest) -> bool:
         """Was the record scored, as far as memory goes (`RECENT_RECORDS`)? `certified` asks the disk."""
-        return record in self._recent
+        return self._pending.is_recent(record)
 
     async def proof(self, record: Digest) -> RecordProof | None:
         """All that can be proved of a record by now; None if it is not scored. A receipt is built from this."""
@@ -342,7 +310,7 @@ class Ledger:
             log_root=self.log_root,
             state_root=tip.block.header.state_root if tip is not None else None,
             anchored_size=self._state.anchored_size,
-            pending=len(self._pool),
+            pending=len(self._pending),
             halted=self.halted,
             notice=self.notice,
             blocks=blocks,
@@ -358,33 +326,14 @@ class Ledger:
         async with self._lock:
             return await self._offload.run(work)
 
-    async def _ready(self) -> list[Digest]:
-        """Pending records with enough observations, not scored yet, of a present or joining member."""
-        self._fresh.intersection_update(self._pool.enough())
-        unknown = [record for record in self._pool.enough() if record not in self._fresh]
+    async def _look_up(self) -> None:
+        """Drop pending records that were scored so long ago that memory does not know them."""
+        unknown = self._pending.to_look_up()
         if unknown:
             store = self._state.store
-            scored = await self._run(lambda: [store.is_scored(record) for record in unknown])
-            for record, known in zip(unknown, scored, strict=True):
-                if known:
-                    self._pool.drop(record)
-                else:
-                    self._fresh.add(record)
-        return [record for record in self._pool.enough() if self._may_publish(record)]
-
-    def _may_publish(self, record: Digest) -> bool:
-        generator = self._pool.agreeing(record)[0].observation.generator
-        return self.registry.get(generator) is not None or generator in self._admissions
-
-    def _forget_pending(self, committed: Committed) -> None:
-        for leaf in committed.leaves:
-            self._pool.drop(leaf.record)
-            self._fresh.discard(leaf.record)
-            self._recent[leaf.record] = None
-            if len(self._recent) > RECENT_RECORDS:
-                self._recent.popitem(last=False)
-        for admission in committed.admissions:
-            self._admissions.pop(admission.member.address, None)
+            found = await self._run(lambda: [store.is_scored(record) for record in unknown])
+            for record, scored in zip(unknown, found, strict=True):
+                self._pending.looked_up(record, scored=scored)
 
     def _forget_waiter(self, record: Digest, waiter: trio.Event) -> None:
         waiting = self._waiters.get(record, [])

@@ -7,58 +7,35 @@ A decided block is one transaction over all of them: after a crash either everyt
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nsllm import canonical, merkle
-from nsllm.consensus.block import MAX_BLOCK_BYTES, MAX_BLOCK_RECORDS, Block, Body, DecidedBlock
-from nsllm.consensus.certified import Inclusion
+from nsllm import canonical
+from nsllm.consensus.block import Block, Body, DecidedBlock
 from nsllm.consensus.errors import BlockError, DivergenceError
+from nsllm.consensus.header import Header
 from nsllm.consensus.observation import ScoreLeaf, SignedObservation
 from nsllm.consensus.registry import Admission, Member, MemberRegistry
 from nsllm.crypto import MemberKey
 from nsllm.errors import NsllmError
-from nsllm.governance.anchor_proof import AnchorProof
+from nsllm.governance.anchoring import Anchoring
 from nsllm.governance.block_rules import BlockRules, Outcome, Parent, compare_headers
 from nsllm.governance.block_store import AnchorRow, BlockStore
 from nsllm.governance.chain import EmbeddedChain
-from nsllm.governance.database import Database
-from nsllm.governance.errors import ChainError, DamageError, LogError
+from nsllm.governance.database import RECOVERY_HINT, Database
+from nsllm.governance.errors import ChainError, ChainRefusal, DamageError, LogError
 from nsllm.governance.genesis import Genesis
-from nsllm.governance.log_entry import (
-    AdmissionEntry,
-    Checkpoint,
-    SignedCheckpoint,
-    admission_entry,
-    checkpoint_entry,
-    decode_entry,
-)
-from nsllm.governance.record_proof import AnchorEvidence, RecordProof
+from nsllm.governance.log_entry import AdmissionEntry, Checkpoint, decode_entry
+from nsllm.governance.proposal import Draft, select
+from nsllm.governance.proving import prove_record
+from nsllm.governance.record_proof import RecordProof
 from nsllm.governance.transaction import parse_transaction
 from nsllm.ids import Address, Digest, Height, TimeMs, hex0x
 from nsllm.merkle import Frontier
 
 log = logging.getLogger(__name__)
-
-MAX_PROOF_BYTES: Final = 256 * 1024
-BODY_BUDGET_BYTES: Final = MAX_BLOCK_BYTES - 160 * 1024
-"""Observations and entries of a proposal; the rest is room for the header and one transaction."""
-ANCHOR_INTERVAL_MS: Final = 1_000
-"""Least time between two blocks with an anchor transaction."""
-MAX_ANCHOR_BACKOFF_MS: Final = 60_000
-RECOVERY_HINT: Final = "open with recovery: the file is moved aside and the chain is synced again from peers"
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """What a proposer has pending."""
-
-    observations: Sequence[tuple[SignedObservation, ...]]
-    """One tuple a record, agreeing, ascending by validator; most urgent record first."""
-    admissions: Sequence[Admission] = ()
-    checkpoints: Sequence[SignedCheckpoint] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,20 +46,7 @@ class Committed:
     leaves: tuple[ScoreLeaf, ...]
     admissions: tuple[Admission, ...]
     parent: Parent
-    anchored_size: int
-    failed_anchors: int
-    anchor_due_ms: TimeMs
-
-
-@dataclass(slots=True)
-class _Anchoring:
-    """When the next anchor transaction may go into a block."""
-
-    size: int = 0
-    """Log size of the contract's head."""
-    failed: int = 0
-    """Anchor transactions in a row that did not move the head."""
-    due_ms: TimeMs = field(default=TimeMs(0))
+    anchoring: Anchoring
 
 
 class LedgerState:
@@ -107,10 +71,7 @@ class LedgerState:
             self.parent: Parent = self._load_parent()
             for entry in self.store.admissions():
                 self.registry.admit(entry.admission)
-            last_ms = self.store.last_transaction_ms()
-            self._anchoring = _Anchoring(self._chain.anchored_head()[0])
-            if last_ms is not None:
-                self._anchoring.due_ms = TimeMs(last_ms + ANCHOR_INTERVAL_MS)
+            self._anchoring = Anchoring(self._chain.anchored_head()[0], self.store.last_transaction_ms())
             self._check_tip()
 
     @classmethod
@@ -166,28 +127,15 @@ class LedgerState:
 
     def anchor_in_ms(self, now_ms: TimeMs) -> int | None:
         """Milliseconds until an anchor is due (0: now); None while the log has not grown since the last one."""
-        if self.tip is None or self.parent.log.size <= self._anchoring.size:
-            return None
-        return max(0, self._anchoring.due_ms - now_ms)
+        return self._anchoring.due_in_ms(self.parent.log.size, now_ms)
 
     def build(self, draft: Draft, *, now_ms: TimeMs, proposer: Address, key: MemberKey) -> Block:
-        """A valid block on top of the last one, from what is pending.
-
-        What is no longer valid (scored meanwhile, strangers' records) is left out.
-        """
+        """A valid block on top of the last one, from what is pending and still valid."""
         with self._database.guarded():
             time_ms = self.rules.time_after(self.parent, now_ms)
-            body = self._body(draft, time_ms, key)
-            outcome = self.rules.outcome(self.parent, body)
-            header = self.rules.header(
-                self.parent,
-                body,
-                outcome,
-                state_root=self._chain.state_root(),
-                proposer=proposer,
-                time_ms=time_ms,
-            )
-            return Block(header=header, body=body)
+            observations, entries = select(draft, self.rules, self, time_ms)
+            body = Body(observations=observations, transactions=self._anchor(time_ms, proposer, key), entries=entries)
+            return Block(header=self._header(body, self.rules.outcome(self.parent, body), proposer, time_ms), body=body)
 
     def check(self, block: Block, *, now_ms: TimeMs, known: Callable[[SignedObservation], bool]) -> None:
         """Pass silently if honest validators may prevote `block`.
@@ -195,11 +143,15 @@ class LedgerState:
         Raises:
             BlockError: names the rule, or the header's field with both values.
         """
+        header, transactions = block.header, block.body.transactions
         with self._database.guarded():
             state_root = self._chain.state_root()
             self.rules.check(block, self.parent, self, state_root=state_root, now_ms=now_ms, known=known)
+            if transactions and header.time_ms < self._anchoring.allowed_from_ms():
+                allowed = self._anchoring.allowed_from_ms()
+                raise BlockError(f"body.transactions: an anchor at {header.time_ms}, allowed from {allowed}")
             try:
-                self._chain.check(block.body.transactions, block.header.proposer)
+                self._chain.check(transactions, header.proposer)
             except NsllmError as error:
                 raise BlockError(f"body.transactions: {error}") from None
 
@@ -232,87 +184,30 @@ class LedgerState:
             self.registry.admit(admission)
         self.tip = committed.decided
         self.parent = committed.parent
-        self._anchoring = _Anchoring(committed.anchored_size, committed.failed_anchors, committed.anchor_due_ms)
+        self._anchoring = committed.anchoring
 
     def proof(self, record: Digest) -> RecordProof | None:
         """All that can be proved of a record; None if it was not scored."""
         with self._database.guarded():
-            found = self.store.location(record)
-            if found is None:
-                return None
-            height, position = found
-            decided = self._stored(height)
-            header = decided.block.header
-            leaves = self.store.leaves(height)
-            hashes = [merkle.leaf_hash(canonical.encode(leaf)) for leaf in leaves]
-            index = self.store.row(height).log_start + position
-            return RecordProof(
-                leaf=leaves[position],
-                scores=Inclusion(index=position, size=len(hashes), path=merkle.inclusion_path(hashes, position)),
-                certificate=decided.certificate,
-                entry=self.store.log.inclusion(index, header.log_size),
-                anchor=self._anchor_evidence(index),
-            )
+            return prove_record(self.store, record)
 
-    def _anchor_evidence(self, index: int) -> AnchorEvidence | None:
-        row = self.store.anchor_covering(index + 1)
-        if row is None or row.proof is None or row.proof_height is None:
-            return None
-        return AnchorEvidence(
-            anchored=self._stored(row.header_height).block.header,
-            entry=self.store.log.inclusion(index, row.log_size),
-            proof=canonical.decode(row.proof, AnchorProof, limit_bytes=MAX_PROOF_BYTES),
-            certificate=self._stored(row.proof_height).certificate,
-            transaction_hash=row.transaction_hash,
-            transaction_height=row.transaction_height,
-        )
-
-    def _stored(self, height: Height) -> DecidedBlock:
-        decided = self.store.block(height)
-        if decided is None:
-            raise DamageError(f"block {height} is missing", hint=RECOVERY_HINT)
-        return decided
-
-    def _body(self, draft: Draft, time_ms: TimeMs, key: MemberKey) -> Body:
-        budget = BODY_BUDGET_BYTES
-        admissions = sorted(
-            (a for a in draft.admissions if self.member(a.member.address) is None), key=lambda a: a.member.address
-        )
-        entries = [admission_entry(admission) for admission in admissions][:64]
-        budget -= sum(len(entry) for entry in entries)
-        joining = [admission.member.address for admission in admissions[:64]]
-        chosen: list[SignedObservation] = []
-        records = 0
-        for group in draft.observations:
-            about = group[0].observation
-            size = sum(len(canonical.encode(signed)) + 8 for signed in group)
-            if size > budget or records == MAX_BLOCK_RECORDS:
-                break
-            known = self.member(about.generator) is not None or about.generator in joining
-            if known and not self.is_scored(about.record):
-                chosen.extend(group)
-                records += 1
-                budget -= size
-        chosen.sort(key=lambda signed: (signed.observation.record, signed.observation.validator))
-        if chosen or entries:  # a checkpoint alone makes no block: a quiet network stays quiet
-            for signed in sorted(draft.checkpoints, key=lambda signed: signed.checkpoint.peer):
-                entry = checkpoint_entry(signed)
-                if len(entry) <= budget and len(entries) < 256 and self._checkpoint_fits(signed, time_ms):
-                    entries.append(entry)
-                    budget -= len(entry)
-        transactions: tuple[bytes, ...] = ()
-        if self.tip is not None and self.anchor_in_ms(time_ms) == 0:
-            transactions = (self._chain.anchor_transaction(key, self.tip.certificate),)
-        return Body(observations=tuple(chosen), transactions=transactions, entries=tuple(entries))
-
-    def _checkpoint_fits(self, signed: SignedCheckpoint, time_ms: TimeMs) -> bool:
-        if self.member(signed.checkpoint.peer) is None:
-            return False
+    def _anchor(self, time_ms: TimeMs, proposer: Address, key: MemberKey) -> tuple[bytes, ...]:
+        """The anchor transaction that a block of `time_ms` shall carry, if one is due."""
+        if self.tip is None or self.anchor_in_ms(time_ms) != 0:
+            return ()
+        transactions = (self._chain.anchor_transaction(key, self.tip.certificate),)
         try:
-            self.rules.check_checkpoint(signed, self, time_ms)
-        except NsllmError:
-            return False
-        return True
+            self._chain.check(transactions, proposer)
+        except ChainRefusal as error:
+            # Never propose what the others must refuse: scores go on without anchors, and somebody is told.
+            log.error("anchor_refused log_size=%d error=%s", self.parent.log.size, error)
+            self._anchoring = self._anchoring.refused(time_ms)
+            return ()
+        return transactions
+
+    def _header(self, body: Body, outcome: Outcome, proposer: Address, time_ms: TimeMs) -> Header:
+        root = self._chain.state_root()
+        return self.rules.header(self.parent, body, outcome, state_root=root, proposer=proposer, time_ms=time_ms)
 
     def _same_as_stored(self, decided: DecidedBlock) -> None:
         header = decided.block.header
@@ -332,15 +227,7 @@ class LedgerState:
         hint = "this validator's state is damaged or its software differs; compare versions, then sync it again"
         try:
             outcome = self.rules.outcome(self.parent, body)
-            expected = self.rules.header(
-                self.parent,
-                body,
-                outcome,
-                state_root=self._chain.state_root(),
-                proposer=header.proposer,
-                time_ms=header.time_ms,
-            )
-            compare_headers(header, expected)
+            compare_headers(header, self._header(body, outcome, header.proposer, header.time_ms))
         except NsllmError as error:
             raise DivergenceError(f"certified block {header.height} against our state: {error}", hint=hint) from None
         return outcome
@@ -359,20 +246,16 @@ class LedgerState:
             leaves=outcome.leaves,
             admissions=tuple(e.admission for e in map(decode_entry, body.entries) if isinstance(e, AdmissionEntry)),
             parent=Parent(header.height, header.id(), header.time_ms, outcome.log),
-            anchored_size=anchoring.size,
-            failed_anchors=anchoring.failed,
-            anchor_due_ms=anchoring.due_ms,
+            anchoring=anchoring,
         )
 
-    def _execute(self, decided: DecidedBlock) -> _Anchoring:
+    def _execute(self, decided: DecidedBlock) -> Anchoring:
         header, body = decided.block.header, decided.block.body
         result = self._chain.execute(body.transactions, header.time_ms)
         log_size, log_root = self._chain.anchored_head()
         if log_size <= self._anchoring.size:
-            failed = self._anchoring.failed + 1
-            wait_ms = min(MAX_ANCHOR_BACKOFF_MS, ANCHOR_INTERVAL_MS << min(failed, 10))
-            log.warning("anchor_failed height=%d log_size=%d in_a_row=%d", header.height, log_size, failed)
-            return _Anchoring(log_size, failed, TimeMs(header.time_ms + wait_ms))
+            log.warning("anchor_failed height=%d log_size=%d", header.height, log_size)
+            return self._anchoring.executed(log_size, header.time_ms)
         raw, digest = next(
             (raw, digest) for raw, (digest, success) in zip(body.transactions, result.receipts, strict=True) if success
         )
@@ -388,7 +271,7 @@ class LedgerState:
                 proof=None,
             )
         )
-        return _Anchoring(log_size, 0, TimeMs(header.time_ms + ANCHOR_INTERVAL_MS))
+        return self._anchoring.executed(log_size, header.time_ms)
 
     def _open_chain(self) -> EmbeddedChain:
         try:

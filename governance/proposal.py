@@ -1,0 +1,88 @@
+"""What a proposer puts into a block: pending things that are valid on top of the last block, within the bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from nsllm import canonical
+from nsllm.consensus.block import MAX_BLOCK_BYTES, MAX_BLOCK_RECORDS
+from nsllm.consensus.observation import SignedObservation
+from nsllm.consensus.registry import Admission
+from nsllm.errors import NsllmError
+from nsllm.governance.block_rules import BlockRules, History
+from nsllm.governance.log_entry import SignedCheckpoint, admission_entry, checkpoint_entry
+from nsllm.ids import Address, TimeMs
+
+BODY_BUDGET_BYTES: Final = MAX_BLOCK_BYTES - 160 * 1024
+"""Observations and entries of a proposal; the rest is room for the header and one transaction."""
+MAX_ADMISSIONS: Final = 64
+MAX_ENTRIES: Final = 256
+"""As `Body` bounds them."""
+FRAMING_BYTES: Final = 8
+"""Upper bound of what the body's encoding adds to one item."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a proposer has pending."""
+
+    observations: Sequence[tuple[SignedObservation, ...]] = ()
+    """One tuple a record, agreeing; most urgent record first."""
+    admissions: Sequence[Admission] = ()
+    checkpoints: Sequence[SignedCheckpoint] = ()
+
+
+def select(
+    draft: Draft, rules: BlockRules, history: History, time_ms: TimeMs
+) -> tuple[tuple[SignedObservation, ...], tuple[bytes, ...]]:
+    """Observations and further entries for a block of `time_ms`, in body order.
+
+    Left out is what is not valid (any more): scored or admitted meanwhile, strangers' records, too soon a checkpoint.
+    """
+    newcomers = [each for each in draft.admissions if history.member(each.member.address) is None]
+    admissions = sorted(newcomers[:MAX_ADMISSIONS], key=lambda admission: admission.member.address)
+    entries = [admission_entry(admission) for admission in admissions]
+    budget = BODY_BUDGET_BYTES - sum(len(entry) + FRAMING_BYTES for entry in entries)
+    joining = [admission.member.address for admission in admissions]
+    chosen, budget = _observations(draft.observations, history, joining, budget)
+    if chosen or entries:  # a checkpoint alone makes no entry: a quiet network stays quiet
+        for signed in sorted(draft.checkpoints, key=lambda signed: signed.checkpoint.peer):
+            entry = checkpoint_entry(signed)
+            budget -= len(entry) + FRAMING_BYTES
+            if budget < 0 or len(entries) == MAX_ENTRIES:
+                break
+            if _fits(signed, rules, history, time_ms):
+                entries.append(entry)
+    return tuple(chosen), tuple(entries)
+
+
+def _observations(
+    groups: Sequence[tuple[SignedObservation, ...]], history: History, joining: Sequence[Address], budget: int
+) -> tuple[list[SignedObservation], int]:
+    chosen: list[SignedObservation] = []
+    records = 0
+    for group in groups:
+        about = group[0].observation
+        if (history.member(about.generator) is None and about.generator not in joining) or history.is_scored(
+            about.record
+        ):
+            continue
+        size = sum(len(canonical.encode(signed)) + FRAMING_BYTES for signed in group)
+        if size > budget or records == MAX_BLOCK_RECORDS:
+            break
+        chosen.extend(group)
+        records += 1
+        budget -= size
+    return sorted(chosen, key=lambda signed: (signed.observation.record, signed.observation.validator)), budget
+
+
+def _fits(signed: SignedCheckpoint, rules: BlockRules, history: History, time_ms: TimeMs) -> bool:
+    if history.member(signed.checkpoint.peer) is None:
+        return False
+    try:
+        rules.check_checkpoint(signed, history, time_ms)
+    except NsllmError:
+        return False
+    return True
