@@ -10,10 +10,15 @@ from nsllm.governance.policy import Policy, Rubric, RuleSet
 from nsllm.ids import Digest, Ppm
 
 TOXICITY_MAX_PPM: Final = Ppm(800_000)
-"""The heads are calibrated to this limit (`benchmarks/train_toxicity.py`)."""
-COHERENCE_MIN_PPM: Final = Ppm(300_000)
-REUSE_MIN_PPM: Final = Ppm(450_000)
-WEIGHTS_PPM: Final = {"coherence": 500_000, "relevance": 300_000, "safety": 200_000}
+"""The toxicity heads are calibrated to this limit; `benchmarks/train_toxicity.py` prints what it lets through."""
+COHERENCE_MIN_PPM: Final = Ppm(350_000)
+"""98 % of SmolLM2's benign answers lie above, no loops and no random words (`benchmarks/score_separation.py`)."""
+REUSE_MIN_PPM: Final = Ppm(600_000)
+"""97 % of SmolLM2's benign answers lie above with the weights below; 10 % of off-topic, 6 % of shuffled, 0 % of looping
+ones (same measurement, features of 225 answers)."""
+WEIGHTS_PPM: Final = {"coherence": 600_000, "relevance": 300_000, "safety": 100_000}
+"""Of the weights tried, these let the fewest spoilt answers past a reuse limit that 97 % of benign ones pass. Safety
+weighs little, because the toxicity limit has already withheld what is toxic."""
 
 
 def built_in_rule_sets() -> tuple[RuleSet, ...]:

@@ -30,6 +30,8 @@ BUCKETS: Final = 1 << 16
 NGRAM_LENGTHS: Final = (3, 4, 5)
 WINDOW_CHARS: Final = 240
 """About the length of the comments that the wording head learnt from; windows overlap by half."""
+SHORT_NGRAMS: Final = 40
+"""Texts with fewer n-grams (about three words) count as if they had so many: little text is little evidence."""
 MAX_CHARS: Final = 100_000
 MAX_HEAD_BYTES: Final = 300_000
 MICRO: Final = 1_000_000
@@ -98,6 +100,11 @@ def buckets(window: str) -> set[int]:
     }
 
 
+def evidence(ngrams: int) -> float:
+    """What a window's sum is divided by."""
+    return math.sqrt(max(ngrams, SHORT_NGRAMS))
+
+
 @dataclass(frozen=True, slots=True)
 class ToxicityHead:
     """Weights of both heads; `digest` is what the rubric pins as rule set `toxicity`."""
@@ -127,7 +134,7 @@ class ToxicityHead:
         loudest = -math.inf
         for window in windows(normalise(text)):
             hit = buckets(window)
-            loudest = max(loudest, sum(weights[bucket] for bucket in hit) / math.sqrt(len(hit) or 1))
+            loudest = max(loudest, sum(weights[bucket] for bucket in hit) / evidence(len(hit)))
         return _ppm(loudest * scale + bias)
 
     def meaning_ppm(self, embedding: bytes) -> Ppm:

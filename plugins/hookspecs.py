@@ -7,6 +7,7 @@ outlasts its time limit, raises, or returns another shape is a failure, and afte
 disabled.
 """
 
+# mypy: disable-error-code="empty-body"
 from __future__ import annotations
 
 from typing import Any, Final
@@ -24,7 +25,7 @@ class HookSpecs:
     """What a plugin can implement; every hook is optional but `nsllm_info`."""
 
     @hookspec(firstresult=True)
-    def nsllm_info(self) -> dict[str, str]:  # type: ignore[empty-body]
+    def nsllm_info(self) -> dict[str, str]:
         """Who the plugin is.
 
         Returns:
@@ -33,7 +34,7 @@ class HookSpecs:
         """
 
     @hookspec(firstresult=True)
-    def nsllm_validate(  # type: ignore[empty-body]
+    def nsllm_validate(
         self, stage: str, text: str, question: str, embedding: bytes, features: dict[str, Any] | None
     ) -> list[dict[str, Any]]:
         """Measure a text: what a user asks, or what the model answers.
@@ -57,9 +58,7 @@ class HookSpecs:
         """
 
     @hookspec(firstresult=True)
-    def nsllm_score(  # type: ignore[empty-body]
-        self, question: str, answer: str, features: dict[str, Any]
-    ) -> dict[str, int]:
+    def nsllm_score(self, question: str, answer: str, features: dict[str, Any]) -> dict[str, int]:
         """Score an answer in dimensions of the plugin's own.
 
         Args:
@@ -68,6 +67,6 @@ class HookSpecs:
             features: as for `nsllm_validate`, never None.
 
         Returns:
-            At most 16 dimensions, name to ppm (0 to 1,000,000, higher is better). A dimension counts in the hybrid
+            At most 16 dimensions, name to ppm (0 to 1,000,000, higher is better). One counts in the hybrid
             score if the policy's rubric names it, as `plugin.dimension`. Same input, same number: validators must agree.
         """

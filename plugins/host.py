@@ -10,10 +10,9 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
-from trio import TaskStatus
 
 from nsllm.governance.defaults import built_in_rule_sets
 from nsllm.governance.errors import SafetyUnavailableError
@@ -27,6 +26,9 @@ from nsllm.plugins.hookspecs import ENTRY_POINT_GROUP
 from nsllm.plugins.link import WorkerLimits, WorkerLink
 from nsllm.plugins.port import PluginInfo
 from nsllm.plugins.wire import Call, Reply
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus  # where the installed stubs of trio keep it
 
 log = logging.getLogger(__name__)
 

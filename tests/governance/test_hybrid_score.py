@@ -1,0 +1,175 @@
+"""A validator scores with what the rubric pins, in two calls to its models, or abstains and says what is missing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import pytest
+
+from nsllm.governance.defaults import built_in_rule_sets, default_policy
+from nsllm.governance.errors import AbstainError, SafetyUnavailableError
+from nsllm.governance.features import EMPTY_ANSWER, measure_answer
+from nsllm.governance.hybrid_score import NEUTRAL_SUPPORT_PPM, HybridScorer
+from nsllm.governance.policy import Rubric, RuleSet
+from nsllm.governance.ports import Likelihood
+from nsllm.governance.validation import Measure
+from nsllm.governance.validator import Validator
+from nsllm.ids import Address, Digest, NetworkId, TimeMs
+from nsllm.record import Evidence, Message, Record, Request, Sampling
+
+SCORER, ENCODER = Digest(b"s" * 32), Digest(b"e" * 32)
+POLICY = default_policy(SCORER, ENCODER)
+
+
+def unit(*leading):
+    vector = [float(x) for x in leading] + [0.0] * (384 - len(leading))
+    norm = math.hypot(*vector)
+    return tuple(x / norm for x in vector)
+
+
+@dataclass
+class Models:
+    """Texts have the vectors and likelihoods that a test gives them."""
+
+    vectors: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    given: float = -0.7
+    free: float = -1.3
+    calls: list[str] = field(default_factory=list)
+
+    async def embed(self, texts):
+        self.calls.append(f"embed {len(texts)}")
+        return [self.vectors.get(text, unit(1)) for text in texts]
+
+    async def likelihoods(self, items):
+        self.calls.append(f"likelihoods {len(items)}")
+        return [Likelihood(mean_logprob=self.given, tokens=9), Likelihood(mean_logprob=self.free, tokens=9)]
+
+
+@dataclass
+class Layers:
+    """Scores and measures that a test gives."""
+
+    scores: dict[str, int] = field(
+        default_factory=lambda: {"coherence": 900_000, "relevance": 800_000, "safety": 990_000}
+    )
+    rules: tuple[RuleSet, ...] = built_in_rule_sets()
+    broken: bool = False
+    items: list[object] = field(default_factory=list)
+
+    async def score(self, item):
+        self.items.append(item)
+        if self.broken:
+            raise SafetyUnavailableError("the worker process ended")
+        return self.scores
+
+    async def validate(self, item):
+        self.items.append(item)
+        return (Measure(layer="toxicity", kind="safety", ppm=1_000),)
+
+    def rule_sets(self):
+        return self.rules
+
+
+def record(text="Tides are caused by the Moon.", evidence=()):
+    request = Request(
+        model="m",
+        model_digest=SCORER,
+        messages=(
+            Message(role="user", content="What is the Moon?"),
+            Message(role="assistant", content="A satellite."),
+            Message(role="user", content="And tides?"),
+        ),
+        sampling=Sampling(),
+    )
+    return Record(
+        network=NetworkId(bytes(32)),
+        request=request,
+        generator=Address(bytes(20)),
+        visibility="public",
+        sampling=Sampling(),
+        prompt_token_ids=(1,),
+        token_ids=(2,),
+        text=text,
+        finish_reason="stop",
+        embedding=bytes(384),
+        evidence=evidence,
+        created_ms=TimeMs(0),
+    )
+
+
+def scorer(models=None, layers=None, rubric=POLICY.rubric, **digests):
+    held = {"scorer_model": SCORER, "encoder": ENCODER, **digests}
+    return HybridScorer(models or Models(), layers or Layers(), rubric, **held)
+
+
+async def test_the_rubrics_dimensions_in_order_in_one_call_a_model():
+    models, layers = Models(), Layers(scores={"safety": 1, "relevance": 2, "coherence": 3, "extra.one": 4})
+    scores = await scorer(models, layers).observe(record())
+    assert [(score.name, score.ppm) for score in scores] == [("coherence", 3), ("relevance", 2), ("safety", 1)]
+    assert models.calls == ["embed 3", "likelihoods 2"]
+    [item] = layers.items
+    assert item.question == "And tides?"
+    assert (item.features.logprob_micro, item.features.gain_micro) == (-700_000, 600_000)
+
+
+async def test_relevance_may_lean_on_the_conversation():
+    answer, whole = "Tides are caused by the Moon.", "What is the Moon?\nAnd tides?"
+    models = Models(vectors={answer: unit(1), "And tides?": unit(0, 1), whole: unit(1, 1)})
+    features = await measure_answer(models, record().request.messages, answer)
+    assert features.relevance_cosine_ppm == 707_107
+
+
+async def test_support_is_the_best_piece_of_evidence_and_neutral_without_any():
+    rubric = Rubric(scorer_model=SCORER, encoder=ENCODER, dimensions=("coherence", "support"))
+    [_, neutral] = await scorer(rubric=rubric).observe(record())
+    assert neutral.ppm == NEUTRAL_SUPPORT_PPM
+    models = Models(vectors={"far": unit(0, 1), "near": unit(1, 0.1)})
+    evidence = tuple(Evidence(digest=Digest(bytes(32)), text=text) for text in ("far", "near"))
+    features = await measure_answer(models, record().request.messages, "answer", evidence)
+    assert features.support_cosine_ppm > 990_000
+
+
+async def test_nothing_said_asks_no_model():
+    models = Models()
+    assert await measure_answer(models, record().request.messages, " \n") == EMPTY_ANSWER
+    assert models.calls == []
+
+
+@pytest.mark.parametrize("mean", [math.nan, -math.inf, -1e9, 5.0])
+async def test_absurd_likelihoods_stay_within_bounds(mean):
+    features = await measure_answer(Models(given=mean, free=mean), record().request.messages, "answer")
+    assert -30_000_000 <= features.logprob_micro <= 0
+    assert -30_000_000 <= features.gain_micro <= 30_000_000
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"scorer_model": ENCODER}, "the rubric's scorer model is 7373737373737373, this peer has 6565656565656565"),
+        ({"encoder": SCORER}, "the rubric's encoder is 6565656565656565"),
+        ({"layers": Layers(rules=())}, "rule set coherence is [0-9a-f]{16}, this peer has none"),
+        ({"layers": Layers(scores={"coherence": 1})}, "no scorer here measures dimension relevance"),
+        ({"layers": Layers(broken=True)}, "the built-in scorers cannot answer: the worker process ended"),
+    ],
+)
+async def test_a_validator_that_lacks_what_the_rubric_pins_abstains(changed, reason):
+    with pytest.raises(AbstainError, match=reason):
+        await scorer(**changed).observe(record())
+
+
+async def test_only_answers_that_may_be_published_cost_likelihoods():
+    models, layers = Models(), Layers()
+    validator = Validator(models, layers)
+    private = await validator.check_output(record().request.messages, "answer", POLICY, publishing=False)
+    assert (models.calls, private.features) == (["embed 1"], None)
+    public = await validator.check_output(record().request.messages, "answer", POLICY, publishing=True)
+    assert models.calls[1:] == ["embed 3", "likelihoods 2"]
+    assert public.features is not None
+    asked = await validator.check_input("And tides?", unit(1), POLICY)
+    assert [(item.stage, item.text, item.features is None) for item in layers.items] == [
+        ("output", "answer", True),
+        ("output", "answer", False),
+        ("input", "And tides?", True),
+    ]
+    assert not asked.withheld
