@@ -50,11 +50,14 @@ class Gossip:
         )
         self._pubsub = Pubsub(host, self._router, max_inbound_rpc_size=RPC_BYTES, allowed_topics=set(topics) or None)
 
-    async def start(self, stack: AsyncExitStack, nursery: trio.Nursery) -> None:
-        """Run the services on `stack` and our own tasks in `nursery`; before the host listens."""
+    async def start(self, stack: AsyncExitStack) -> None:
+        """Run the library's services on `stack`."""
         await stack.enter_async_context(background_trio_service(self._pubsub))
         await stack.enter_async_context(background_trio_service(self._router))
         await self._pubsub.wait_until_ready()
+
+    async def carry(self, nursery: trio.Nursery) -> None:
+        """Subscribe, and run our own tasks in `nursery`; before the host listens."""
         for name, queue in self._topics.items():
             nursery.start_soon(self._receive, await self._pubsub.subscribe(name), queue)
         nursery.start_soon(self._publish)

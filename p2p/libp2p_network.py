@@ -9,10 +9,10 @@ from typing import Any
 
 import multiaddr
 import trio
-from libp2p.exceptions import BaseLibp2pError
 from libp2p.host.exceptions import StreamFailure
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
+from libp2p.peer.peerstore import PeerStoreError
 from libp2p.tools.anyio_service import background_trio_service
 
 from nsllm.ids import PeerId
@@ -90,31 +90,46 @@ class Libp2pNetwork:
 
     @asynccontextmanager
     async def _run(self) -> AsyncIterator[None]:
-        async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
+        failure: Exception | None = None
+        async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            self._host = host = make_host(self._secret, local=self._local, nursery=nursery)
-            swarm = host.get_network()
-            self._pointers = Pointers(host, local=self._local)
-            self._gossip = Gossip(host, self._topics)
-            swarm.register_notifee(_Notifee(self))
-            for protocol, handler in self._handlers.items():
-                host.set_stream_handler(protocol, self._served(protocol, handler))
             try:
-                # Services first, listening last: whoever connects finds everything in place.
-                await stack.enter_async_context(background_trio_service(swarm))
-                await self._gossip.start(stack, nursery)
-                await stack.enter_async_context(background_trio_service(self._pointers.service))
-                nursery.start_soon(self._pointers.announce)
-                await self._start_listening()
-                yield
+                async with self._services(nursery) as tasks:
+                    try:
+                        failure = await self._start_listening()
+                        if failure is None:
+                            yield
+                    except Exception as error:  # noqa: BLE001 - raised below, outside of all the nurseries in between
+                        failure = error
+                    finally:
+                        self._addresses = ()
+                        tasks.cancel_scope.cancel()
             finally:
-                self._addresses = ()
-                with trio.move_on_after(CLEANUP_S) as scope:
-                    scope.shield = True
-                    # Leaving the service alone may leave the port open.
-                    await host.close()
+                # Only now: what is still awaited above would turn an error of the block into a cancellation.
                 self._nursery = None
                 nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    @asynccontextmanager
+    async def _services(self, nursery: trio.Nursery) -> AsyncIterator[trio.Nursery]:
+        """Host, gossip and Kademlia, running but not listening: whoever connects later finds everything in place."""
+        self._host = host = make_host(self._secret, local=self._local, nursery=nursery)
+        swarm = host.get_network()
+        self._pointers = pointers = Pointers(host, local=self._local)
+        self._gossip = gossip = Gossip(host, self._topics)
+        swarm.register_notifee(_Notifee(self))
+        for protocol, handler in self._handlers.items():
+            host.set_stream_handler(protocol, self._served(protocol, handler))
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(background_trio_service(swarm))
+            stack.push_async_callback(_close, host)
+            await gossip.start(stack)
+            await stack.enter_async_context(background_trio_service(pointers.service))
+            async with trio.open_nursery() as tasks:
+                await gossip.carry(tasks)
+                tasks.start_soon(pointers.announce)
+                yield tasks
 
     async def connect(self, address: str) -> PeerId:
         """See `Network.connect`."""
@@ -130,8 +145,8 @@ class Libp2pNetwork:
         swarm = host.get_network()
         # The library remembers a failed dial for a minute, and of several TCP addresses tries the oldest only.
         swarm._negative_peer_cache.evict(peer)  # noqa: SLF001 - the library offers no other way
-        host.get_peerstore().clear_addrs(peer_id)
         try:
+            host.get_peerstore().clear_addrs(peer_id)
             await host.connect(PeerInfo(peer_id, [base]))
         except (*STREAM_ERRORS, StreamFailure) as error:
             raise UnreachableError(f"{address}: {_cause(error)}") from None
@@ -160,7 +175,7 @@ class Libp2pNetwork:
             return None
         try:
             known = self._host.get_peerstore().addrs(ID.from_string(peer))
-        except BaseLibp2pError:
+        except PeerStoreError:
             return None
         return next((f"{str(base).partition('/p2p/')[0]}/p2p/{peer}" for base in known), None)
 
@@ -220,16 +235,18 @@ class Libp2pNetwork:
         if self._nursery is not None and self._pointers is not None:
             self._nursery.start_soon(self._pointers.peer_identified, peer)
 
-    async def _start_listening(self) -> None:
+    async def _start_listening(self) -> UnreachableError | None:
+        """Bind every address and tell peers of them; the error of the first that cannot be bound."""
         swarm = self._host.get_network()
         for text in self._listen:
             if not await swarm.listen(multiaddr.Multiaddr(text)):
-                raise UnreachableError(f"cannot listen on {text}", hint="is the port in use?")
+                return UnreachableError(f"cannot listen on {text}", hint="is the port in use?")
         bound = [str(address).partition("/p2p/")[0] for address in self._host.get_transport_addrs()]
         told = self._announce or dialable(bound, local=self._local)
         self._host._addrs_factory = lambda _: [multiaddr.Multiaddr(text) for text in told]  # noqa: SLF001 - known now
         self._addresses = tuple(f"{text}/p2p/{self._peer_id}" for text in told)
         log.info("listening addresses=%s", ",".join(self._addresses))
+        return None
 
     def _served(self, protocol: str, handler: StreamHandler) -> Any:
         async def serve(inner: Any) -> None:
@@ -267,6 +284,13 @@ class _Notifee:
 
     async def listen_close(self, _: Any, address: Any) -> None:
         pass
+
+
+async def _close(host: Any) -> None:
+    """Close connections and ports: leaving the library's service alone may leave the port open."""
+    with trio.move_on_after(CLEANUP_S) as scope:
+        scope.shield = True
+        await host.close()
 
 
 def _cause(error: BaseException) -> str:

@@ -29,6 +29,7 @@ CACHE_S: Final = 10.0
 MAX_CACHED_KEYS: Final = 1024
 QUERY_S: Final = 3.0
 IDENTIFY_S: Final = 10.0
+ADDRESS_LIFE_S: Final = 3600
 
 
 class Pointers:
@@ -129,15 +130,19 @@ class Pointers:
     async def _walk(self, key: bytes) -> tuple[PeerId, ...]:
         """Ask the closest peers. The library's own look-up stops at whatever the local store happens to hold."""
         store = self.service.provider_store
-        found = {str(info.peer_id): None for info in store.get_providers(key)}
+        found: dict[str, None] = {}
+
+        def note(infos: list[Any]) -> None:
+            for info in infos:
+                found[str(info.peer_id)] = None
+                if info.addrs and info.peer_id != self._host.get_id():
+                    self._host.get_peerstore().add_addrs(info.peer_id, info.addrs, ADDRESS_LIFE_S)
 
         async def ask(peer: Any) -> None:
             with trio.move_on_after(QUERY_S):
-                infos, _ = await store._get_providers_from_peer_with_closers(peer, key)  # noqa: SLF001
-                for info in infos:
-                    found[str(info.peer_id)] = None
-                    if info.addrs:
-                        self._host.get_peerstore().add_addrs(info.peer_id, info.addrs, 3600)
+                note((await store._get_providers_from_peer_with_closers(peer, key))[0])  # noqa: SLF001
+
+        note(store.get_providers(key))
 
         async with trio.open_nursery() as nursery:
             for peer in (await self._closest(key))[:ALPHA]:

@@ -8,6 +8,7 @@ from typing import Any, Final
 import trio
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.network.stream.exceptions import StreamEOF, StreamReset
+from libp2p.peer.peerstore import PeerStoreError
 
 from nsllm.ids import PeerId
 from nsllm.p2p.errors import StreamClosedError
@@ -17,8 +18,15 @@ log = logging.getLogger(__name__)
 LINGER_S: Final = 10.0
 """A stream that we closed and the other end did not is reset after this; half-closed streams leak in the library."""
 
-STREAM_ERRORS: Final = (BaseLibp2pError, OSError, ValueError, trio.BrokenResourceError, trio.ClosedResourceError)
-"""What libp2p lets out of a stream operation when the stream or its connection is gone."""
+STREAM_ERRORS: Final = (
+    BaseLibp2pError,
+    PeerStoreError,
+    OSError,
+    ValueError,
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+)
+"""What libp2p lets out of an operation when the stream, its connection or the peer's addresses are gone."""
 
 
 class Libp2pStream:

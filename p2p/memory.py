@@ -74,16 +74,21 @@ class MemoryNetwork:
     @asynccontextmanager
     async def _run(self) -> AsyncIterator[None]:
         self._world.register(self, self._address)
+        failure: Exception | None = None
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._deliver_mail)
                 try:
                     yield
+                except Exception as error:  # noqa: BLE001 - raised below, outside of our nursery
+                    failure = error
                 finally:
                     nursery.cancel_scope.cancel()
         finally:
             self.crash()
+        if failure is not None:
+            raise failure
 
     async def connect(self, address: str) -> PeerId:
         """See `Network.connect`."""

@@ -44,6 +44,12 @@ async def test_bytes_arrive_in_order_whatever_the_delays(town: Any, autojump_clo
         assert got == sent
 
 
+async def test_an_error_inside_comes_out(town: Any) -> None:
+    with pytest.raises(LookupError, match="of the caller"):
+        async with town.citizens[0].network.run():
+            raise LookupError("of the caller")
+
+
 async def test_one_address_one_peer(town: Any, autojump_clock: Any) -> None:
     alice, bob, carol = town.citizens
     async with town.running(connected=False):
