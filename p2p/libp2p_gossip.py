@@ -14,6 +14,7 @@ from libp2p.pubsub.pubsub import Pubsub
 from libp2p.tools.anyio_service import background_trio_service
 
 from nsllm.ids import PeerId
+from nsllm.p2p.libp2p_stream import STREAM_ERRORS
 from nsllm.p2p.network import MAX_GOSSIP_BYTES
 from nsllm.p2p.rates import SlidingWindow
 from nsllm.p2p.topics import TopicQueue
@@ -76,7 +77,11 @@ class Gossip:
             if not window.take():
                 await trio.sleep(window.wait_s())
                 continue
-            await self._pubsub.publish(*self._queue.popleft())
+            topic, data = self._queue.popleft()
+            try:
+                await self._pubsub.publish(topic, data)
+            except STREAM_ERRORS as error:
+                log.info("gossip_failed topic=%s error=%s: %s", topic, type(error).__name__, error)
 
     async def _receive(self, subscription: Any, queue: TopicQueue) -> None:
         while True:

@@ -67,7 +67,12 @@ class Pointers:
                 if peer_id not in self._host.get_connected_peers():
                     return
                 await trio.sleep(0.02)
-        if await self.service.add_peer(peer_id):
+        try:
+            added = await self.service.add_peer(peer_id)
+        except STREAM_ERRORS as error:
+            log.info("routing_table_failed peer=%s error=%s: %s", peer, type(error).__name__, error)
+            return
+        if added:
             log.debug("routing_table peer=%s size=%s", peer, self.service.get_routing_table_size())
             self._cache.clear()
             for key in self._own:

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT: Final = "/nsllm/heartbeat/1"
 MAX_BEAT_BYTES: Final = 256
-BEAT_INTERVAL_S: Final = 2.0
+BEAT_INTERVAL_S: Final = 3.0
 MISSES: Final = 3
 IDLE_S: Final = 60.0
 """A peer that opened a heartbeat and then sends none for this long loses its stream."""

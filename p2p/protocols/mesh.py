@@ -34,7 +34,8 @@ MAX_MESH_BYTES: Final = MAX_PAYLOAD_BYTES + 1024
 QUEUE_LENGTH: Final = 256
 BATCH: Final = 32
 """Frames that are on their way before their acknowledgements are waited for."""
-ACK_S: Final = 5.0
+ACK_S: Final = 10.0
+"""The longest wait for the next acknowledgement: a busy receiver is no reason to send everything again."""
 IDLE_S: Final = 600.0
 """A stream without a frame for this long is closed; the sender opens another when it has something to say."""
 
@@ -193,18 +194,19 @@ class MeshClient:
         while lane.queue and len(unacknowledged) < BATCH:
             unacknowledged.append(lane.queue.popleft())
         try:
-            with trio.fail_after(ACK_S):
-                for offset, (kind, payload) in enumerate(list(unacknowledged), start=1):
+            for offset, (kind, payload) in enumerate(list(unacknowledged), start=1):
+                with trio.fail_after(ACK_S):
                     await framed.send(MeshFrame(number=number + offset, kind=kind, payload=payload))
-                while unacknowledged:
+            while unacknowledged:
+                with trio.fail_after(ACK_S):
                     answer = (await framed.receive(MeshAnswer)).answer
-                    if isinstance(answer, Refused):
-                        raise refused_by(framed.peer, MESH, answer)
-                    number += 1
-                    if answer.number != number:
-                        raise MisbehaviourError(f"{framed.peer} acknowledged {answer.number}, due was {number}")
-                    unacknowledged.popleft()
-                    lane.acknowledged += 1
+                if isinstance(answer, Refused):
+                    raise refused_by(framed.peer, MESH, answer)
+                number += 1
+                if answer.number != number:
+                    raise MisbehaviourError(f"{framed.peer} acknowledged {answer.number}, due was {number}")
+                unacknowledged.popleft()
+                lane.acknowledged += 1
         finally:
             if unacknowledged:
                 lane.restore(unacknowledged)

@@ -63,7 +63,7 @@ class Peer:
         self.blocks: list[int] = []
         self.announcer = Announcer(self.network, self.directory, on_block=self.on_block, on_card=self.connector.on_card)
         self.heartbeat = Heartbeat(
-            self.network, self.directory, self.beat, interval_s=0.5, on_stale_card=self.connector.greet
+            self.network, self.directory, self.beat, interval_s=1.0, on_stale_card=self.connector.greet
         )
         self.network.handle(HELLO, serve_hello(self.directory, self.card, self.connector.on_card))
         self.network.handle(HEARTBEAT, serve_heartbeat(self.directory, self.beat))

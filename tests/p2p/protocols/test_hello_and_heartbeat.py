@@ -159,7 +159,7 @@ async def test_beats_tell_rtt_height_and_newer_cards(town: Any, autojump_clock: 
         assert alice.directory.state_of(carol.peer).rtt_s is None
         assert stale == []
         bob.sequence = 9
-        await trio.sleep(3)
+        await trio.sleep(4)
         assert set(stale) == {bob.peer}
 
 
@@ -174,12 +174,12 @@ async def test_three_missed_beats_end_the_connection(town: Any, autojump_clock: 
         cut_s = trio.current_time()
         while bob.peer in alice.network.connected():
             await trio.sleep(0.1)
-        assert 4 <= trio.current_time() - cut_s <= 10
+        assert 6 <= trio.current_time() - cut_s <= 15
         town.world.heal()
         await trio.sleep(1)
         await alice.network.connect(bob.where)
-        await trio.sleep(5)
-        assert alice.directory.state_of(bob.peer).last_seen_s > trio.current_time() - 3
+        await trio.sleep(7)
+        assert alice.directory.state_of(bob.peer).last_seen_s > trio.current_time() - 4
 
 
 async def test_a_short_cut_is_survived(town: Any, autojump_clock: Any) -> None:
