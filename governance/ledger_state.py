@@ -73,6 +73,8 @@ class LedgerState:
                 self.registry.admit(entry.admission)
             self._anchoring = Anchoring(self._chain.anchored_head()[0], self.store.last_transaction_ms())
             self._check_tip()
+        self._checked: tuple[Digest, Address, tuple[bytes, ...]] | None = None
+        """Last block, proposer and transactions that the chain would execute."""
 
     @classmethod
     def open(cls, path: Path | None, genesis: Genesis, *, now_ms: TimeMs, recover: bool) -> LedgerState:
@@ -151,7 +153,7 @@ class LedgerState:
                 allowed = self._anchoring.allowed_from_ms()
                 raise BlockError(f"body.transactions: an anchor at {header.time_ms}, allowed from {allowed}")
             try:
-                self._chain.check(transactions, header.proposer)
+                self._check_transactions(transactions, header.proposer)
             except NsllmError as error:
                 raise BlockError(f"body.transactions: {error}") from None
 
@@ -197,13 +199,20 @@ class LedgerState:
             return ()
         transactions = (self._chain.anchor_transaction(key, self.tip.certificate),)
         try:
-            self._chain.check(transactions, proposer)
+            self._check_transactions(transactions, proposer)
         except ChainRefusal as error:
             # Never propose what the others must refuse: scores go on without anchors, and somebody is told.
             log.error("anchor_refused log_size=%d error=%s", self.parent.log.size, error)
             self._anchoring = self._anchoring.refused(time_ms)
             return ()
         return transactions
+
+    def _check_transactions(self, transactions: tuple[bytes, ...], proposer: Address) -> None:
+        """The chain's check, once for each set: it executes them, and proposals come again in later rounds."""
+        about = (self.parent.id, proposer, transactions)
+        if transactions and about != self._checked:
+            self._chain.check(transactions, proposer)
+            self._checked = about
 
     def _header(self, body: Body, outcome: Outcome, proposer: Address, time_ms: TimeMs) -> Header:
         root = self._chain.state_root()
