@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import pytest
 import torch
@@ -92,11 +94,11 @@ def test_greedy_tokens_are_those_of_transformers(backend, text):
 
 def test_a_long_prompt_is_read_in_chunks(desk, backend):
     text = "x" * 200
-    assert len(backend.chat_tokens(user(text))) > 2 * CHUNK_TOKENS
+    chunks = math.ceil(len(backend.chat_tokens(user(text))) / CHUNK_TOKENS)
+    assert chunks > 2
     desk.scheduler.handle(Generate(1, user(text), with_(max_tokens=5), 512))
-    desk.turn()
-    assert desk.tokens() == []
-    desk.turn()
+    for _ in range(chunks - 1):
+        desk.turn()
     assert desk.tokens() == []
     desk.turn()
     assert len(desk.tokens()) == 1
