@@ -80,7 +80,7 @@ def up(
 
 def run_up(config: PeerConfig, *, as_json: bool) -> None:
     """Settle the data folder and run its peer; holds the folder's lock all the while."""
-    from nsllm.cli.lifetime import serve
+    from nsllm.cli.lifetime import leave, serve
     from nsllm.clock import SystemClock
     from nsllm.node.data_folder import settle
     from nsllm.node.identity import locked
@@ -95,6 +95,7 @@ def run_up(config: PeerConfig, *, as_json: bool) -> None:
             settled = settle(config, SystemClock(), report)
         settled.config.log_effective()
         serve(lambda: _run(settled, as_json=as_json))
+    leave()
 
 
 async def _run(settled: Settled, *, as_json: bool) -> None:
