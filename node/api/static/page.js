@@ -8,7 +8,7 @@ import { errorText, mayAdminister, postHeaders, readSession, unlockAdmin, unlock
 
 const REFRESH_MS = 5000;
 const LEAST_MS = 700;  // between two reads, however much happens
-const FEED_LINES = 9;
+const FEED_LINES = 10;
 
 let lastRead = 0;
 let planned = null;
@@ -81,7 +81,7 @@ async function invite() {
 
 async function start() {
   setUp();
-  byId("feed").append(el("li", { class: "none" }, el("span", {}, "Waiting…"), el("span", {}, "Events of this peer appear here as they happen.")));
+  byId("feed").append(el("li", { class: "none" }, el("time", {}, "–"), el("span", {}, "Events of this peer appear here as they happen.")));
   byId("invite").addEventListener("click", invite);
   byId("invite-close").addEventListener("click", () => byId("invite-dialog").close());
   byId("invite-copy").addEventListener("click", async () => {

@@ -33,7 +33,9 @@ function head(status) {
 function notices(status) {
   const { ready, detail } = status.readiness;
   const halted = status.consensus.halted;
-  return [...(halted ? [`Consensus halted: ${halted}`] : []), ...(ready ? [] : [`Not ready: ${detail}`]), ...status.notices];
+  const own = [...(halted ? [[halted, `Consensus halted: ${halted}`]] : []), ...(ready ? [] : [[detail, `Not ready: ${detail}`]])];
+  const said = (what) => status.notices.some((text) => text.includes(what));
+  return [...own.filter(([what]) => !said(what)).map(([, text]) => text), ...status.notices];
 }
 
 function tiles(status) {
@@ -102,7 +104,7 @@ const CONSENSUS = ["height", "epoch", "round", "validators", "quorum", "faults",
 
 function consensus(c) {
   const rest = Object.keys(c).filter((key) => !CONSENSUS.includes(key));
-  const plain = (value) => (typeof value === "number" ? number(value) : value === null || value === undefined ? null : String(value));
+  const plain = (value) => (typeof value === "number" ? number(value) : typeof value === "boolean" ? (value ? "yes" : "no") : value === null || value === undefined ? null : String(value));
   return facts([
     ["Height", number(c.height)],
     ["Epoch, round", c.epoch === null || c.epoch === undefined ? null : `${number(c.epoch)}, ${number(c.round) ?? "no data"}`],
