@@ -45,7 +45,7 @@ HERE = Path(__file__).parent
 SHIPPED = HERE.parent / "governance" / "data" / "toxicity.safetensors"
 DEFAULT_LIMIT = 0.8
 """`toxicity_max_ppm` of the default policy: the heads are calibrated so that it costs few benign texts."""
-BENIGN_QUANTILE = 0.996
+BENIGN_QUANTILE = 0.993
 """Share of benign calibration texts, for each head, that stays below the limit."""
 TWEETS = 5000
 OWN = 5.0

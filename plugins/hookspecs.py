@@ -67,6 +67,6 @@ class HookSpecs:
             features: as for `nsllm_validate`, never None.
 
         Returns:
-            At most 16 dimensions, name to ppm (0 to 1,000,000, higher is better). One counts in the hybrid
-            score if the policy's rubric names it, as `plugin.dimension`. Same input, same number: validators must agree.
+            At most 16 dimensions, name to ppm (0 to 1,000,000, higher is better). One counts in the hybrid score if the
+            policy's rubric names it, as `plugin.dimension`. Same input, same number: validators must agree.
         """

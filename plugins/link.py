@@ -121,6 +121,7 @@ class WorkerLink:
                     await self._serve(stream)
             except (WorkerError, OSError) as error:
                 self._strike(str(error))
+                self._finish_or_retry()
             self.settled.set()
             if self.disabled:
                 break
@@ -138,6 +139,16 @@ class WorkerLink:
         if self._strikes >= STRIKES and not self.built_in:
             self.state = "disabled"
 
+    def _finish_or_retry(self) -> None:
+        """Let the caller that the worker failed know, now that the strike is counted.
+
+        A built-in worker gets the call once more, in a fresh process: the old one may have died long before.
+        """
+        job = self._again
+        if job is not None and not (self.built_in and job.attempts == 1):
+            self._again = None
+            job.done.set()
+
     async def _serve(self, stream: trio.SocketStream) -> None:
         """Answer jobs until the worker breaks a rule (raises) or the plugin is disabled (returns)."""
         while not self.disabled:
@@ -147,17 +158,14 @@ class WorkerLink:
                 job.reply = await self._exchange(stream, job.call)
             except WorkerError as error:
                 job.problem = error.message
-                if self.built_in and job.attempts == 1:
-                    self._again = job  # the worker may have died long before this call: once more, in a fresh one
-                else:
-                    job.done.set()
+                self._again = job
                 raise
-            job.done.set()
             if job.reply.kind == "failed":
                 self._strike(job.reply.reason)
                 log.warning("plugin_call_failed name=%s reason=%r strikes=%d", self.name, self.reason, self._strikes)
             else:
                 self._strikes, self.reason = 0, ""
+            job.done.set()
 
     async def _exchange(self, stream: trio.SocketStream, call: Call) -> Reply:
         wanted = "measures" if call.text is not None else "scores"
