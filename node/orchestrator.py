@@ -166,7 +166,7 @@ class Orchestrator:
         )
 
     async def _answer(self, question: _Question, send: trio.MemorySendChannel[ChatEvent]) -> None:
-        async with send:
+        with send:  # closing must not yield: the reader would leave before an error is kept
             policy = self._context.policy
             verdict = await self._validator.check_input(question.request.question(), question.embedding, policy)
             if verdict.withheld:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import TYPE_CHECKING, Final
 
@@ -442,11 +442,21 @@ class Peer:
             await self._world.offload.run(self._completions.close)
 
 
-async def run_peer(settled: Settled, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+async def run_peer(
+    settled: Settled,
+    *,
+    checkpoint: Callable[[str], None] | None = None,
+    task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
     """Run a real peer on a settled data folder until cancelled; the caller holds the folder's lock.
+
+    Args:
+        settled: the data folder.
+        checkpoint: called at named moments of consensus; a test kills the process there.
+        task_status: `started()` once the peer serves.
 
     Raises:
         NsllmError: something that the peer needs is not there; says what to do.
     """
-    peer = await Peer.open(settled, real_world(settled))
+    peer = await Peer.open(settled, real_world(settled, checkpoint))
     await peer.run(task_status=task_status)
