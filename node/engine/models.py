@@ -187,7 +187,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise ModelMissingError(
-            f"no model folder at {folder}", hint="set [models] to a folder that is there, or leave it out for defaults"
+            f"no model folder at {folder}",
+            hint="set [engine] text_model or encoder_model to a folder that is there, or leave it out",
         )
     try:
         config = json.loads(files.read_bounded(folder / "config.json", limit_bytes=CONFIG_LIMIT_BYTES))
