@@ -193,7 +193,7 @@ class LedgerNetwork:
         return blocks
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def ledger_network() -> Callable[..., LedgerNetwork]:
     """Makes a network of so many validators: `ledger_network(4)`."""
     return LedgerNetwork

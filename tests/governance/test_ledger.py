@@ -250,6 +250,10 @@ BROKEN_BODIES = {
         lambda n: {"entries": (checkpoint_entry(checkpoint_of(n, n.keys[0], 9)),)},
         "second checkpoint .* within 60000 ms",
     ),
+    "a checkpoint of a log that shrank": (
+        lambda n: {"entries": (checkpoint_entry(checkpoint_of(n, n.keys[1], 1)),)},
+        "checkpoint of 1 entries after one of 1",
+    ),
     "a member's admission": (lambda n: {"entries": (admission_of(n, n.generator),)}, "a member already"),
     "an admission by a stranger": (lambda n: {"entries": (admission_of(n, by=n.stranger),)}, "not a genesis member"),
     "an admission twice": (lambda n: {"entries": (admission_of(n),) * 2}, "not admissions ascending"),
@@ -272,6 +276,10 @@ async def test_a_body_that_breaks_one_rule_is_refused(net, autojump_clock, name)
     ledger = await net.open()
     zero = net.record("zero")
     net.observe_all(ledger, zero)
+    ledger.add_checkpoint(checkpoint_of(net, net.keys[1]))
+    await net.decide(ledger)
+    await trio.sleep(60)
+    net.observe_all(ledger, net.record("between"))
     ledger.add_checkpoint(checkpoint_of(net, net.keys[0]))
     blocks = await net.run_until_quiet(ledger)
     net.scores_entry = ledger._state.store.log.entries(0, 1)[0]
@@ -311,6 +319,42 @@ async def test_observations_are_checked_when_they_come(net, autojump_clock) -> N
     assert ledger.add_observation(good)
     assert not ledger.add_observation(good)
     assert ledger.observations_for(good.observation.record) == (good,)
+
+
+async def test_observations_of_what_was_scored_long_ago_make_no_block(
+    net, autojump_clock, tmp_path, monkeypatch
+) -> None:
+    ledger = await net.open(tmp_path / "ledger.sqlite")
+    net.observe_all(ledger, net.record("old"))
+    await net.decide(ledger)
+    net.observe_all(ledger, net.record("new"))
+    await net.run_until_quiet(ledger)
+    await ledger.close()
+    monkeypatch.setattr("nsllm.governance.ledger.RECENT_RECORDS", 1)
+    ledger = await net.open(tmp_path / "ledger.sqlite")
+    assert not ledger.is_certified(net.record("old").record.digest())
+    assert ledger.is_certified(net.record("new").record.digest())
+    net.observe_all(ledger, net.record("old"))
+    assert await ledger.due_in() is None
+    assert (await ledger.summary()).pending == 0
+    assert await ledger.certified(net.record("old").record.digest()) is not None
+
+
+async def test_a_proposal_of_very_much_stays_within_the_bounds(ledger_network, autojump_clock) -> None:
+    net = ledger_network(1)
+    ledger = await net.open()
+    net.observe_all(ledger, *(net.record(f"r{i}") for i in range(300)))
+    blocks = await net.run_until_quiet(ledger)
+    counts = [len(b.block.body.observations) for b in blocks if b.block.body.observations]
+    assert counts == [128, 128, 44]
+
+
+async def test_a_block_over_the_limit_is_refused(net, autojump_clock) -> None:
+    ledger = await net.open()
+    block = await net.propose(ledger)
+    body = replace(block.body, transactions=(bytes(65536),) * 16)
+    with pytest.raises(BlockError, match="the limit is 1048576"):
+        await ledger.validate(Block(header=block.header, body=body), net.clock.now_ms())
 
 
 # What the log holds besides scores

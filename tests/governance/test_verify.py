@@ -8,33 +8,41 @@ import sys
 
 import msgspec
 import pytest
+import trio
+import trio.testing
 
 from nsllm import canonical
+from nsllm.consensus.registry import admit
+from nsllm.crypto import keccak256
 from nsllm.governance.errors import ReceiptError
 from nsllm.governance.genesis import save_genesis
 from nsllm.governance.receipt import Receipt, build_receipt, receipt_text
 from nsllm.governance.verify import STEPS, verify_receipt
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def net(ledger_network):
     return ledger_network(4)
 
 
-@pytest.fixture
-async def texts(net, autojump_clock):
+@pytest.fixture(scope="module")
+def texts(net):
     """Receipts of the middle one of three records, by level; two records follow before the anchor."""
-    ledger = await net.open()
-    records = [net.record(name) for name in ("one", "two", "three", "four", "five")]
-    net.observe_all(ledger, *records[:3])
-    await net.decide(ledger)
-    proof = await ledger.proof(records[1].record.digest())
-    certified = receipt_text(build_receipt(records[1], proof, "certified"))
-    logged = receipt_text(build_receipt(records[1], proof))
-    net.observe_all(ledger, *records[3:])
-    await net.run_until_quiet(ledger)
-    proof = await ledger.proof(records[1].record.digest())
-    return {"certified": certified, "logged": logged, "anchored": receipt_text(build_receipt(records[1], proof))}
+
+    async def make() -> dict[str, str]:
+        ledger = await net.open()
+        records = [net.record(name) for name in ("one", "two", "three", "four", "five")]
+        net.observe_all(ledger, *records[:3])
+        await net.decide(ledger)
+        proof = await ledger.proof(records[1].record.digest())
+        certified = receipt_text(build_receipt(records[1], proof, "certified"))
+        logged = receipt_text(build_receipt(records[1], proof))
+        net.observe_all(ledger, *records[3:])
+        await net.run_until_quiet(ledger)
+        proof = await ledger.proof(records[1].record.digest())
+        return {"certified": certified, "logged": logged, "anchored": receipt_text(build_receipt(records[1], proof))}
+
+    return trio.run(make, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 @pytest.mark.parametrize("level", ["certified", "logged", "anchored"])
@@ -179,6 +187,42 @@ async def test_a_quorum_of_another_policy_is_refused(net, texts) -> None:
     genesis = msgspec.structs.replace(net.genesis, policy=policy)
     with pytest.raises(ReceiptError, match="network: "):
         verify_receipt(receipt_text(receipt), genesis)
+
+
+@pytest.mark.parametrize("field", ["generator", "request_key"])
+async def test_scores_under_a_wrong_name_are_refused_even_if_a_quorum_signed_them(net, autojump_clock, field) -> None:
+    ledger = await net.open()
+    signed = net.record("one")
+    wrong = {"generator": net.keys[0].address, "request_key": keccak256(b"another question")}[field]
+    for key in net.keys:
+        ledger.add_observation(net.observe(key, signed, **{field: wrong}))
+    await net.decide(ledger)
+    text = receipt_text(build_receipt(signed, await ledger.proof(signed.record.digest())))
+    with pytest.raises(ReceiptError, match=rf"record: leaf\.{field}: "):
+        verify_receipt(text, net.genesis)
+
+
+async def test_a_record_that_its_generator_did_not_sign_is_refused(net, autojump_clock) -> None:
+    ledger = await net.open()
+    signed = net.record("one")
+    forged = msgspec.structs.replace(signed, signature=net.record("two").signature)
+    net.observe_all(ledger, signed)
+    await net.decide(ledger)
+    text = receipt_text(build_receipt(forged, await ledger.proof(signed.record.digest())))
+    with pytest.raises(ReceiptError, match=r"generator: signed\.signature: signed by"):
+        verify_receipt(text, net.genesis)
+
+
+async def test_a_member_that_joined_later_is_attested_not_proved(net, autojump_clock) -> None:
+    ledger = await net.open()
+    ledger.add_admission(admit(net.generator, net.network, net.member(net.stranger, ("contributor",))))
+    signed = net.record("one", net.stranger)
+    net.observe_all(ledger, signed)
+    await net.decide(ledger)
+    report = verify_receipt(
+        receipt_text(build_receipt(signed, await ledger.proof(signed.record.digest()))), net.genesis, "logged"
+    )
+    assert {f.field: f.standing for f in report.findings}["generator.member"] == "attested"
 
 
 async def test_a_solo_network_s_receipt_says_self_certified(ledger_network, autojump_clock) -> None:
