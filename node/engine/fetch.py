@@ -23,7 +23,10 @@ from typing import Final
 from nsllm.node.errors import ModelMissingError
 
 POLL_S: Final = 0.2
-OTHER_WAYS: Final = "or copy the models folder from another machine, or set [engine] text_model and encoder_model to folders of your own"
+OTHER_WAYS: Final = (
+    "or copy the models folder from another machine, "
+    "or set [engine] text_model and encoder_model to folders of your own"
+)
 
 
 @dataclass(frozen=True, slots=True)
