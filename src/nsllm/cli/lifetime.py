@@ -1,8 +1,8 @@
 """How long a serving command lives: until a signal, or until its parent is gone; never longer than a bound after that.
 
-The first SIGINT, SIGTERM or SIGHUP cancels the work; the second ends the process at once; and if the work has not ended
-`stop_s` seconds after the first, the process ends anyway. The handlers are Python's own, not trio's: they run even
-while the event loop is busy.
+The first SIGINT, SIGTERM or SIGHUP cancels the work; a second one ends the process at once; and if the work has not
+ended `stop_s` seconds after the first, the process ends anyway. The handlers are Python's own, not trio's: they run
+even while the event loop is busy.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -24,6 +25,8 @@ STOP_S: Final = 3.5
 """A peer's bound; `nsllm devnet` gives its peers a little longer before it kills them, within its own 5 s."""
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SECOND_SIGNAL: Final = 130
+SAME_GESTURE_S: Final = 0.5
+"""make and timeout pass on a signal that a whole process group gets: what comes twice at once was meant once."""
 
 
 def serve(work: Callable[[], Awaitable[None]], *, stop_s: float = STOP_S) -> bool:
@@ -54,15 +57,16 @@ def stopping(scope: trio.CancelScope, stop_s: float) -> Iterator[None]:
     token = trio.lowlevel.current_trio_token()
     deadline = threading.Timer(stop_s, os._exit, [1])
     deadline.daemon = True
-    seen = 0
+    first_s: float | None = None
 
     def on_signal(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signal module's signature
-        nonlocal seen
-        seen += 1
-        if seen > 1:
+        nonlocal first_s
+        if first_s is None:
+            first_s = time.monotonic()
+            deadline.start()
+            token.run_sync_soon(scope.cancel)
+        elif time.monotonic() - first_s > SAME_GESTURE_S:
             os._exit(SECOND_SIGNAL)
-        deadline.start()
-        token.run_sync_soon(scope.cancel)
 
     before = {number: signal.signal(number, on_signal) for number in SIGNALS}
     try:

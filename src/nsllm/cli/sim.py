@@ -19,9 +19,9 @@ def sim(*, name: str, peers: int, seed: int, as_json: bool) -> None:
     """Run the scenario NAME with the peers' own code on an in-memory network and a virtual clock; print what happened
     and its digest. The model is a stand-in that says so.
     """  # noqa: D205 - help text
-    from nsllm.simulations import scenarios
+    from nsllm.simulations.scenarios import run
 
-    result = scenarios.run(name, peers=peers, seed=seed)
+    result = run(name, peers=peers, seed=seed)
     if as_json:
         emit(result)
         return
