@@ -40,10 +40,10 @@ lint: setup-test
 	$(BIN)/mypy
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/cog --check $$(grep -l '\[\[\[cog' *.md docs/*.md)
+	$(BIN)/cog -I docs --check $$(grep -l '\[\[\[cog' *.md docs/*.md)
 
 docs: setup-test
-	$(BIN)/cog -r $$(grep -l '\[\[\[cog' *.md docs/*.md)
+	$(BIN)/cog -I docs -r $$(grep -l '\[\[\[cog' *.md docs/*.md)
 
 doctor: setup
 	@$(BIN)/nsllm doctor
