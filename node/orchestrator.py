@@ -138,10 +138,10 @@ class Orchestrator:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(answer)
             try:
-                async with receive:
-                    yield receive
+                yield receive
             finally:
-                nursery.cancel_scope.cancel()
+                nursery.cancel_scope.cancel()  # before the channel closes: a reader that leaves is no error
+                receive.close()
         if failure is not None:
             raise failure
 
