@@ -76,6 +76,8 @@ def _show(report: Report) -> None:
         f"{report.score_ppm / 1_000_000:.3f}, signed by {report.signers} of {report.validators} validators"
     )
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for width in (8, None, None):
+        table.add_column(no_wrap=True, min_width=width)
     for finding in report.findings:
         colour = colours[finding.standing]
         table.add_row(
