@@ -21,6 +21,7 @@ from nsllm.clock import SystemClock
 from nsllm.consensus.registry import Member, MemberRegistry
 from nsllm.crypto import MemberKey
 from nsllm.ids import ZERO_DIGEST, Address, NetworkId
+from nsllm.p2p import libp2p_stream
 from nsllm.p2p.directory import PeerDirectory
 from nsllm.p2p.errors import FrameError, ProtocolRefusedError, StreamClosedError, UnreachableError
 from nsllm.p2p.framing import FramedStream
@@ -222,6 +223,23 @@ async def test_closed_streams_leave_nothing_behind() -> None:
         swarm = one._host.get_network()
         (connection,) = swarm.get_connections()
         await eventually(lambda: len(connection.muxed_conn.streams) < 10)
+
+
+async def test_a_stream_that_the_other_end_never_closes_is_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half-closed streams stay in the library's books as long as the connection lives."""
+
+    async def stubborn(stream: Stream) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(libp2p_stream, "LINGER_S", 0.2)
+    one, other = network(1), network(2)
+    one.handle("/test/stubborn/1", stubborn)
+    async with running(one, other):
+        (connection,) = other._host.get_network().get_connections()
+        stream = await other.open(one.peer_id, "/test/stubborn/1")
+        number = stream._inner.muxed_stream.stream_id
+        await stream.aclose()
+        await eventually(lambda: number not in connection.muxed_conn.streams)
 
 
 async def test_cancelled_writes_leave_the_connection_whole() -> None:

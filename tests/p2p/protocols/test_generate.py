@@ -41,7 +41,8 @@ DONE = GenerateDone(finish_reason="stop", prompt_token_ids=(1,), sampling=Sampli
 class Executor:
     """Makes a piece every tenth of a second."""
 
-    def __init__(self, pieces: int = 3, fault: Exception | None = None) -> None:
+    def __init__(self, pieces: int = 3, fault: Exception | None = None, prefill_s: float = 0.0) -> None:
+        self.prefill_s = prefill_s
         self.pieces = pieces
         self.fault = fault
         self.made = 0
@@ -50,6 +51,7 @@ class Executor:
     @asynccontextmanager
     async def execute(self, request: GenerateRequest, member: Member) -> AsyncIterator[Pieces]:
         async def events() -> Pieces:
+            await trio.sleep(self.prefill_s)
             for number in range(self.pieces):
                 await trio.sleep(0.1)
                 self.made += 1
@@ -110,6 +112,21 @@ async def test_a_caller_that_goes_stops_the_executor(town: Any, autojump_clock: 
         await trio.sleep(1)
         assert executor.state == "stopped"
         assert executor.made < 30
+
+
+async def test_an_executor_stops_before_its_first_token(town: Any, autojump_clock: Any) -> None:
+    """Nothing is being sent that could fail: only the stream's end tells that the caller left."""
+    alice, bob = town.citizens[:2]
+    executor = Executor(prefill_s=600)
+    serve(town, executor)
+    async with town.running():
+        with trio.move_on_after(1):
+            async with generate(alice.network, bob.peer, REQUEST) as events:
+                async for _ in events:
+                    pass
+        assert executor.state == "running"
+        await trio.sleep(1)
+        assert executor.state == "stopped"
 
 
 async def test_engine_errors_are_refusals(town: Any, autojump_clock: Any) -> None:
