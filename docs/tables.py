@@ -186,18 +186,25 @@ def _section(text: str) -> str:
 
 def events() -> str:
     """Every event that a peer emits, with its fields, read from the calls of `emit`."""
+    from nsllm.node.auditor import LOGGED
+
     found: dict[str, tuple[set[str], set[str]]] = {}
     for path in modules("node"):
         for call in _calls(path, {"emit"}):
             if call.args and isinstance(kind := _literal(call.args[0]), str):
                 fields, places = found.setdefault(kind, (set(), set()))
                 fields.update(name for keyword in call.keywords for name in _names(keyword, path))
-                places.add(path.relative_to(REPOSITORY).as_posix())
+                places.add(f"`{path.relative_to(REPOSITORY).as_posix()}`")
     rows = [
-        (f"`{kind}`", ", ".join(f"`{name}`" for name in sorted(fields)) or "-", ", ".join(sorted(places)))
+        (
+            f"`{kind}`",
+            ", ".join(f"`{name}`" for name in sorted(fields)) or "-",
+            ", ".join(sorted(places)),
+            "yes" if kind in LOGGED else "-",
+        )
         for kind, (fields, places) in sorted(found.items())
     ]
-    return _table(("event", "fields", "from"), rows)
+    return _table(("event", "fields", "from", "in the peer's own log"), rows)
 
 
 def _names(keyword: ast.keyword, path: Path) -> list[str]:
