@@ -11,13 +11,16 @@ import pytest
 import trio
 import trio.testing
 
-from nsllm import canonical
+from nsllm import canonical, merkle
+from nsllm.consensus.block import Block, Body
+from nsllm.consensus.observation import DimensionScore
 from nsllm.consensus.registry import admit
 from nsllm.crypto import keccak256
 from nsllm.governance.errors import ReceiptError
 from nsllm.governance.genesis import save_genesis
 from nsllm.governance.receipt import Receipt, build_receipt, receipt_text
 from nsllm.governance.verify import STEPS, verify_receipt
+from nsllm.ids import Ppm
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +145,16 @@ TAMPERING = {
         "anchor",
         "anchor.storage_nodes",
     ),
+    "a state certificate of another time": (
+        lambda r: put(r, "anchor.certificate.header.time_ms", 5),
+        "anchor",
+        "anchor.certificate.precommits[0]",
+    ),
+    "a state certificate with too few precommits": (
+        lambda r: put(r, "anchor.certificate.precommits", r["anchor"]["certificate"]["precommits"][:2]),
+        "anchor",
+        "anchor.certificate.precommits",
+    ),
     "another contract": (lambda r: put(r, "anchor.proof.contract", "0x" + "11" * 20), "anchor", "anchor.contract"),
 }
 
@@ -200,6 +213,40 @@ async def test_scores_under_a_wrong_name_are_refused_even_if_a_quorum_signed_the
     text = receipt_text(build_receipt(signed, await ledger.proof(signed.record.digest())))
     with pytest.raises(ReceiptError, match=rf"record: leaf\.{field}: "):
         verify_receipt(text, net.genesis)
+
+
+def requorumed(net, text: str, header: dict[str, object], leaf: dict[str, object]) -> str:
+    """The `certified` receipt of one record with another leaf and header that the quorum signed all the same."""
+    receipt = canonical.from_json(text, Receipt, limit_bytes=10**6)
+    changed = msgspec.structs.replace(receipt.leaf, **leaf)
+    root = merkle.leaf_hash(canonical.encode(changed))
+    signed = msgspec.structs.replace(receipt.certificate.header, **{"scores_root": root, **header})
+    certificate = net.certify(Block(header=signed, body=Body())).certificate
+    return receipt_text(msgspec.structs.replace(receipt, leaf=changed, scores=(), certificate=certificate))
+
+
+@pytest.mark.parametrize(
+    ("header", "leaf", "step", "field"),
+    [
+        ({"policy_digest": keccak256(b"x")}, {}, "policy", "certificate.header.policy_digest"),
+        ({"validators_hash": keccak256(b"x")}, {}, "certificate", "certificate.header.validators_hash"),
+        ({}, {"rubric": keccak256(b"x")}, "policy", "leaf.rubric"),
+        ({}, {"scores": (DimensionScore(name="zeal", ppm=Ppm(1)),)}, "policy", "leaf.scores"),
+        ({}, {"observers": 2}, "scores", "leaf.observers"),
+        ({}, {"observers": -1}, "scores", "leaf.observers"),
+        ({}, {"observers": keccak256(b"x")[:20]}, "scores", "leaf.observers"),
+    ],
+)
+async def test_what_no_honest_quorum_signs_is_refused(net, texts, header, leaf, step, field) -> None:
+    addresses = net.validators.members
+    observers = {2: addresses[:2], -1: addresses[::-1]}
+    if "observers" in leaf:
+        which = leaf["observers"]
+        leaf = {"observers": observers.get(which) or tuple(sorted((*addresses, which)))}
+    verify_receipt(requorumed(net, texts["certified"], {}, {}), net.genesis)
+    with pytest.raises(ReceiptError) as caught:
+        verify_receipt(requorumed(net, texts["certified"], header, leaf), net.genesis)
+    assert (caught.value.step, caught.value.field) == (step, field), str(caught.value)
 
 
 async def test_a_record_that_its_generator_did_not_sign_is_refused(net, autojump_clock) -> None:

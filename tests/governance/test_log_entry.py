@@ -1,0 +1,54 @@
+"""Entries of the network log: one spelling each, and nothing else is an entry."""
+
+from __future__ import annotations
+
+import pytest
+
+from nsllm import canonical, merkle
+from nsllm.consensus.observation import agree
+from nsllm.consensus.registry import admit
+from nsllm.crypto import keccak256
+from nsllm.errors import EncodingError
+from nsllm.governance.log_entry import (
+    AdmissionEntry,
+    CertifiedEntry,
+    Checkpoint,
+    CheckpointEntry,
+    admission_entry,
+    certified_entry,
+    certified_leaf_hash,
+    checkpoint_entry,
+    decode_entry,
+    sign_checkpoint,
+)
+from nsllm.ids import TimeMs
+
+
+def test_each_kind_of_entry_is_read_as_what_was_written(ledger_network) -> None:
+    net = ledger_network(4)
+    leaf = agree([net.observe(key, net.record("a")).observation for key in net.keys])
+    admission = admit(net.generator, net.network, net.member(net.stranger, ("data",)))
+    state = Checkpoint(peer=net.generator.address, size=3, root=keccak256(b"root"), time_ms=TimeMs(7))
+    signed = sign_checkpoint(net.generator, net.network, state)
+    signed.check(net.network)
+    assert decode_entry(certified_entry(leaf)) == CertifiedEntry(leaf=leaf)
+    assert decode_entry(admission_entry(admission)) == AdmissionEntry(admission=admission)
+    assert decode_entry(checkpoint_entry(signed)) == CheckpointEntry(signed=signed)
+    assert certified_leaf_hash(leaf) == merkle.leaf_hash(certified_entry(leaf))
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        {},
+        {"entry": None},
+        {"entry": {"type": "unheard-of"}},
+        {"entry": {"type": "certified"}},
+        {"entry": {"type": "certified", "leaf": {}}},
+        {"entry": {}},
+        [],
+    ],
+)
+def test_anything_else_is_no_entry(plain) -> None:
+    with pytest.raises(EncodingError):
+        decode_entry(canonical.pack(plain))
