@@ -35,13 +35,16 @@ class PathStep(Value, frozen=True, kw_only=True):
     side: Literal["left", "right"]
     """Where the sibling stands."""
     hash: DigestField
+    """The sibling's."""
 
 
 class EntryProof(Value, frozen=True, kw_only=True):
     """RFC 6962 audit path of the record's entry in the network log, whose size is the header's `log_size`."""
 
     index: CountField
+    """Position of the entry in the log, from 0."""
     path: Annotated[tuple[DigestField, ...], Meta(max_length=64)]
+    """Siblings from the leaf up to the certified header's `log_root`."""
 
 
 class ReceiptAnchor(Value, frozen=True, kw_only=True):
@@ -54,17 +57,22 @@ class ReceiptAnchor(Value, frozen=True, kw_only=True):
     proof: AnchorProof
     """Of the contract's storage against the state root of `certificate.header`."""
     certificate: Certificate
+    """A quorum's, of a header after the block that holds the anchor transaction."""
 
 
 class Receipt(Value, frozen=True, kw_only=True):
     """Everything needed to check a record offline, given the genesis."""
 
     format: Literal["nsllm-receipt/1"]
+    """Names this shape; another shape has another name."""
     signed: SignedRecord
+    """Request and answer in full, with the generator's signature."""
     leaf: ScoreLeaf
+    """What the quorum agreed on: the record's digest, its scores, who observed, under which rubric."""
     scores: Annotated[tuple[PathStep, ...], Meta(max_length=64)]
     """From the leaf up to the certified header's `scores_root`."""
     certificate: Certificate
+    """A quorum's, of the header of the block that scored the record."""
     epochs: Annotated[tuple[Certificate, ...], Meta(max_length=1024)]
     """Headers that hand over from each validator set to the next; none in epoch 0, whose set is the genesis's."""
     entry: EntryProof | None
