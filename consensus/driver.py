@@ -49,7 +49,15 @@ from nsllm.consensus.inputs import (
     encode_input,
 )
 from nsllm.consensus.intake import Asked, Behind, Counted, Intake, Noted
-from nsllm.consensus.message import Body, HeightCertificate, Request, decode_message, encode_message
+from nsllm.consensus.message import (
+    Body,
+    HeightCertificate,
+    PolkaCertificate,
+    Request,
+    RoundCertificate,
+    decode_message,
+    encode_message,
+)
 from nsllm.consensus.ports import Application, BlockSource, Mesh
 from nsllm.consensus.replay import begin_entry, replay
 from nsllm.consensus.resend import answer_to, last_words
@@ -135,6 +143,7 @@ class Driver:
         self._held: deque[tuple[Address, Proposal | Vote]] = deque()
         self._answered: dict[Address, float] = {}
         self._timers: dict[tuple[TimerStep, Round], float] = {}
+        self._relays: deque[tuple[float, PolkaCertificate | RoundCertificate]] = deque()
         # Deadlines, in trio's seconds
         self._ask_at = math.inf
         self._resend_at = math.inf
@@ -215,6 +224,7 @@ class Driver:
         self._warn_if_abstaining()
         now = trio.current_time()
         self._timers.clear()
+        self._relays.clear()
         self._ask_at = now
         self._resend_at = now + self._timeouts.idle_s
         self._fetch_at = now if self._horizon.decided > height else now + self._timeouts.grace_s
@@ -242,6 +252,8 @@ class Driver:
             await self._ask_application()
         elif now >= self._resend_at:
             self._resend()
+        elif self._relays and now >= self._relays[0][0]:
+            self._say(self._others, self._relays.popleft()[1])
         elif self._held:
             sender, body = self._held.popleft()
             await self._handle(sender, body, checked=True)
@@ -253,7 +265,8 @@ class Driver:
     async def _sleep(self) -> None:
         self._wake = trio.Event()
         fetch_at = self._fetch_at if self._horizon.decided > self._tip.height else math.inf
-        deadline = min(self._ask_at, self._resend_at, fetch_at, *self._timers.values(), math.inf)
+        relay_at = self._relays[0][0] if self._relays else math.inf
+        deadline = min(self._ask_at, self._resend_at, fetch_at, relay_at, *self._timers.values())
         with trio.move_on_at(deadline):
             await self._wake.wait()
 
@@ -380,7 +393,7 @@ class Driver:
             case Schedule(step=step, round=round_):
                 self._timers[step, round_] = trio.current_time() + self._timeouts.of(step, round_)
             case Relay(certificate=certificate):
-                self._say(self._others, certificate)
+                self._relays.append((trio.current_time() + self._timeouts.relay_s, certificate))
             case Accuse(equivocation=equivocation):
                 LOGGER.warning("event=equivocation height=%d round=%d", state.height, equivocation.first.round)
                 self._observer(EquivocationSeen(equivocation))

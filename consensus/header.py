@@ -14,6 +14,7 @@ precommit carries the round, because precommits of different rounds must never c
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 from nsllm.canonical import Value
@@ -62,7 +63,7 @@ class Header(Value, frozen=True, kw_only=True):
     def id(self) -> Digest:
         """EIP-712 `hashStruct(header)`."""
         return keccak256(
-            keccak256(HEADER_TYPE.encode())
+            _type_hash(HEADER_TYPE)
             + _word(self.epoch)
             + _word(self.height)
             + _word(self.time_ms)
@@ -79,17 +80,23 @@ class Header(Value, frozen=True, kw_only=True):
         )
 
 
+@lru_cache(maxsize=64)
 def domain_separator(network: NetworkId) -> Digest:
     """EIP-712 `hashStruct(eip712Domain)` of the network."""
-    return keccak256(keccak256(DOMAIN_TYPE.encode()) + keccak256(b"NS-LLM") + keccak256(b"1") + network)
+    return keccak256(_type_hash(DOMAIN_TYPE) + keccak256(b"NS-LLM") + keccak256(b"1") + network)
 
 
 def precommit_digest(network: NetworkId, epoch: int, height: int, round_: Round, header_id: Digest) -> Digest:
     """What a validator signs to precommit a header: EIP-712 digest of `Precommit`."""
     struct = keccak256(
-        keccak256(PRECOMMIT_TYPE.encode()) + _word(epoch) + _word(height) + _word(round_) + header_id,
+        _type_hash(PRECOMMIT_TYPE) + _word(epoch) + _word(height) + _word(round_) + header_id,
     )
     return keccak256(b"\x19\x01" + domain_separator(network) + struct)
+
+
+@lru_cache(maxsize=8)
+def _type_hash(type_text: str) -> Digest:
+    return keccak256(type_text.encode())
 
 
 def _word(number: int) -> bytes:

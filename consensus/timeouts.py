@@ -21,6 +21,8 @@ class Timeouts:
     """No step waits longer, whatever the round."""
     resend_s: float = 1.0
     """While a height is undecided, what was said last is said again after this."""
+    relay_s: float = 0.1
+    """The proof of a step is relayed after this, unless the height is over by then: it rarely is needed."""
     idle_s: float = 10.0
     """While no block is wanted, the others are asked for their height after this."""
     fetch_s: float = 10.0

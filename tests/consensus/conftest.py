@@ -67,7 +67,12 @@ def sign_vote(key, kind, value, *, round_=0, height=1, epoch=0, network=NETWORK)
         network, kind=kind, epoch=epoch, height=height, round_=round_, value=value, validator=key.address
     )
     return Vote(
-        kind=kind, epoch=epoch, height=height, round=round_, value=value, validator=key.address,
+        kind=kind,
+        epoch=epoch,
+        height=height,
+        round=round_,
+        value=value,
+        validator=key.address,
         signature=key.sign(digest),
     )
 
@@ -75,12 +80,23 @@ def sign_vote(key, kind, value, *, round_=0, height=1, epoch=0, network=NETWORK)
 def sign_proposal(key, block, *, round_=0, valid_round=None, polka=(), height=None, network=NETWORK) -> Proposal:
     height = block.header.height if height is None else height
     digest = proposal_digest(
-        network, epoch=0, height=height, round_=round_, value=block.header.id(), valid_round=valid_round,
+        network,
+        epoch=0,
+        height=height,
+        round_=round_,
+        value=block.header.id(),
+        valid_round=valid_round,
         proposer=key.address,
     )
     return Proposal(
-        block=block, epoch=0, height=height, round=round_, valid_round=valid_round, polka=tuple(polka),
-        proposer=key.address, signature=key.sign(digest),
+        block=block,
+        epoch=0,
+        height=height,
+        round=round_,
+        valid_round=valid_round,
+        polka=tuple(polka),
+        proposer=key.address,
+        signature=key.sign(digest),
     )
 
 
@@ -116,9 +132,7 @@ class MemoryApplication:
         self.proposed += 1
         parent = self.chain[-1].block.header.id() if self.chain else NETWORK
         # a rebuilt block differs from the one built before, as it would in life
-        return make_block(
-            self.validators, height, proposer=proposer, parent=parent, salt=self.proposed, time_ms=now_ms
-        )
+        return make_block(self.validators, height, proposer=proposer, parent=parent, salt=self.proposed, time_ms=now_ms)
 
     async def validate(self, block, now_ms):
         if self.refuse(block):
@@ -296,8 +310,17 @@ class House:
 def kit():
     """Builders, as one namespace (test modules do not import each other)."""
     return SimpleNamespace(
-        NETWORK=NETWORK, START_MS=START_MS, keys=make_keys, validators=make_set, block=make_block, vote=sign_vote,
-        proposal=sign_proposal, certify=certify, Application=MemoryApplication, Crash=Crash, inf=math.inf,
+        NETWORK=NETWORK,
+        START_MS=START_MS,
+        keys=make_keys,
+        validators=make_set,
+        block=make_block,
+        vote=sign_vote,
+        proposal=sign_proposal,
+        certify=certify,
+        Application=MemoryApplication,
+        Crash=Crash,
+        inf=math.inf,
         BlockCommitted=BlockCommitted,
     )
 

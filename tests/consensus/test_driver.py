@@ -9,8 +9,6 @@ from nsllm.consensus.events import BlockCommitted, RoundEntered
 from nsllm.consensus.message import decode_message
 from nsllm.consensus.vote import Proposal, Vote
 
-pytestmark = pytest.mark.usefixtures("autojump_clock")
-
 
 async def start(nursery, house, peers=None):
     await nursery.start(house.mesh.run)
@@ -18,7 +16,7 @@ async def start(nursery, house, peers=None):
         await nursery.start(peer.run)
 
 
-async def test_four_validators_decide(house):
+async def test_four_validators_decide(autojump_clock, house):
     town = house(4)
     async with trio.open_nursery() as nursery:
         await start(nursery, town)
@@ -32,7 +30,7 @@ async def test_four_validators_decide(house):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-async def test_few_validators_decide(house, count):
+async def test_few_validators_decide(autojump_clock, house, count):
     town = house(count)
     async with trio.open_nursery() as nursery:
         await start(nursery, town)
@@ -42,7 +40,7 @@ async def test_few_validators_decide(house, count):
         nursery.cancel_scope.cancel()
 
 
-async def test_nothing_is_decided_while_nothing_is_wanted(house):
+async def test_nothing_is_decided_while_nothing_is_wanted(autojump_clock, house):
     town = house(4)
     async with trio.open_nursery() as nursery:
         await start(nursery, town)
@@ -54,7 +52,7 @@ async def test_nothing_is_decided_while_nothing_is_wanted(house):
         nursery.cancel_scope.cancel()
 
 
-async def test_a_silent_proposer_costs_a_round(house):
+async def test_a_silent_proposer_costs_a_round(autojump_clock, house):
     town = house(4)
     silent = next(p for p in town.peers if p.address == town.validators.proposer(1, 0))
     others = [p for p in town.peers if p is not silent]
