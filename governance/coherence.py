@@ -59,11 +59,13 @@ RULES: Final = CoherenceRules(
     relevance=Gate(centre=300_000, scale=100_000),
     support=Gate(centre=300_000, scale=100_000),
 )
-"""Set on features of 420 of SmolLM2's benign answers and of spoilt ones (`benchmarks/score_separation.py`). Medians and,
-in brackets, the benign answers' 5 % quantiles: log-probability -0.73 (-1.04), shuffled -5.8, random words -7.8; gain 0.42
-(0.21), off topic -0.12; distinct triples 0.93 (0.46), loops 0.19; cosine 0.73 (0.29), off topic 0.01. The fluency gate
-stands further out than that, for answers of other models and of people. `support` has the gate of `relevance`: it was not
-measured by itself, and no default rubric uses it."""
+"""Set on features of 420 of SmolLM2's benign answers and of spoilt ones (`benchmarks/score_separation.py`).
+
+Medians and, in brackets, the benign answers' 5 % quantiles: log-probability -0.73 (-1.04), shuffled -5.8, random words
+-7.8; gain 0.42 (0.21), off topic -0.12; distinct triples 0.93 (0.46), loops 0.19; cosine 0.73 (0.29), off topic 0.01.
+The fluency gate stands further out than that, for answers of other models and of people. `support` has the gate of
+`relevance`: it was not measured by itself, and no default rubric uses it.
+"""
 
 
 def distinct3_micro(text: str) -> int:

@@ -22,6 +22,9 @@ SCORER, ENCODER = Digest(b"s" * 32), Digest(b"e" * 32)
 POLICY = default_policy(SCORER, ENCODER)
 
 
+OTHER_RULES = tuple(RuleSet(name=rules.name, digest=Digest(bytes(32))) for rules in built_in_rule_sets())
+
+
 def unit(*leading):
     vector = [float(x) for x in leading] + [0.0] * (384 - len(leading))
     norm = math.hypot(*vector)
@@ -149,6 +152,7 @@ async def test_absurd_likelihoods_stay_within_bounds(mean):
         ({"scorer_model": ENCODER}, "the rubric's scorer model is 7373737373737373, this peer has 6565656565656565"),
         ({"encoder": SCORER}, "the rubric's encoder is 6565656565656565"),
         ({"layers": Layers(rules=())}, "rule set coherence is [0-9a-f]{16}, this peer has none"),
+        ({"layers": Layers(rules=OTHER_RULES)}, "rule set coherence is [0-9a-f]{16}, this peer has 0{16}"),
         ({"layers": Layers(scores={"coherence": 1})}, "no scorer here measures dimension relevance"),
         ({"layers": Layers(broken=True)}, "the built-in scorers cannot answer: the worker process ended"),
     ],

@@ -17,11 +17,13 @@ import trio
 from nsllm.governance.errors import SafetyUnavailableError
 from nsllm.governance.features import EMPTY_ANSWER
 from nsllm.governance.hybrid_score import AnswerItem
+from nsllm.governance.validation import Measure
 from nsllm.governance.validator import TextItem
-from nsllm.plugins.errors import PluginMissingError
-from nsllm.plugins.host import PluginHost
+from nsllm.plugins.errors import PluginMissingError, WorkerError
+from nsllm.plugins.host import PluginHost, _own_names
 from nsllm.plugins.inline import InlinePluginHost
-from nsllm.plugins.link import WorkerLimits
+from nsllm.plugins.link import WorkerLimits, WorkerLink
+from nsllm.plugins.wire import Dimension, Reply
 
 pytestmark = pytest.mark.process
 
@@ -167,6 +169,15 @@ async def test_a_plugin_that_cannot_start_is_disabled_with_the_reason(install, s
         assert layers(await host.validate(TEXT)) == {"coherence", "toxicity"}
 
 
+async def test_a_worker_that_was_taken_over_cannot_speak_as_a_built_in():
+    link = WorkerLink("good", built_in=False, limits=LIMITS)
+    lie = Reply(kind="measures", measures=(Measure(layer="toxicity", kind="safety", ppm=0),))
+    with pytest.raises(WorkerError, match="plugin worker good spoke as toxicity"):
+        _own_names(link, lie)
+    with pytest.raises(WorkerError, match="spoke as safety"):
+        _own_names(link, Reply(kind="scores", scores=(Dimension(name="safety", ppm=1),)))
+
+
 async def test_the_built_in_worker_comes_back_after_a_kill():
     async with running() as host:
         [worker] = workers()
@@ -242,7 +253,8 @@ async def test_a_worker_ignores_the_interrupt_and_gets_no_secrets(install, monke
 PARENT = """
 import sys, trio
 from nsllm.plugins.host import PluginHost
-from nsllm.plugins.link import WorkerLimits
+from nsllm.plugins.link import WorkerLimits, WorkerLink
+from nsllm.plugins.wire import Dimension, Reply
 sys.path[:0] = sys.argv[1:]
 
 async def main():
@@ -250,7 +262,8 @@ async def main():
     async with trio.open_nursery() as nursery:
         await nursery.start(host.run)
         print("up", flush=True)
-        from nsllm.governance.validator import TextItem
+        from nsllm.governance.validation import Measure
+from nsllm.governance.validator import TextItem
         await host.validate(TextItem(stage="input", text="t", question="t", embedding=bytes(384)))
 
 trio.run(main)
