@@ -11,7 +11,7 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, get_args
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from nsllm.errors import NsllmError
@@ -101,7 +101,7 @@ def error_classes() -> Iterator[tuple[str, type[NsllmError]]]:
     """(room, class) of every error that the project raises, in the order of the rooms."""
     from nsllm.errors import NsllmError
 
-    names = ["errors", *(f"{room}.errors" for room in (*ROOMS, "cli"))]
+    names = ["errors", *(f"{room}.errors" for room in (*ROOMS, "cli")), "node.api.bridge"]
     for name in names:
         module = importlib.import_module(f"nsllm.{name}")
         for kind in vars(module).values():
@@ -231,7 +231,7 @@ def protocols() -> str:
         identifier, _, intent = _intent(path).partition(": ")
         if not identifier.startswith("`/"):
             identifier, intent = "`/nsllm/announce/1/…` (gossip)", _intent(path).removeprefix("Gossip: ")
-        rows.append((identifier, who_may(path.stem), _largest_frame(path, module), _raised(intent)))
+        rows.append((identifier, _who_may(path.stem), _largest_frame(path, module), _raised(intent)))
     return _table(("protocol", "who may", "largest frame", "what it is"), rows)
 
 
@@ -262,7 +262,7 @@ def protocol_modules(*, every: bool = False) -> Iterator[tuple[Path, object]]:
             yield path, importlib.import_module(f"nsllm.p2p.protocols.{path.stem}")
 
 
-def who_may(name: str) -> str:
+def _who_may(name: str) -> str:
     """Whom the handler of a protocol answers, read from what it refuses with."""
     module = importlib.import_module(f"nsllm.p2p.protocols.{name}")
     if "validators only" in inspect.getsource(module):
@@ -362,13 +362,6 @@ def receipt_fields() -> str:
 def _type(annotation: str) -> str:
     found = re.match(r"Annotated\[(.+), Meta\(.*\)\]$", annotation)
     return (found[1] if found else annotation).replace("|", "or")
-
-
-def levels() -> str:
-    """The levels of a receipt in order."""
-    from nsllm.governance.receipt import Level
-
-    return " < ".join(f"`{level}`" for level in get_args(Level))
 
 
 # --- files that documents show ----------------------------------------------------------------------------------------
