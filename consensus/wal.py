@@ -1,8 +1,9 @@
 """The write-ahead log: what happened at the height being decided, on disk before anything is sent.
 
-A file of frames: marker (4 bytes), sequence number, length and CRC-32 (big-endian u32 each), payload. The CRC covers
-sequence number, length and payload. An unfinished frame at the end is what a crash leaves behind: it is cut off and
-reported. A bad frame with a good one after it is damage: the log refuses to open.
+A file of frames: marker (4 bytes), sequence number, length, CRC-32 of the payload, CRC-32 of the head so far (big-endian
+u32 each), payload. An unfinished frame at the end is what a crash leaves behind: it is cut off and reported. A bad
+frame with a good one after it is damage: the log refuses to open. The head has a CRC of its own, so that a frame that
+was cut short is known as one, whatever its payload (which others wrote) looks like.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import os
 import struct
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +22,7 @@ from nsllm.errors import OwnFault
 LOGGER = logging.getLogger(__name__)
 
 MARKER: Final = b"\xf1WAL"
-HEAD: Final = struct.Struct(">4sIII")
+HEAD: Final = struct.Struct(">4sIIII")
 MAX_ENTRY_BYTES: Final = 2 * 1024 * 1024
 """A block with a full polka, and room to spare."""
 MAX_WAL_BYTES: Final = 256 * 1024 * 1024
@@ -133,18 +135,28 @@ class WriteAheadLog:
         """Entries, and where the good part ends."""
         entries: list[bytes] = []
         offset = 0
-        while (entry := _entry_at(data, offset, len(entries))) is not None:
-            entries.append(entry)
-            offset += HEAD.size + len(entry)
-        after = data.find(MARKER, offset + 1)
+        search = offset
+        while (frame := _frame_at(data, offset)) is not None:
+            search = frame.end
+            if frame.entry is None:
+                break
+            if frame.sequence != len(entries):
+                raise self._damage(offset, offset)
+            entries.append(frame.entry)
+            offset = frame.end
+        after = data.find(MARKER, search)
         while after >= 0:
-            if _entry_at(data, after, None) is not None:
-                raise WalError(
-                    f"{self._path} is damaged at byte {offset}: a good entry follows at byte {after}",
-                    hint="restore the data folder; do not delete the log, it holds this validator's lock",
-                )
+            frame = _frame_at(data, after)
+            if frame is not None and frame.entry is not None:
+                raise self._damage(offset, after)
             after = data.find(MARKER, after + 1)
         return tuple(entries), offset
+
+    def _damage(self, offset: int, good: int) -> WalError:
+        return WalError(
+            f"{self._path} is damaged at byte {offset}: a good entry stands at byte {good}",
+            hint="restore the data folder; do not delete the log, it holds this validator's lock",
+        )
 
     def _truncate(self, length: int) -> None:
         try:
@@ -171,23 +183,27 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    sequence: int
+    entry: bytes | None
+    """None: cut short, or not what the CRC says."""
+    end: int
+
+
 def _frame(sequence: int, entry: bytes) -> bytes:
-    return HEAD.pack(MARKER, sequence, len(entry), _crc(sequence, entry)) + entry
+    head = HEAD.pack(MARKER, sequence, len(entry), zlib.crc32(entry), 0)[:-4]
+    return head + zlib.crc32(head).to_bytes(4, "big") + entry
 
 
-def _crc(sequence: int, entry: bytes) -> int:
-    return zlib.crc32(entry, zlib.crc32(struct.pack(">II", sequence, len(entry))))
-
-
-def _entry_at(data: bytes, offset: int, sequence: int | None) -> bytes | None:
-    """The entry whose frame starts at `offset`, if a whole and sound one does (of that sequence number, if given)."""
-    if offset + HEAD.size > len(data):
-        return None
-    marker, number, length, crc = HEAD.unpack_from(data, offset)
+def _frame_at(data: bytes, offset: int) -> _Frame | None:
+    """The frame whose head stands at `offset`; None if no sound head does."""
     start = offset + HEAD.size
-    if marker != MARKER or length > MAX_ENTRY_BYTES or start + length > len(data):
+    if start > len(data):
         return None
-    if sequence is not None and number != sequence:
+    marker, sequence, length, entry_crc, head_crc = HEAD.unpack_from(data, offset)
+    if marker != MARKER or head_crc != zlib.crc32(data[offset : start - 4]) or length > MAX_ENTRY_BYTES:
         return None
     entry = data[start : start + length]
-    return entry if _crc(number, entry) == crc else None
+    sound = len(entry) == length and zlib.crc32(entry) == entry_crc
+    return _Frame(sequence, entry if sound else None, start + length)

@@ -17,10 +17,19 @@ from nsllm.clock import TrioClock
 from nsllm.consensus.block import Block, Body, DecidedBlock
 from nsllm.consensus.certificate import Certificate, Precommit
 from nsllm.consensus.driver import Driver
+from nsllm.consensus.effects import Accuse, BuildValue, Decide, Relay, Schedule, SignProposal, SignVote
 from nsllm.consensus.errors import BlockError, DivergenceError
 from nsllm.consensus.events import BlockCommitted
 from nsllm.consensus.guard import SignerGuard
 from nsllm.consensus.header import Header, precommit_digest
+from nsllm.consensus.inputs import (
+    CertificateReceived,
+    ProposalReceived,
+    Start,
+    TimedOut,
+    ValueBuilt,
+    VoteReceived,
+)
 from nsllm.consensus.timeouts import Timeouts
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.consensus.vote import Proposal, Vote, proposal_digest, vote_digest
@@ -306,7 +315,100 @@ class House:
                     peer.application.chain[height].certificate.check(NETWORK, self.validators)
 
 
-@pytest.fixture
+class Bench:
+    """One core under a script. Signs what it asks to have signed and feeds that back, as the driver does.
+
+    Script: steps separated by `;`: `start`, `prop ROUND VALUE [VALID_ROUND]` (`prop!`: the application refuses it),
+    `built ROUND VALUE`, `pv WHO ROUND VALUE`, `pc WHO ROUND VALUE`, `polka ROUND VALUE WHO...`, `to STEP ROUND`.
+    WHO are validators' numbers, as in `123`; values are letters or `nil`.
+    """
+
+    def __init__(self, core, count: int = 4, me: int = 0, height: int = 1) -> None:
+        self.core = core
+        self.keys = make_keys(count)
+        self.validators = make_set(self.keys)
+        self.key = self.keys[me]
+        self.height = height
+        self.state = core.State(validators=self.validators, me=self.key.address, height=height)
+        self.blocks = {
+            name: make_block(self.validators, height, proposer=self.keys[0].address, salt=salt)
+            for salt, name in enumerate("ABCDEFGH")
+        }
+        self.names = {block.header.id(): name for name, block in self.blocks.items()} | {None: "nil"}
+        self.decided: DecidedBlock | None = None
+
+    def value(self, name: str):
+        return None if name == "nil" else self.blocks[name].header.id()
+
+    def vote(self, who: str, kind: str, round_: int, name: str) -> Vote:
+        return sign_vote(self.keys[int(who)], kind, self.value(name), round_=round_, height=self.height)
+
+    def run(self, script: str) -> list[str]:
+        """Feed the script; what the last step made the core ask for, in words."""
+        effects: list[str] = []
+        for line in filter(None, (part.strip() for part in script.split(";"))):
+            effects = [text for event in self._events(line.split()) for text in self.feed(event)]
+        return effects
+
+    def feed(self, event) -> list[str]:
+        queue, texts = [event], []
+        while queue:
+            self.state, effects = self.core.step(self.state, queue.pop(0))
+            for effect in effects:
+                texts.append(self._text(effect))
+                match effect:
+                    case SignVote(kind=kind, round=round_, value=value):
+                        vote = sign_vote(self.key, kind, value, round_=round_, height=self.height)
+                        queue.append(VoteReceived(vote=vote))
+                    case SignProposal(round=round_, block=block, valid_round=valid_round, polka=polka):
+                        proposal = sign_proposal(self.key, block, round_=round_, valid_round=valid_round, polka=polka)
+                        queue.append(ProposalReceived(proposal=proposal, valid=True))
+                    case Decide(decided=decided):
+                        self.decided = decided
+        return texts
+
+    def _events(self, words):
+        match words:
+            case ["start"]:
+                return [Start()]
+            case ["prop" | "prop!" as verb, round_, name, *rest]:
+                proposer = self.validators.proposer(self.height, int(round_))
+                key = next(key for key in self.keys if key.address == proposer)
+                valid_round = int(rest[0]) if rest else None
+                proposal = sign_proposal(key, self.blocks[name], round_=int(round_), valid_round=valid_round)
+                return [ProposalReceived(proposal=proposal, valid=verb == "prop")]
+            case ["built", round_, name]:
+                return [ValueBuilt(round=int(round_), block=self.blocks[name])]
+            case ["pv" | "pc" as verb, who, round_, name]:
+                kind = {"pv": "prevote", "pc": "precommit"}[verb]
+                return [VoteReceived(vote=self.vote(w, kind, int(round_), name)) for w in who]
+            case ["polka", round_, name, who]:
+                return [CertificateReceived(votes=tuple(self.vote(w, "prevote", int(round_), name) for w in who))]
+            case ["to", step, round_]:
+                return [TimedOut(step=step, round=int(round_))]
+        raise ValueError(words)
+
+    def _text(self, effect) -> str:
+        match effect:
+            case SignVote(kind=kind, round=round_, value=value):
+                return f"{kind} {round_} {self.names[value]}"
+            case SignProposal(round=round_, block=block, valid_round=valid_round, polka=polka):
+                proof = "" if valid_round is None else f" after {valid_round} by {len(polka)}"
+                return f"propose {round_} {self.names[block.header.id()]}{proof}"
+            case Schedule(step=step, round=round_):
+                return f"timer {step} {round_}"
+            case BuildValue(round=round_):
+                return f"build {round_}"
+            case Relay(certificate=certificate):
+                return f"relay {type(certificate).__name__} {certificate.votes[0].round} of {len(certificate.votes)}"
+            case Accuse():
+                return "accuse"
+            case Decide(decided=decided):
+                return f"decide {decided.certificate.round} {self.names[decided.block.header.id()]}"
+        raise ValueError(effect)
+
+
+@pytest.fixture(scope="session")
 def kit():
     """Builders, as one namespace (test modules do not import each other)."""
     return SimpleNamespace(
@@ -320,6 +422,7 @@ def kit():
         certify=certify,
         Application=MemoryApplication,
         Crash=Crash,
+        Bench=Bench,
         inf=math.inf,
         BlockCommitted=BlockCommitted,
     )

@@ -5,10 +5,6 @@ from __future__ import annotations
 import pytest
 import trio
 
-from nsllm.consensus.events import BlockCommitted, RoundEntered
-from nsllm.consensus.message import decode_message
-from nsllm.consensus.vote import Proposal, Vote
-
 
 async def start(nursery, house, peers=None):
     await nursery.start(house.mesh.run)

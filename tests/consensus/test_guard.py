@@ -1,0 +1,139 @@
+# ruff: noqa: E501 - tables
+"""The signer guard: later or identical, nothing else, across restarts."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nsllm import files
+from nsllm.consensus.errors import GuardError
+from nsllm.consensus.guard import SignerGuard
+from nsllm.errors import OwnFault
+
+
+@pytest.fixture
+def make(kit, tmp_path):
+    key = kit.keys(4)[0]
+    return lambda network=kit.NETWORK, which=key: SignerGuard(which, network, tmp_path / "guard")
+
+
+def vote(guard, kind, value, *, height=1, round_=0):
+    return guard.vote(kind=kind, epoch=0, height=height, round_=round_, value=value)
+
+
+A, B = bytes([1] * 32), bytes([2] * 32)
+
+
+def test_it_signs_upward(kit, make):
+    guard = make()
+    assert guard.last is None
+    for height, round_, kind, value in [
+        (1, 0, "prevote", A), (1, 0, "precommit", A), (1, 1, "prevote", None), (1, 3, "precommit", None), (2, 0, "prevote", B),
+    ]:  # fmt: skip
+        signed = vote(guard, kind, value, height=height, round_=round_)
+        signed.check(kit.NETWORK)
+        assert signed.validator == guard.address
+    assert guard.last.place() == (2, 0, 2)
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "value", "height", "round_"),
+    [
+        ("prevote", B, 5, 2), ("prevote", None, 5, 2), ("precommit", None, 5, 2), ("precommit", B, 5, 2),
+        ("precommit", A, 5, 1), ("precommit", A, 4, 9),
+    ],
+)  # fmt: skip
+def test_it_refuses_what_is_earlier_or_different(make, kind, value, height, round_, restart):
+    guard = make()
+    vote(guard, "precommit", A, height=5, round_=2)
+    guard = make() if restart else guard
+    with pytest.raises(GuardError, match="refused to sign"):
+        vote(guard, kind, value, height=height, round_=round_)
+    assert vote(guard, "precommit", A, height=5, round_=2) == vote(make(), "precommit", A, height=5, round_=2)
+
+
+def test_proposals_too(kit, make):
+    validators = kit.validators(kit.keys(4))
+    one, two = (kit.block(validators, proposer=kit.keys(4)[0].address, salt=i) for i in range(2))
+    guard = make()
+
+    def propose(block, valid_round=None):
+        return guard.proposal(block, epoch=0, height=1, round_=0, valid_round=valid_round, polka=())
+
+    first = propose(one)
+    first.check(kit.NETWORK)
+    assert propose(one) == first
+    for different in [(two, None), (one, 0)]:
+        with pytest.raises(GuardError):
+            propose(*different)
+    vote(guard, "prevote", first.value)
+    with pytest.raises(GuardError):
+        propose(one)
+
+
+def test_a_signature_is_on_disk_before_it_exists(make, tmp_path, monkeypatch):
+    guard = make()
+    vote(guard, "prevote", A)
+
+    def full(*_args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OwnFault, match="No space left"):
+        vote(guard, "precommit", A)
+    monkeypatch.undo()
+    assert make().last.place() == (1, 0, 2)
+    vote(guard, "precommit", None)
+
+
+def test_another_key_or_network_is_refused(kit, make):
+    vote(make(), "prevote", A)
+    with pytest.raises(GuardError, match="belongs to validator"):
+        make(which=kit.keys(4)[1])
+    with pytest.raises(GuardError, match="belongs to validator"):
+        make(network=bytes([9] * 32))
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-3], lambda b: b"", lambda b: b.replace(b"height", b"heighT"), lambda b: b"\xff"]
+)
+def test_a_damaged_file_is_refused(make, tmp_path, damage):
+    vote(make(), "prevote", A)
+    path = tmp_path / "guard"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(GuardError, match="is damaged"):
+        make()
+
+
+def test_the_key_does_not_show(make):
+    guard = make()
+    assert "7, 7" not in repr(vars(guard))
+    assert guard._key.secret().hex() not in repr(vars(guard))
+
+
+slots = st.tuples(
+    st.integers(1, 3), st.integers(0, 2), st.sampled_from(["prevote", "precommit"]), st.sampled_from([A, B, None])
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(wishes=st.lists(slots, max_size=25), restarts=st.sets(st.integers(0, 24)))
+def test_no_slot_ever_gets_two_values(kit, tmp_path_factory, wishes, restarts):
+    path = tmp_path_factory.mktemp("guard") / "guard"
+    key = kit.keys(1)[0]
+    guard = SignerGuard(key, kit.NETWORK, path)
+    signed = {}
+    for number, (height, round_, kind, value) in enumerate(wishes):
+        if number in restarts:
+            guard = SignerGuard(key, kit.NETWORK, path)
+        try:
+            vote(guard, kind, value, height=height, round_=round_)
+        except GuardError:
+            continue
+        assert signed.setdefault((height, round_, kind), value) == value
+        assert (height, round_, kind == "precommit") == max((h, r, k == "precommit") for h, r, k in signed)
