@@ -253,8 +253,7 @@ async def test_a_worker_ignores_the_interrupt_and_gets_no_secrets(install, monke
 PARENT = """
 import sys, trio
 from nsllm.plugins.host import PluginHost
-from nsllm.plugins.link import WorkerLimits, WorkerLink
-from nsllm.plugins.wire import Dimension, Reply
+from nsllm.plugins.link import WorkerLimits
 sys.path[:0] = sys.argv[1:]
 
 async def main():
@@ -262,8 +261,7 @@ async def main():
     async with trio.open_nursery() as nursery:
         await nursery.start(host.run)
         print("up", flush=True)
-        from nsllm.governance.validation import Measure
-from nsllm.governance.validator import TextItem
+        from nsllm.governance.validator import TextItem
         await host.validate(TextItem(stage="input", text="t", question="t", embedding=bytes(384)))
 
 trio.run(main)
