@@ -1,0 +1,109 @@
+"""A peer that kills itself (SIGKILL) at a named moment of consensus, is started again, and so on.
+
+    faulty_peer.py DATA_DIR MOMENT NTH LIVES TAP [engine]
+
+Each life is a process of its own, forked from this one, which has done the imports. It dies when MOMENT has passed NTH
+times; after LIVES deaths this process ends. Everything that the peer signs and sends in consensus is written to the
+file TAP first, a line each: `signed` or `sent`, and the canonical message in hex. Votes need no model, so none runs
+without the last argument.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from nsllm.clock import SystemClock
+from nsllm.consensus.guard import SignerGuard
+from nsllm.consensus.message import encode_message
+from nsllm.node.data_folder import settle
+from nsllm.node.identity import locked
+from nsllm.node.links import ConsensusMesh
+from nsllm.node.peer import Peer
+from nsllm.node.settings import load_config
+from nsllm.node.world import real_world
+
+
+def live(data_dir: Path, moment: str, nth: int, tap: Path, *, engine: bool) -> None:
+    """One life; ends by SIGKILL."""
+    passed = 0
+
+    def checkpoint(name: str) -> None:
+        nonlocal passed
+        if name == moment:
+            passed += 1
+            if passed == nth:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    watch(tap)
+    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    config = load_config(data_dir)
+    with locked(config.data_dir):
+        settled = settle(config, SystemClock(), lambda _progress: None)
+
+        async def run() -> None:
+            world = real_world(settled, checkpoint)
+            await (await Peer.open(settled, world if engine else replace(world, services=()))).run()
+
+        trio.run(run)
+
+
+def watch(tap: Path) -> None:
+    """Write down what is signed and sent, before it is."""
+    handle = os.open(tap, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def note(what: str, message: bytes) -> None:
+        os.write(handle, f"{what} {message.hex()}\n".encode())
+
+    def noting(sign: Callable[..., Any]) -> Callable[..., Any]:
+        def signed(*args: Any, **kwargs: Any) -> Any:
+            body = sign(*args, **kwargs)
+            note("signed", encode_message(body))
+            return body
+
+        return signed
+
+    send = ConsensusMesh.send
+
+    def sent(self: ConsensusMesh, to: Any, message: bytes) -> None:
+        note("sent", message)
+        send(self, to, message)
+
+    SignerGuard.vote = noting(SignerGuard.vote)  # type: ignore[method-assign]
+    SignerGuard.proposal = noting(SignerGuard.proposal)  # type: ignore[method-assign]
+    ConsensusMesh.send = sent  # type: ignore[method-assign]
+
+
+def main(data_dir: Path, moment: str, nth: int, lives: int, tap: Path, *, engine: bool) -> int:
+    """Live and die; 0 if every death was the wanted one."""
+    child = 0
+
+    def stop(*_: object) -> None:
+        if child:
+            os.kill(child, signal.SIGKILL)
+        os._exit(2)
+
+    signal.signal(signal.SIGTERM, stop)
+    for _ in range(lives):
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            live(data_dir, moment, nth, tap, engine=engine)
+            os._exit(1)
+        _, status = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    folder, name, number, deaths, file = sys.argv[1:6]
+    sys.exit(main(Path(folder), name, int(number), int(deaths), Path(file), engine="engine" in sys.argv[6:]))

@@ -1,0 +1,159 @@
+"""Peers that die, are killed in mid-vote, lose their worker or their parent; the others go on, and they come back."""
+
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+
+import pytest
+
+from nsllm.consensus.message import decode_message
+from nsllm.consensus.vote import Proposal, Vote
+
+pytestmark = [pytest.mark.process, pytest.mark.timeout(900)]
+
+numbers = count(1)
+
+
+def question() -> str:
+    """One that nobody asked before."""
+    return f"What is {next(numbers)} times {os.getpid()}?"
+
+
+def certify(net, index: int) -> str:
+    """A new question, asked and certified; its completion id."""
+    answer = net.ask(index, question())
+    assert answer["nsllm"]["publication"] == "pending", answer["nsllm"]
+    net.receipt(index, answer["id"])
+    return answer["id"]
+
+
+def contradictions(tap: str) -> list[tuple[object, ...]]:
+    """Places (what, height, round, kind) at which more than one thing was signed or sent."""
+    said: dict[tuple[object, ...], set[object]] = {}
+    for line in tap.splitlines():
+        what, _, message = line.partition(" ")
+        body = decode_message(bytes.fromhex(message))
+        if isinstance(body, Vote):
+            said.setdefault((body.height, body.round, body.kind), set()).add(body.value)
+        elif isinstance(body, Proposal):
+            place = (body.height, body.round, f"proposal of {body.proposer.hex()}")
+            said.setdefault(place, set()).add((body.block.header.id(), body.valid_round))
+        assert what in {"signed", "sent"}
+    assert said
+    return [place for place, values in said.items() if len(values) > 1]
+
+
+@pytest.mark.parametrize(
+    ("moment", "nth", "lives"),
+    [("vote_sent", 1, 1), ("vote_written", 1, 20), ("committing", 1, 2)],
+    ids=["in mid-vote", "20 times between writing and sending", "before storing a block"],
+)
+def test_a_validator_killed_in_consensus(tiny_net, tmp_path, moment: str, nth: int, lives: int):
+    net = tiny_net
+    tap = tmp_path / "tap"
+    tap.touch()
+    seen = [len(net.log(index)) for index in range(4)]
+    net.stop(3)
+    faulty = net.start(3, faulty=(moment, str(nth), str(lives), str(tap)))
+    certified = 0
+    # The others go on certifying, whether it is there, dying, or gone.
+    while faulty.poll() is None:
+        certify(net, certified % 3)
+        certified += 1
+    assert faulty.returncode == 0, net.tail(3)
+    certify(net, 0)
+    text = tap.read_text()
+    net.start(3)
+    net.until_ready(3)
+    net.until_level()
+    certify(net, 3)
+    signed = [line for line in text.splitlines() if line.startswith("signed ")]
+    assert len(signed) >= lives
+    assert contradictions(text) == []
+    for index in range(4):
+        assert "equivocation" not in net.log(index)[seen[index] :]
+        assert "abstaining" not in net.log(index)[seen[index] :]
+
+
+def test_a_generator_killed_right_after_its_certificate(tiny_net, tmp_path):
+    """Its record was certified and pushed to nobody: the validators bring it to its holders."""
+    net = tiny_net
+    tap = tmp_path / "tap"
+    net.stop(3)
+    faulty = net.start(3, faulty=("committed", "1", "1", str(tap), "engine"))
+    net.until_ready(3)
+    held = sum(net.status(index)["cache"]["records"] for index in range(3))
+    asked = question()
+    answer = net.ask(3, asked)
+    assert faulty.wait(240) == 0, net.tail(3)
+    text = answer["choices"][0]["message"]["content"]
+    net.until(
+        lambda: sum(net.status(index)["cache"]["records"] for index in range(3)) > held, "a holder has the record"
+    )
+    for index in range(3):
+        again = net.ask(index, asked)
+        assert again["headers"]["x-nsllm-source"] == "cache"
+        assert again["headers"]["x-nsllm-generator"] == net.places[3].address
+        assert again["choices"][0]["message"]["content"] == text
+    net.start(3)
+    net.until_ready(3)
+    assert net.receipt(3, answer["id"], "anchored").json()["signed"]["record"]["text"] == text
+
+
+def test_a_killed_model_worker_is_replaced(tiny_net):
+    net = tiny_net
+    before = net.status(1)["engine"]["restarts"]
+    worker = net.worker(1)
+    with ThreadPoolExecutor(1) as pool:
+        worker.send_signal(signal.SIGSTOP)
+        # Whatever this request has in the worker dies with it.
+        asked = pool.submit(net.post, 1, question())
+        net.until(lambda: net.get(1, "/healthz").status_code == 200, "the peer answers beside a frozen worker")
+        worker.send_signal(signal.SIGKILL)
+        net.until(lambda: net.status(1)["engine"]["restarts"] > before, "the loss is noticed")
+        assert "engine is restarting" in net.get(1, "/readyz").json()["detail"]
+        certify(net, 0)
+        net.until_ready(1)
+        answer = asked.result(240)
+    assert answer.status_code == 200 or (answer.status_code == 503 and answer.json()["error"]["message"])
+    assert net.worker(1).pid != worker.pid
+    certify(net, 1)
+    assert net.processes[1].poll() is None
+
+
+def test_a_restarted_peer_still_has_its_receipts_and_records(tiny_net):
+    net = tiny_net
+    asked = question()
+    answer = net.ask(2, asked)
+    receipt = net.receipt(2, answer["id"], "anchored")
+    cached = net.ask(0, asked)
+    net.until_level()
+    before = net.status(2)
+    net.stop(2)
+    meanwhile = certify(net, 1)
+    net.start(2)
+    net.until_ready(2)
+    net.until_level()
+    assert net.receipt(2, answer["id"], "anchored").text == receipt.text
+    after = net.status(2)
+    assert after["peer_id"] == before["peer_id"]
+    assert after["address"] == before["address"]
+    assert after["cache"]["records"] >= before["cache"]["records"]
+    assert after["logs"]["peer_log_size"] > before["logs"]["peer_log_size"]
+    assert after["notices"] == before["notices"]
+    again = net.ask(2, asked)
+    assert again["headers"]["x-nsllm-source"] == cached["headers"]["x-nsllm-source"] == "cache"
+    assert net.receipt(1, meanwhile, "anchored")
+
+
+def test_peers_and_workers_end_when_the_devnet_is_killed(tiny_models, tmp_path, lay_out_tiny, start_devnet):
+    net = lay_out_tiny(tmp_path / "net", tiny_models, peers=2)
+    devnet = start_devnet(net)
+    family = devnet.family()
+    assert len(family) >= 5  # itself, two peers, two workers
+    devnet.process.send_signal(signal.SIGKILL)
+    devnet.process.wait()
+    assert devnet.gone(family) == []
