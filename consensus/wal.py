@@ -1,9 +1,9 @@
 """The write-ahead log: what happened at the height being decided, on disk before anything is sent.
 
-A file of frames: marker (4 bytes), sequence number, length, CRC-32 of the payload, CRC-32 of the head so far (big-endian
-u32 each), payload. An unfinished frame at the end is what a crash leaves behind: it is cut off and reported. A bad
-frame with a good one after it is damage: the log refuses to open. The head has a CRC of its own, so that a frame that
-was cut short is known as one, whatever its payload (which others wrote) looks like.
+A file of frames: marker (4 bytes), sequence number, length, CRC-32 of the payload, CRC-32 of the head so far
+(big-endian u32 each), payload. An unfinished frame at the end is what a crash leaves behind: it is cut off and
+reported. A bad frame with a good one after it is damage: the log refuses to open. The head has a CRC of its own, so
+that a frame that was cut short is known as one, whatever its payload (which others wrote) looks like.
 """
 
 from __future__ import annotations
