@@ -31,6 +31,8 @@ class Database:
         self._what = what
         self.notice: str | None = None
         """What an operator should know about opening: a damaged file that was moved aside."""
+        self.aside: Path | None = None
+        """Where that file is now."""
 
     @classmethod
     def open(cls, path: Path | None, *, what: str, now_ms: TimeMs, recover: bool, hint: str) -> Database:
@@ -62,6 +64,7 @@ class Database:
         aside = _move_aside(path, now_ms)
         log.error("database_damaged what=%s path=%s aside=%s", what, path, aside)
         database = cls(_connect(path), path, what)
+        database.aside = aside
         database.notice = f"{what} was damaged ({reason}); the file was moved to {aside.name} and a new one begun"
         return database
 

@@ -5,18 +5,28 @@ A record is on disk before it is submitted, so a peer that was killed goes on pu
 
 from __future__ import annotations
 
+import logging
 import sqlite3
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeVar
+from urllib.parse import quote
+
+import trio
 
 from nsllm import canonical
-from nsllm.errors import OwnFault
+from nsllm.clock import Clock
+from nsllm.consensus.certificate import Certificate
+from nsllm.consensus.certified import MAX_CERTIFIED_BYTES
+from nsllm.errors import EncodingError
+from nsllm.governance.database import Database
 from nsllm.ids import Digest, TimeMs
 from nsllm.offload import Offload
 from nsllm.record import MAX_RECORD_BYTES, SignedRecord
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 State = Literal["pending", "certified", "none"]
@@ -30,8 +40,21 @@ CREATE TABLE IF NOT EXISTS completion (
     created_ms INTEGER NOT NULL
 );
 CREATE TABLE IF NOT EXISTS record (digest BLOB PRIMARY KEY, body BLOB NOT NULL, own INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS certificate (record BLOB PRIMARY KEY, body BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS completion_by_state ON completion (state, created_ms);
 CREATE INDEX IF NOT EXISTS completion_by_record ON completion (record);
+"""
+TABLES: Final = ("record", "certificate", "completion")
+GET: Final = """
+SELECT id, state, detail, record.body, created_ms, certificate.body FROM completion
+LEFT JOIN record ON completion.record = record.digest
+LEFT JOIN certificate ON completion.record = certificate.record
+WHERE id = ?
+"""
+UNPUBLISHED: Final = """
+SELECT id, state, detail, record.body, created_ms, NULL FROM completion
+JOIN record ON completion.record = record.digest
+WHERE state = 'pending' AND own = 1 ORDER BY created_ms, id LIMIT ?
 """
 
 
@@ -45,37 +68,57 @@ class Completion:
     detail: str
     signed: SignedRecord | None
     created_ms: TimeMs
+    certificate: Certificate | None
+    """The one that a cached record came with; None for answers of our own."""
 
 
 class Completions:
     """SQLite table of completions; synced before a call returns."""
 
-    def __init__(self, connection: sqlite3.Connection, offload: Offload) -> None:
+    def __init__(self, database: Database, offload: Offload, notice: str | None) -> None:
         """Use `open` instead."""
-        self._connection = connection
+        self._database = database
+        self._connection = database.connection
         self._offload = offload
+        self._lock = trio.Lock()
+        self.notice = notice
+        """What an operator should know about opening: a damaged file that was moved aside."""
 
     @classmethod
-    def open(cls, path: Path | None, offload: Offload) -> Completions:
+    async def open(cls, path: Path | None, clock: Clock, offload: Offload) -> Completions:
         """Open or create the table at `path` (None: in memory).
 
+        A damaged file is moved aside with a notice, and what can still be read of it is taken over.
+
         Raises:
-            OwnFault: damaged or unwritable file; says what to do.
+            StorageError: no space, or no permission; says what to do.
         """
-        try:
-            connection = sqlite3.connect(path or ":memory:", check_same_thread=False)
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            connection.executescript(SCHEMA)
-        except sqlite3.DatabaseError as error:
-            raise OwnFault(
-                f"cannot open {path}: {error}",
-                hint="move the file aside and start again; receipts of answers in it can still be had from the holders",
-            ) from None
-        return cls(connection, offload)
+
+        def work() -> Completions:
+            hint = "move the file aside and start again"
+            database = Database.open(path, what="completions", now_ms=clock.now_ms(), recover=True, hint=hint)
+            with database.guarded():
+                database.connection.executescript(SCHEMA)
+            notice = database.notice
+            if database.aside is not None:
+                with database.transaction():
+                    rows = sum(salvage(database.aside, database.connection, table) for table in TABLES)
+                log.warning("completions_salvaged rows=%d from=%s", rows, database.aside)
+                notice = f"{notice}; {rows} rows of it could be read and stand in the new one"
+            return cls(database, offload, notice)
+
+        return await offload.run(work)
 
     async def add(
-        self, completion_id: str, state: State, detail: str, signed: SignedRecord | None, now_ms: TimeMs, *, own: bool
+        self,
+        completion_id: str,
+        state: State,
+        detail: str,
+        signed: SignedRecord | None,
+        now_ms: TimeMs,
+        *,
+        own: bool,
+        certificate: Certificate | None = None,
     ) -> None:
         """Write a completion, with the record that it stands on.
 
@@ -86,6 +129,7 @@ class Completions:
             signed: the record; None for private and withheld answers.
             now_ms: wall time.
             own: True if this peer generated the record and therefore publishes it.
+            certificate: the one that a cached record came with.
         """
 
         def work() -> None:
@@ -94,6 +138,9 @@ class Completions:
                 digest = signed.record.digest()
                 body = canonical.encode(signed)
                 self._connection.execute("INSERT OR IGNORE INTO record VALUES (?,?,?)", (digest, body, own))
+            if certificate is not None:
+                sql = "INSERT OR IGNORE INTO certificate VALUES (?,?)"
+                self._connection.execute(sql, (digest, canonical.encode(certificate)))
             self._connection.execute(
                 "INSERT INTO completion VALUES (?,?,?,?,?)", (completion_id, state, detail, digest, now_ms)
             )
@@ -114,11 +161,7 @@ class Completions:
         """One completion."""
 
         def work() -> Completion | None:
-            row = self._connection.execute(
-                "SELECT id, state, detail, body, created_ms FROM completion LEFT JOIN record ON record=digest"
-                " WHERE id=?",
-                (completion_id,),
-            ).fetchone()
+            row = self._connection.execute(GET, (completion_id,)).fetchone()
             return _completion(row) if row else None
 
         return await self._transaction(work)
@@ -127,34 +170,54 @@ class Completions:
         """Own completions whose record waits for a certificate, oldest first."""
 
         def work() -> tuple[Completion, ...]:
-            rows = self._connection.execute(
-                "SELECT id, state, detail, body, created_ms FROM completion JOIN record ON record=digest"
-                " WHERE state='pending' AND own=1 ORDER BY created_ms, id LIMIT ?",
-                (limit,),
-            ).fetchall()
+            rows = self._connection.execute(UNPUBLISHED, (limit,)).fetchall()
             return tuple(_completion(row) for row in rows)
 
         return await self._transaction(work)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close the database."""
-        self._connection.close()
+        async with self._lock:
+            await self._offload.run(self._database.close)
 
     async def _transaction(self, work: Callable[[], R]) -> R:
         def guarded() -> R:
-            with self._guard(), self._connection:
+            with self._database.transaction():
                 return work()
 
-        return await self._offload.run(guarded)
-
-    @contextmanager
-    def _guard(self) -> Generator[None]:
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            raise OwnFault(f"completions table: {error}", hint="free some space, then ask again") from None
+        async with self._lock:
+            return await self._offload.run(guarded)
 
 
-def _completion(row: tuple[str, State, str, bytes | None, int]) -> Completion:
-    signed = canonical.decode(row[3], SignedRecord, limit_bytes=MAX_RECORD_BYTES) if row[3] is not None else None
-    return Completion(row[0], row[1], row[2], signed, TimeMs(row[4]))
+def salvage(damaged: Path, into: sqlite3.Connection, table: str) -> int:
+    """Rows of `table` that can still be read from a damaged file, put into the same table of another database.
+
+    The table is read from both ends: one damaged page costs the rows of that page.
+    """
+    copied = 0
+    try:
+        source = sqlite3.connect(f"file:{quote(str(damaged))}?mode=ro", uri=True)
+    except sqlite3.DatabaseError:
+        return 0
+    with closing(source):
+        for order in ("ASC", "DESC"):
+            with suppress(sqlite3.DatabaseError):
+                for row in source.execute(f"SELECT * FROM {table} ORDER BY rowid {order}"):  # noqa: S608 - our tables
+                    marks = ",".join("?" * len(row))
+                    copied += into.execute(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", row).rowcount  # noqa: S608
+    return copied
+
+
+def _completion(row: tuple[str, State, str, bytes | None, int, bytes | None]) -> Completion:
+    completion_id, state, detail, body, created_ms, proof = row
+    signed = certificate = None
+    try:
+        if body is not None:
+            signed = canonical.decode(body, SignedRecord, limit_bytes=MAX_RECORD_BYTES)
+        if proof is not None:
+            certificate = canonical.decode(proof, Certificate, limit_bytes=MAX_CERTIFIED_BYTES)
+    except EncodingError as error:
+        # Bytes that changed inside a page that is sound otherwise.
+        log.error("completion_damaged id=%s error=%s", completion_id, error)
+        return Completion(completion_id, "none", "its stored record is damaged", None, TimeMs(created_ms), None)
+    return Completion(completion_id, state, detail, signed, TimeMs(created_ms), certificate)

@@ -297,6 +297,7 @@ class Orchestrator:
             found.certified.signed,
             self._context.clock.now_ms(),
             own=False,
+            certificate=found.certified.certificate,
         )
         await send.send(self._started(question, _cache_source(found.certified, found.score_ppm, question.created_ms)))
         for chunk in _CHUNK.findall(record.text):

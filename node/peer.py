@@ -82,6 +82,7 @@ class Peer:
         ledger: Ledger,
         store: RecordStore,
         peer_log: PeerLog,
+        completions: Completions,
     ) -> None:
         """Use `open` instead."""
         config = settled.config
@@ -118,7 +119,7 @@ class Peer:
         self._keeper = (
             Keeper(context=context, ledger=ledger, cache=self._cache, shelves=links) if context.is_validator else None
         )
-        self._completions = Completions.open(world.folder / "completions.sqlite", world.offload)
+        self._completions = completions
         self._publisher = Publisher(
             context=context,
             completions=self._completions,
@@ -203,7 +204,8 @@ class Peer:
             rng=world.rng,
             events=EventBus(world.clock),
         )
-        return cls(settled, world, context, ledger, store, peer_log)
+        completions = await Completions.open(world.folder / "completions.sqlite", world.clock, world.offload)
+        return cls(settled, world, context, ledger, store, peer_log, completions)
 
     async def run(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; `started()` once the HTTP side and the network listen."""
@@ -411,7 +413,7 @@ class Peer:
 
     def _notices(self) -> tuple[str, ...]:
         validators = self._context.validators
-        found = [self._store.notice, self.ledger.notice, self._peer_log.notice]
+        found = [self._store.notice, self.ledger.notice, self._peer_log.notice, self._completions.notice]
         if self._agreement.halted is not None:
             found.append(f"consensus halted: {self._agreement.halted}")
         if validators.size == 1:
@@ -439,7 +441,7 @@ class Peer:
             await self._peer_log.close()
             self._agreement.close()
             await self._world.offload.run(self._store.close)
-            await self._world.offload.run(self._completions.close)
+            await self._completions.close()
 
 
 async def run_peer(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from nsllm.consensus.certificate import Certificate
 from nsllm.governance.ledger import Ledger
 from nsllm.governance.receipt import build_receipt, receipt_text
 from nsllm.governance.record_proof import RecordProof
@@ -35,7 +38,7 @@ class Receipts:
         proof = await self._ledger.proof(completion.signed.record.digest())
         if proof is None:
             return _without(completion, "none" if completion.state == "none" else "pending")
-        return self._proved(completion, completion.signed, proof)
+        return self._proved(completion, completion.signed, _as_served(proof, completion.certificate))
 
     def _proved(self, completion: Completion, signed: SignedRecord, proof: RecordProof) -> ReceiptStatus:
         certificate = proof.certificate
@@ -51,6 +54,17 @@ class Receipts:
             anchor_tx=hex0x(anchor.transaction_hash) if anchor is not None else None,
             receipt_json=receipt_text(build_receipt(signed, proof)),
         )
+
+
+def _as_served(proof: RecordProof, certificate: Certificate | None) -> RecordProof:
+    """The proof with the certificate that the record came with, if it is of the same header.
+
+    Each validator keeps whichever quorum of signatures it saw first; so a record has one certificate, its generator's,
+    whoever serves it.
+    """
+    if certificate is None or certificate.header != proof.certificate.header:
+        return proof
+    return replace(proof, certificate=certificate)
 
 
 def _without(completion: Completion, state: str) -> ReceiptStatus:

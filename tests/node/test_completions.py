@@ -1,0 +1,126 @@
+"""What was answered survives restarts, and a damaged page costs no more than what stood in it."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from nsllm.clock import SystemClock
+from nsllm.crypto import MemberKey
+from nsllm.governance.errors import StorageError
+from nsllm.ids import ZERO_DIGEST, NetworkId, TimeMs
+from nsllm.node.completions import Completions
+from nsllm.offload import InlineOffload
+from nsllm.record import Message, Record, Request, Sampling, SignedRecord, sign_record
+
+KEY = MemberKey(bytes([5]) * 32)
+PAGE = 4096
+
+
+def record(number: int, text: str = "an answer") -> SignedRecord:
+    question = Message(role="user", content=f"question {number}")
+    return sign_record(
+        KEY,
+        Record(
+            network=NetworkId(bytes(32)),
+            request=Request(model="m", model_digest=ZERO_DIGEST, messages=(question,), sampling=Sampling()),
+            generator=KEY.address,
+            visibility="public",
+            sampling=Sampling(),
+            prompt_token_ids=(1,),
+            token_ids=(2,),
+            text=text,
+            finish_reason="stop",
+            embedding=bytes(384),
+            created_ms=TimeMs(number),
+        ),
+    )
+
+
+async def fill(path: Path, count: int) -> None:
+    table = await Completions.open(path, SystemClock(), InlineOffload())
+    for number in range(count):
+        signed = record(number, "a longer answer " * 40)
+        await table.add(f"chatcmpl-{number}", "pending", "", signed, TimeMs(number), own=True)
+    await table.close()
+
+
+def damage(path: Path, page: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[page * PAGE : (page + 1) * PAGE] = b"\xa5" * PAGE
+    path.write_bytes(data)
+
+
+async def test_completions_and_what_is_unpublished_survive_a_restart(tmp_path: Path):
+    path = tmp_path / "completions.sqlite"
+    await fill(path, 3)
+    table = await Completions.open(path, SystemClock(), InlineOffload())
+    await table.settle(record(1, "a longer answer " * 40).record.digest(), "certified", "")
+    await table.add("chatcmpl-private", "none", "private", None, TimeMs(9), own=True)
+    found = await table.get("chatcmpl-1")
+    assert (found.state, found.signed.record.text) == ("certified", "a longer answer " * 40)
+    assert [row.completion_id for row in await table.unpublished(10)] == ["chatcmpl-0", "chatcmpl-2"]
+    assert (await table.get("chatcmpl-private")).signed is None
+    assert await table.get("chatcmpl-unknown") is None
+    assert table.notice is None
+    await table.close()
+
+
+async def test_a_damaged_page_costs_its_own_rows_only(tmp_path: Path):
+    path = tmp_path / "completions.sqlite"
+    await fill(path, 60)
+    pages = path.stat().st_size // PAGE
+    assert pages > 20
+    damage(path, pages // 2)
+    table = await Completions.open(path, SystemClock(), InlineOffload())
+    found = [await table.get(f"chatcmpl-{number}") for number in range(60)]
+    assert sum(row is not None and row.signed is not None for row in found) >= 50
+    assert "damaged" in table.notice
+    assert "rows of it could be read" in table.notice
+    assert len(list(tmp_path.glob("completions.sqlite.damaged-*[0-9]"))) == 1
+    await table.add("chatcmpl-new", "pending", "", record(99), TimeMs(99), own=True)
+    await table.close()
+    again = await Completions.open(path, SystemClock(), InlineOffload())
+    assert again.notice is None
+    assert (await again.get("chatcmpl-new")).signed == record(99)
+    await again.close()
+
+
+async def test_a_file_that_is_no_database_is_moved_aside(tmp_path: Path):
+    path = tmp_path / "completions.sqlite"
+    path.write_bytes(b"nothing of the kind" * 1000)
+    table = await Completions.open(path, SystemClock(), InlineOffload())
+    assert "0 rows" in table.notice
+    await table.close()
+
+
+async def test_a_changed_record_in_a_sound_page_is_no_receipt(tmp_path: Path):
+    path = tmp_path / "completions.sqlite"
+    await fill(path, 1)
+    with sqlite3.connect(path) as raw:
+        raw.execute("UPDATE record SET body = x'00'")
+    table = await Completions.open(path, SystemClock(), InlineOffload())
+    found = await table.get("chatcmpl-0")
+    assert (found.state, found.signed) == ("none", None)
+    assert "damaged" in found.detail
+    assert [row.signed for row in await table.unpublished(5)] == [None]
+    await table.close()
+
+
+async def test_a_full_disk_refuses_what_it_cannot_keep(tmp_path: Path):
+    path = tmp_path / "completions.sqlite"
+    await fill(path, 2)
+    table = await Completions.open(path, SystemClock(), InlineOffload())
+    table._connection.execute("PRAGMA max_page_count = 1")
+    with pytest.raises(StorageError, match="full") as caught:
+        for number in range(2, 60):
+            signed = record(number, "a longer answer " * 40)
+            await table.add(f"chatcmpl-{number}", "pending", "", signed, TimeMs(number), own=True)
+    assert "free some space" in caught.value.hint
+    table._connection.execute("PRAGMA max_page_count = 1000000")
+    await table.add("chatcmpl-after", "pending", "", record(77), TimeMs(77), own=True)
+    assert (await table.get("chatcmpl-0")).signed is not None
+    assert (await table.get("chatcmpl-after")).signed == record(77)
+    await table.close()
