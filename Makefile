@@ -39,7 +39,7 @@ lint: setup-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pyright
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/cog -I docs --check $$(grep -l '\[\[\[cog' *.md docs/*.md)
 
 docs: setup-test
