@@ -302,7 +302,7 @@ class Driver:
         match admitted:
             case Counted(inputs=inputs, fault=fault):
                 if fault is not None:
-                    self._blame(sender, fault)
+                    self._blame(body.proposer if isinstance(body, Proposal) else sender, fault)
                 await self._count(inputs)
             case Behind(height=lower):
                 self._help(sender, lower)
