@@ -23,6 +23,7 @@ from nsllm.consensus.message import (
 )
 from nsllm.consensus.timeouts import Timeouts
 from nsllm.consensus.vote import Proposal, Vote
+from nsllm.consensus.wal import WriteAheadLog
 from nsllm.errors import OwnFault
 
 
@@ -428,3 +429,43 @@ def test_a_stranger_cannot_drive(house, kit):
             validators=town.validators, application=None, mesh=None, source=None, clock=None, wal=None,
             timeouts=Timeouts(), observer=print,
         )  # fmt: skip
+
+
+async def test_nothing_is_sent_before_it_is_on_disk(autojump_clock, house, kit, monkeypatch):
+    """At the moment a vote leaves: the guard's file names it, the log holds it, and what led to it was synced before."""
+    town = house(4)
+    synced, ends = {}, {}
+
+    def sync(log, real=WriteAheadLog.sync):
+        real(log)
+        synced[log._path] = log._end
+
+    def append(log, entry, real=WriteAheadLog.append):
+        ends[log._path] = log._end
+        real(log, entry)
+
+    monkeypatch.setattr(WriteAheadLog, "sync", sync)
+    monkeypatch.setattr(WriteAheadLog, "append", append)
+    seen = 0
+
+    def look(frm, to, raw):
+        nonlocal seen
+        peer = next(p for p in town.peers if p.address == frm)
+        body = decode_message(raw)
+        if isinstance(body, Vote | Proposal) and peer.moments[-1:] == ["vote_written"]:
+            seen += 1
+            on_disk = SignerGuard(peer.key, kit.NETWORK, peer.folder / "guard").last
+            assert on_disk.digest == body.digest(kit.NETWORK)
+            assert body.signature in (peer.folder / "wal").read_bytes()
+            assert synced[peer.folder / "wal"] == ends[peer.folder / "wal"], (
+                "all but the vote itself, which is in the guard"
+            )
+        return False
+
+    town.mesh.drop = look
+    async with trio.open_nursery() as nursery:
+        await start(nursery, town)
+        town.want(2)
+        await town.until_height(2)
+        nursery.cancel_scope.cancel()
+    assert seen >= 2 * 3 * 8
