@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from msgspec import Meta
 
@@ -15,6 +15,7 @@ from nsllm.crypto import MemberKey
 from nsllm.ids import Address, AddressField, Digest, Epoch, NetworkId, PeerId, PeerIdField, SignatureField, hex0x
 
 Role = Literal["contributor", "data", "validator"]
+DEFAULT_SLOTS: Final = 600
 
 
 class Member(Value, frozen=True, kw_only=True):
@@ -24,7 +25,7 @@ class Member(Value, frozen=True, kw_only=True):
     peer_id: PeerIdField
     roles: Annotated[tuple[Role, ...], Meta(min_length=1, max_length=3)]
     """Ascending, each once."""
-    slots: Annotated[int, Meta(ge=1, le=1_000_000)] = 600
+    slots: Annotated[int, Meta(ge=1, le=1_000_000)] = DEFAULT_SLOTS
     """Records that validators score for this member in one minute."""
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, Final, assert_never
 
 import trio
 
 from nsllm.consensus.block import DecidedBlock
 from nsllm.consensus.driver import Driver
-from nsllm.consensus.errors import DivergenceError
+from nsllm.consensus.errors import DivergenceError, GuardError, WalError
 from nsllm.consensus.events import (
     BlockCommitted,
     ConsensusEvent,
@@ -26,6 +26,7 @@ from nsllm.consensus.guard import SignerGuard
 from nsllm.consensus.timeouts import Timeouts
 from nsllm.consensus.vote import Vote
 from nsllm.consensus.wal import WriteAheadLog
+from nsllm.errors import OwnFault
 from nsllm.files import private_folder
 from nsllm.governance.ledger import Ledger
 from nsllm.ids import Address, Height, hex0x
@@ -35,6 +36,8 @@ from nsllm.node.links import BlockFeed, ConsensusMesh
 log = logging.getLogger(__name__)
 
 CONSENSUS_FOLDER = "consensus"
+RETRY_S: Final = 5.0
+"""Between a fault of our own (such as a full disk) and the next try."""
 
 
 class Agreement:
@@ -52,52 +55,84 @@ class Agreement:
     ) -> None:
         self._context = context
         self._ledger = ledger
+        self._mesh = mesh
+        self._feed = feed
+        self._folder = folder
+        self._checkpoint = checkpoint
         self._driver: Driver | None = None
         self._follower: Follower | None = None
         self._wal: WriteAheadLog | None = None
         self.halted: str | None = None
         """Why this peer takes no part in agreement any more; None while it does."""
-        if context.is_validator:
-            home = private_folder(folder / CONSENSUS_FOLDER)
-            self._wal = WriteAheadLog(home / "wal")
-            self._driver = Driver(
-                network=context.network_id,
-                guard=SignerGuard(context.key, context.network_id, home / "guard"),
-                validators=context.validators,
-                application=ledger,
-                mesh=mesh,
-                source=feed,
-                clock=context.clock,
-                wal=self._wal,
-                timeouts=Timeouts(),
-                observer=self._observe,
-                checkpoint=checkpoint,
-            )
-        else:
+        self.paused: str | None = None
+        """What kept it from taking part and is tried again, such as a full disk; None while all is well."""
+        self._take_up()
+
+    async def run(self) -> None:
+        """Take part until cancelled.
+
+        Trouble of our own is told and tried again, from what is on disk, as after a restart. A diverged state halts
+        this part loudly for good. The rest of the peer goes on in both cases.
+
+        Raises:
+            WalError, GuardError: their files are damaged, or another validator's.
+        """
+        while True:
+            try:
+                if self._driver is None and self._follower is None:
+                    self._take_up()
+                if self._driver is not None:
+                    await self._driver.run()
+                elif self._follower is not None:
+                    await self._follower.run()
+            except DivergenceError as error:
+                self.halted = str(error)
+                log.critical("consensus_halted reason=%s", error)
+                await trio.sleep_forever()
+            except (WalError, GuardError):
+                raise
+            except OwnFault as error:
+                self.paused = str(error)
+                log.error("consensus_paused reason=%s again_s=%s", error, RETRY_S)
+                self._context.events.emit("consensus_paused", code=error.code)
+            self._driver = self._follower = None
+            self.close()
+            await trio.sleep(RETRY_S)
+
+    def _take_up(self) -> None:
+        """A driver or follower that starts from what is on disk."""
+        context = self._context
+        if not context.is_validator:
             self._follower = Follower(
                 network=context.network_id,
                 validators=context.validators,
-                application=ledger,
-                source=feed,
+                application=self._ledger,
+                source=self._feed,
                 observer=self._observe,
             )
-
-    async def run(self) -> None:
-        """Take part until cancelled. A diverged state halts this part loudly; the rest of the peer goes on."""
-        try:
-            if self._driver is not None:
-                await self._driver.run()
-            elif self._follower is not None:
-                await self._follower.run()
-        except DivergenceError as error:
-            self.halted = str(error)
-            log.critical("consensus_halted reason=%s", error)
-            await trio.sleep_forever()
+            return
+        home = private_folder(self._folder / CONSENSUS_FOLDER)
+        guard = SignerGuard(context.key, context.network_id, home / "guard")
+        self._wal = WriteAheadLog(home / "wal")
+        self._driver = Driver(
+            network=context.network_id,
+            guard=guard,
+            validators=context.validators,
+            application=self._ledger,
+            mesh=self._mesh,
+            source=self._feed,
+            clock=context.clock,
+            wal=self._wal,
+            timeouts=Timeouts(),
+            observer=self._observe,
+            checkpoint=self._checkpoint,
+        )
 
     def close(self) -> None:
         """Close the write-ahead log."""
         if self._wal is not None:
             self._wal.close()
+            self._wal = None
 
     def receive(self, sender: Address, message: bytes) -> None:
         """A consensus message from another validator; raises `PeerFault` for one that is malformed."""
@@ -124,7 +159,7 @@ class Agreement:
             "validators": validators.size,
             "quorum": validators.quorum,
             "faults": validators.faults,
-            "validating": self._driver is not None,
+            "validating": self._context.is_validator,
             "halted": self.halted,
         }
         if self._driver is not None:
@@ -135,6 +170,7 @@ class Agreement:
         emit = self._context.events.emit
         match event:
             case BlockCommitted(decided=decided, synced=synced):
+                self.paused = None
                 emit("block", **describe(decided), synced=synced)
             case RoundEntered(height=height, round=round_):
                 emit("round", height=height, round=round_)

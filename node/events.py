@@ -33,7 +33,7 @@ class EventBus:
     def emit(self, kind: str, **fields: str | int | bool | None) -> None:
         """Tell everybody that something happened."""
         event = PeerEvent(kind, self._clock.now_ms(), fields)
-        log.info("%s", " ".join((kind, *(f"{name}={value}" for name, value in fields.items()))))
+        log.info("%s", " ".join((kind, *(f"{name}={_shown(value)}" for name, value in fields.items()))))
         for tap in self._taps:
             tap(event)
         for send, receive in self._readers.values():
@@ -56,3 +56,9 @@ class EventBus:
             del self._readers[number]
             send.close()
             receive.close()
+
+
+def _shown(value: str | int | bool | None) -> str:
+    """One word a value: reasons may be a peer's own words, line breaks and all."""
+    text = str(value)
+    return text if text.isprintable() and " " not in text else repr(text)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
+
+import trio
 
 from nsllm.consensus.registry import Member
 from nsllm.ids import PeerId, hex0x
@@ -12,11 +15,15 @@ from nsllm.node.context import PeerContext
 from nsllm.node.engine.port import Done, Engine, Piece
 from nsllm.node.errors import InvalidRequestError, OverloadedError
 from nsllm.p2p.directory import PeerDirectory
+from nsllm.p2p.errors import DeadlineError, MisbehaviourError, NetworkError
 from nsllm.p2p.network import Network
-from nsllm.p2p.protocols.generate import GenerateDone, GeneratePiece, GenerateRequest, generate
-from nsllm.record import Request, Visibility
+from nsllm.p2p.protocols.generate import TOTAL_S, GenerateDone, GeneratePiece, GenerateRequest, generate
+from nsllm.record import MAX_TEXT_CHARS, Request, Visibility
 
 log = logging.getLogger(__name__)
+
+OTHERS_TRIED: Final = 3
+"""Members that are asked, one after the other, before our own engine's error is the answer."""
 
 
 class Executors:
@@ -34,24 +41,29 @@ class Executors:
 
         Raises:
             ServiceError, EngineError: as `Engine.generate`; that of our own engine if no other member can help.
+            NetworkError: another member's generation broke off, or went beyond its bounds.
         """
-        executor = None
         if visibility != "private" and self._engine.info().state != "ready":
-            executor = self._other(request)
-        if executor is None or visibility == "private":
-            async with self._engine.generate(request.messages, request.sampling) as pieces:
-                yield pieces
-            return
-        remote = GenerateRequest(
-            model=request.model,
-            model_digest=request.model_digest,
-            messages=request.messages,
-            sampling=request.sampling,
-            visibility=visibility,
-        )
-        self._context.events.emit("generation_delegated", executor=executor)
-        async with generate(self._network, executor, remote) as events:
-            yield _translated(events)
+            remote = GenerateRequest(
+                model=request.model,
+                model_digest=request.model_digest,
+                messages=request.messages,
+                sampling=request.sampling,
+                visibility=visibility,
+            )
+            for executor in self._others(request):
+                async with AsyncExitStack() as stack:
+                    try:
+                        events = await stack.enter_async_context(generate(self._network, executor, remote))
+                        first = await anext(aiter(events))
+                    except NetworkError as error:
+                        log.info("executor_failed peer=%s error=%s", executor, error)
+                        continue
+                    self._context.events.emit("generation_delegated", executor=executor)
+                    yield _bounded(_translated(first, events), executor, request.sampling.max_tokens)
+                    return
+        async with self._engine.generate(request.messages, request.sampling) as pieces:
+            yield pieces
 
     @asynccontextmanager
     async def execute(
@@ -72,23 +84,46 @@ class Executors:
         async with self._engine.generate(request.messages, request.sampling) as pieces:
             yield _spoken(pieces)
 
-    def _other(self, request: Request) -> PeerId | None:
-        """A connected contributor that serves the very model, by chance; None if there is none."""
+    def _others(self, request: Request) -> list[PeerId]:
+        """Connected contributors that serve the very model, a few in random order."""
         found: list[PeerId] = []
         for peer in self._network.connected():
             card = self._directory.card_of(peer)
             serves = card is not None and any(model.digest == request.model_digest for model in card.models)
             if serves and self._directory.has_role(peer, "contributor"):
                 found.append(peer)
-        return self._context.rng.choice(found) if found else None
+        return self._context.rng.sample(found, min(OTHERS_TRIED, len(found)))
 
 
-async def _translated(events: AsyncIterator[GeneratePiece | GenerateDone]) -> AsyncGenerator[Piece | Done]:
+async def _translated(
+    first: GeneratePiece | GenerateDone, events: AsyncIterator[GeneratePiece | GenerateDone]
+) -> AsyncGenerator[Piece | Done]:
+    yield _piece(first)
     async for event in events:
-        if isinstance(event, GeneratePiece):
-            yield Piece(event.token_ids, event.text)
-        else:
-            yield Done(event.finish_reason, event.prompt_token_ids, event.sampling)
+        yield _piece(event)
+
+
+def _piece(event: GeneratePiece | GenerateDone) -> Piece | Done:
+    if isinstance(event, GeneratePiece):
+        return Piece(event.token_ids, event.text)
+    return Done(event.finish_reason, event.prompt_token_ids, event.sampling)
+
+
+async def _bounded(
+    pieces: AsyncIterator[Piece | Done], executor: PeerId, max_tokens: int | None
+) -> AsyncGenerator[Piece | Done]:
+    """What an executor says, as long as it keeps to what was asked: number of tokens, length of text, time."""
+    ends_s = trio.current_time() + TOTAL_S
+    tokens = chars = 0
+    async for piece in pieces:
+        if isinstance(piece, Piece):
+            tokens += len(piece.token_ids)
+            chars += len(piece.text)
+        if tokens > (max_tokens or MAX_TEXT_CHARS) or chars > MAX_TEXT_CHARS:
+            raise MisbehaviourError(f"{executor} sent {tokens} tokens and {chars} characters, more than was asked for")
+        if trio.current_time() > ends_s:
+            raise DeadlineError(f"{executor} did not finish within {TOTAL_S} s")
+        yield piece
 
 
 async def _spoken(pieces: AsyncIterator[Piece | Done]) -> AsyncGenerator[GeneratePiece | GenerateDone]:

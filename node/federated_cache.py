@@ -7,13 +7,15 @@ before it is served, whether it comes from our own disk or from another peer.
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 import trio
 
 from nsllm.cache_dht import placement
+from nsllm.cache_dht.errors import StoreError
 from nsllm.cache_dht.placement import Shard
 from nsllm.cache_dht.reuse import check_found
 from nsllm.cache_dht.store import RecordStore
@@ -29,6 +31,10 @@ log = logging.getLogger(__name__)
 ASK_AT_ONCE: Final = 3
 """Holders that one look-up asks, all at the same time; the first valid answer wins."""
 ASK_DEADLINE_S: Final = 0.8
+PROVIDE_S: Final = 30.0
+PROVIDE_AGAIN_S: Final = 12 * 3600.0
+"""Provider records live 24 hours in Kademlia: half of that leaves time for a repetition that fails."""
+PROVIDE_RETRY_S: Final = 60.0
 EPOCH: Final = Epoch(0)
 
 
@@ -79,13 +85,18 @@ class FederatedCache:
         self._network = network
         self._shelves = shelves
         self._placement = context.genesis.placement
-        self._announced: OrderedDict[Shard, None] = OrderedDict()
-        self._to_announce, self._announcements = trio.open_memory_channel[Shard](2 * self._placement.shards + 1)
+        self._shards: dict[Shard, float] = {}
+        """Shards that we hold records of, and when each is to be announced (again), in trio's seconds."""
+        self._filled = trio.Event()
         self.counters = CacheCounters()
 
     async def local(self, key: Digest) -> Found | None:
-        """Exact match in our own store."""
-        certified = await self._store.get(key)
+        """Exact match in our own store; trouble with the disk costs the hit, not the answer."""
+        try:
+            certified = await self._store.get(key)
+        except StoreError as error:
+            log.error("store_unreadable error=%s", error)
+            return None
         if certified is None:
             return None
         found = self._checked(certified, key, None)
@@ -96,14 +107,21 @@ class FederatedCache:
 
     async def remote(self, key: Digest) -> Found | None:
         """Exact match at the holders of the key's shard: one cached DHT walk, then one round trip to up to three."""
-        holders = await self._holders(placement.key_shard(key, self._placement.shards))
         winner: Found | None = None
+        try:
+            holders = await self._holders(placement.key_shard(key, self._placement.shards))
+        except NsllmError as error:
+            log.info("holders_unknown error=%s", error)
+            holders = ()
 
         async def ask(holder: PeerId) -> None:
             nonlocal winner
             with trio.move_on_after(ASK_DEADLINE_S):
                 try:
                     certified = await self._shelves.fetch(holder, key)
+                except PeerFault as error:
+                    self._refuse(None, holder, error)
+                    return
                 except NsllmError as error:
                     log.info("fetch_failed peer=%s error=%s", holder, error)
                     return
@@ -143,10 +161,7 @@ class FederatedCache:
         if check_placement and not mine:
             raise PeerFault(f"record {short(certified.leaf.record)} belongs to shards that we do not hold")
         new = await self._store.put(certified, key, self._hybrid(certified))
-        for shard in mine:
-            if shard not in self._announced:
-                self._announced[shard] = None
-                self._to_announce.send_nowait(shard)
+        self._fill(mine)
         if new:
             self._context.events.emit("record_held", record=short(certified.leaf.record), shards=len(mine))
         return new
@@ -156,18 +171,33 @@ class FederatedCache:
         return await self._store.get(key, public_only=not member)
 
     async def announce(self) -> None:
-        """Provider records for the shards that we hold, as they fill; runs until cancelled."""
-        for certified_shard in await self._stored_shards():
-            if certified_shard not in self._announced:
-                self._announced[certified_shard] = None
-                self._to_announce.send_nowait(certified_shard)
-        async for shard in self._announcements:
-            try:
-                with trio.move_on_after(30):
-                    await self._network.provide(shard.provider_key(self._context.network_id))
-                self._context.events.emit("shard_announced", space=shard.space, number=shard.number)
-            except NsllmError as error:
-                log.warning("announce_failed shard=%s/%d error=%s", shard.space, shard.number, error)
+        """Provider records for the shards that we hold, as they fill, and again before they expire; until cancelled."""
+        self._fill(await self._stored_shards())
+        while True:
+            now = trio.current_time()
+            for shard in [shard for shard, due in self._shards.items() if due <= now]:
+                pause_s = PROVIDE_AGAIN_S if await self._provide(shard) else PROVIDE_RETRY_S
+                self._shards[shard] = trio.current_time() + pause_s
+            self._filled = trio.Event()
+            with trio.move_on_at(min(self._shards.values(), default=math.inf)):
+                await self._filled.wait()
+
+    async def _provide(self, shard: Shard) -> bool:
+        try:
+            with trio.fail_after(PROVIDE_S):
+                await self._network.provide(shard.provider_key(self._context.network_id))
+        except (NsllmError, trio.TooSlowError) as error:
+            log.warning("announce_failed shard=%s/%d error=%s", shard.space, shard.number, error)
+            return False
+        self._context.events.emit("shard_announced", space=shard.space, number=shard.number)
+        return True
+
+    def _fill(self, shards: Iterable[Shard]) -> None:
+        """Records of these shards are here; those that are news will be announced."""
+        for shard in shards:
+            if shard not in self._shards:
+                self._shards[shard] = trio.current_time()
+                self._filled.set()
 
     def holders_of(self, shard: Shard) -> tuple[Address, ...]:
         """Members that placement gives the shard to."""
@@ -182,7 +212,7 @@ class FederatedCache:
 
     def shards_announced(self) -> int:
         """Shards that we hold records of and have announced, or are about to."""
-        return len(self._announced)
+        return len(self._shards)
 
     async def _holders(self, shard: Shard) -> tuple[PeerId, ...]:
         """Who to ask for a shard: those whom placement names, then others that announced it in the DHT."""
@@ -197,11 +227,15 @@ class FederatedCache:
 
     async def _stored_shards(self) -> tuple[Shard, ...]:
         shards: set[Shard] = set()
-        for digest in await self._store.digests():
-            certified = await self._store.by_digest(digest)
-            if certified is not None:
-                both = placement.shards_of(certified.signed.record, certified.leaf.request_key, self._placement.shards)
-                shards.update(shard for shard in both if self._context.address in self.holders_of(shard))
+        try:
+            for digest in await self._store.digests():
+                certified = await self._store.by_digest(digest)
+                if certified is not None:
+                    record, key = certified.signed.record, certified.leaf.request_key
+                    both = placement.shards_of(record, key, self._placement.shards)
+                    shards.update(shard for shard in both if self._context.address in self.holders_of(shard))
+        except StoreError as error:
+            log.error("store_unreadable error=%s", error)
         return tuple(sorted(shards))
 
     def _checked(self, certified: CertifiedRecord, key: Digest, holder: PeerId | None) -> Found | None:
@@ -210,16 +244,20 @@ class FederatedCache:
             hybrid = self._hybrid(certified)
             check_found(certified, key, context.network_id, context.validators, hybrid, context.policy.reuse_min_ppm)
         except (PeerFault, PolicyError) as error:
-            self.counters.refused += 1
-            context.events.emit(
-                "record_refused",
-                record=short(certified.leaf.record),
-                holder=holder,
-                generator=hex0x(certified.signed.record.generator),
-                reason=error.message,
-            )
+            self._refuse(certified, holder, error)
             return None
         return Found(certified, hybrid, holder)
+
+    def _refuse(self, certified: CertifiedRecord | None, holder: PeerId | None, error: NsllmError) -> None:
+        """Count what a holder (None: our own store) gave us and we will not serve; None: it was not even a record."""
+        self.counters.refused += 1
+        self._context.events.emit(
+            "record_refused",
+            record=short(certified.leaf.record) if certified is not None else None,
+            holder=holder,
+            generator=hex0x(certified.signed.record.generator) if certified is not None else None,
+            reason=error.message,
+        )
 
     def _hybrid(self, certified: CertifiedRecord) -> Ppm:
         return self._context.policy.hybrid_ppm(certified.leaf)

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from nsllm import canonical
 from nsllm.canonical import Value
 from nsllm.clock import Clock
-from nsllm.consensus.registry import Admission, Member, admit
+from nsllm.consensus.registry import DEFAULT_SLOTS, Admission, Member, admit
 from nsllm.crypto import MemberKey
 from nsllm.errors import EncodingError
 from nsllm.files import read_bounded, write_atomic
@@ -185,14 +185,16 @@ class InviteBook:
     def redeem(self, token: bytes, member: Member) -> Admission:
         """Admit `member` for a token, once; the same member gets the same admission again.
 
-        The caller has checked the member's card: that it holds the member key and the libp2p key.
+        The caller has checked that the member holds both of its keys.
 
         Raises:
-            InviteError: unknown, expired or used token, or a role that an admission cannot grant.
+            InviteError: unknown, expired or used token, a role or more slots than an admission grants.
             OwnFault: the book cannot be written; then the token is still good.
         """
         if "validator" in member.roles:
             raise InviteError("an invite cannot grant the validator role", hint="ask for contributor and data")
+        if member.slots > DEFAULT_SLOTS:
+            raise InviteError(f"an invite grants {DEFAULT_SLOTS} slots, asked for were {member.slots}")
         hashed = _token_hash(token)
         with self._guard:
             for i, entry in enumerate(self._entries):

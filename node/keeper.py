@@ -12,6 +12,7 @@ from typing import Final
 
 import trio
 
+from nsllm import canonical
 from nsllm.consensus.certified import CertifiedRecord
 from nsllm.errors import NsllmError
 from nsllm.governance.ledger import Ledger
@@ -28,6 +29,7 @@ TURN_S: Final = 5.0
 LOOKS: Final = 6
 ASK_DEADLINE_S: Final = 5.0
 KEPT_LIMIT: Final = 512
+KEPT_BYTES: Final = 64 * 1024 * 1024
 
 
 class Keeper:
@@ -38,15 +40,21 @@ class Keeper:
         self._ledger = ledger
         self._cache = cache
         self._shelves = shelves
-        self._send, self._queue = trio.open_memory_channel[SignedRecord](KEPT_LIMIT)
+        self._send, self._queue = trio.open_memory_channel[tuple[SignedRecord, int]](KEPT_LIMIT)
         self._kept = 0
+        self._kept_bytes = 0
 
     def keep(self, signed: SignedRecord) -> None:
-        """Take a record that a block certified; beyond the limit others must keep it."""
-        try:
-            self._send.send_nowait(signed)
-        except trio.WouldBlock:
-            log.warning("keeper_full record=%s limit=%d", short(signed.record.digest()), KEPT_LIMIT)
+        """Take a record that a block certified; beyond the limits others must keep it."""
+        size_bytes = len(canonical.encode(signed))
+        if self._kept >= KEPT_LIMIT or self._kept_bytes + size_bytes > KEPT_BYTES:
+            log.warning(
+                "keeper_full record=%s kept=%d bytes=%d", short(signed.record.digest()), self._kept, self._kept_bytes
+            )
+            return
+        self._kept += 1
+        self._kept_bytes += size_bytes
+        self._send.send_nowait((signed, size_bytes))
 
     def kept(self) -> int:
         """Records that are kept now."""
@@ -55,28 +63,29 @@ class Keeper:
     async def run(self) -> None:
         """Look after records until cancelled."""
         async with trio.open_nursery() as nursery:
-            async for signed in self._queue:
-                nursery.start_soon(self._look_after, signed)
+            async for signed, size_bytes in self._queue:
+                nursery.start_soon(self._keep, signed, size_bytes)
 
-    async def _look_after(self, signed: SignedRecord) -> None:
-        self._kept += 1
+    async def _keep(self, signed: SignedRecord, size_bytes: int) -> None:
         try:
-            certified = await self._ledger.wait_certified(signed)
-            await trio.sleep(FIRST_LOOK_S + TURN_S * self._turn(certified))
-            for look in range(LOOKS):
-                missing = [
-                    holder
-                    for holder in self._cache.holders_of_record(certified)
-                    if not await self._has(holder, certified)
-                ]
-                if not missing:
-                    return
-                for holder in missing:
-                    await self._push(holder, certified)
-                await trio.sleep(FIRST_LOOK_S * 2**look)
-            log.warning("record_underheld record=%s", short(certified.leaf.record))
+            await self._look_after(await self._ledger.wait_certified(signed))
+        except NsllmError as error:
+            # a block has the record: only our own disk can keep us from reading its proof
+            log.error("keeper_failed record=%s error=%s", short(signed.record.digest()), error)
         finally:
             self._kept -= 1
+            self._kept_bytes -= size_bytes
+
+    async def _look_after(self, certified: CertifiedRecord) -> None:
+        await trio.sleep(FIRST_LOOK_S + TURN_S * self._turn(certified))
+        missing = self._cache.holders_of_record(certified)
+        for look in range(LOOKS):
+            missing = tuple([holder for holder in missing if not await self._has(holder, certified)])
+            missing = tuple([holder for holder in missing if not await self._push(holder, certified)])
+            if not missing:
+                return
+            await trio.sleep(FIRST_LOOK_S * 2**look)
+        log.warning("record_underheld record=%s holders_missing=%d", short(certified.leaf.record), len(missing))
 
     def _turn(self, certified: CertifiedRecord) -> int:
         """Our place in the order of validators for this record."""
@@ -87,9 +96,9 @@ class Keeper:
         return order.index(self._context.address)
 
     async def _has(self, holder: Address, certified: CertifiedRecord) -> bool:
+        """Whether the holder shows this very record; one that has a better answer to the same request may not."""
         if holder == self._context.address:
-            await self._cache.hold(certified)
-            return True
+            return await self._hold(certified)
         peer = self._shelves.peer_of(holder)
         if peer is None:
             return False
@@ -98,16 +107,26 @@ class Keeper:
                 found = await self._shelves.fetch(peer, certified.leaf.request_key)
         except (NsllmError, trio.TooSlowError):
             return False
-        return found is not None
+        return found is not None and found.signed == certified.signed
 
-    async def _push(self, holder: Address, certified: CertifiedRecord) -> None:
+    async def _hold(self, certified: CertifiedRecord) -> bool:
+        try:
+            await self._cache.hold(certified)
+        except NsllmError as error:
+            log.error("keeper_store_failed error=%s", error)
+            return False
+        return True
+
+    async def _push(self, holder: Address, certified: CertifiedRecord) -> bool:
+        """True once the holder says that the record is on its disk."""
         peer = self._shelves.peer_of(holder)
-        if peer is None:
-            return
+        if peer is None or holder == self._context.address:
+            return False
         try:
             with trio.fail_after(ASK_DEADLINE_S):
                 await self._shelves.push(peer, certified)
         except (NsllmError, trio.TooSlowError) as error:
             log.info("keeper_push_failed holder=%s error=%s", peer, error)
-        else:
-            self._context.events.emit("record_repaired", record=short(certified.leaf.record), holder=peer)
+            return False
+        self._context.events.emit("record_repaired", record=short(certified.leaf.record), holder=peer)
+        return True

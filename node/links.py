@@ -35,17 +35,24 @@ class ConsensusMesh:
 
 
 class BlockFeed:
-    """`nsllm.consensus.ports.BlockSource` over the sync protocol: asks the peers that are furthest ahead."""
+    """`nsllm.consensus.ports.BlockSource` over the sync protocol: asks the peers that claim to be furthest ahead.
+
+    Claims cost nothing. Whoever was asked for a height that is then asked for again did not help: he comes last.
+    """
 
     def __init__(self, network: Network, directory: PeerDirectory) -> None:
         self._network = network
         self._directory = directory
+        self._start = Height(0)
+        self._asked: dict[PeerId, None] = {}
 
     async def fetch(self, start: Height, count: int) -> Sequence[DecidedBlock]:
         """Decided blocks from the first of three peers that has any, unverified; empty if none has."""
-        members = [peer for peer in self._network.connected() if self._directory.member_of(peer) is not None]
-        ranked = sorted(members, key=lambda peer: -(self._directory.state_of(peer).height or 0))
-        for peer in ranked[:SOURCES_TRIED]:
+        if start != self._start:
+            self._start = start
+            self._asked = {}
+        for peer in self._ranked()[:SOURCES_TRIED]:
+            self._asked[peer] = None
             try:
                 blocks = await fetch_blocks(self._network, peer, start, count)
             except NsllmError as error:
@@ -54,6 +61,15 @@ class BlockFeed:
             if blocks:
                 return blocks
         return ()
+
+    def _ranked(self) -> list[PeerId]:
+        """Connected members, those not asked yet first, then by the height that they claim."""
+        members = [peer for peer in self._network.connected() if self._directory.member_of(peer) is not None]
+        if all(peer in self._asked for peer in members):
+            self._asked = {}
+        return sorted(
+            members, key=lambda peer: (peer in self._asked, -(self._directory.state_of(peer).height or 0), peer)
+        )
 
 
 class MemberLinks:

@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 ADMISSION_FILE: Final = "admission"
 MAX_ADMISSION_BYTES: Final = 4096
 RETRY_S: Final = 5.0
+RETRY_CAP_S: Final = 60.0
+"""An inviter that is away, or refuses, is asked again after `RETRY_S`, then after twice as long, up to this."""
+JOIN_DEADLINE_S: Final = 30.0
 
 
 class Membership:
@@ -48,6 +51,8 @@ class Membership:
         self._on_own_admission = on_own_admission
         self._on_admission = on_admission
         self._book: InviteBook | None = None
+        self.notice: str | None = None
+        """Why we are no member yet although we hold an invite; None if there is nothing to say."""
         if any(member.address == context.address for member in context.genesis.members):
             self._book = InviteBook(
                 folder / BOOK_FILE,
@@ -81,23 +86,28 @@ class Membership:
             for admission in await self._context.offload.run(book.admissions):
                 self._on_admission(admission)
         invite = await self._context.offload.run(lambda: pending_invite(self._folder))
+        pause_s = RETRY_S
         while invite is not None and kept is None:
             kept = await self._redeem(invite)
             if kept is None:
-                await trio.sleep(RETRY_S)
+                await trio.sleep(pause_s)
+                pause_s = min(2 * pause_s, RETRY_CAP_S)
 
     async def _redeem(self, invite: Invite) -> Admission | None:
         context = self._context
         ourselves = Member(address=context.address, peer_id=self._network.peer_id, roles=("contributor", "data"))
         for address in invite.addresses:
             try:
-                with trio.fail_after(30):
+                with trio.fail_after(JOIN_DEADLINE_S):
                     peer = await self._network.connect(address)
-                    welcome = await join(self._network, peer, context.network_id, invite.token.hex(), ourselves)
+                    token = invite.token.hex()
+                    welcome = await join(self._network, peer, context.network_id, token, ourselves, key=context.key)
             except (NsllmError, trio.TooSlowError) as error:
-                log.warning("join_failed address=%s error=%s", address, error)
-                context.events.emit("join_failed", address=address, reason=str(error))
+                reason = str(error) or "no answer in time"
+                self.notice = f"not a member yet: {reason}; if it stays so, join again with a new invite"
+                context.events.emit("join_failed", address=address, reason=reason)
                 continue
+            self.notice = None
             admission = welcome.admission
             await context.offload.run(partial(self._save, admission))
             self._on_own_admission(admission)
@@ -110,8 +120,12 @@ class Membership:
         assert book is not None  # the handler is served only with a book
         try:
             secret = bytes.fromhex(token)
+        except ValueError:
+            return "a token is hexadecimal digits"
+        try:
             admission = await self._context.offload.run(lambda: book.redeem(secret, member))
-        except (InviteError, ValueError) as error:
+        except InviteError as error:
+            self._context.events.emit("admission_refused", peer=member.peer_id, reason=error.message)
             return str(error)
         self._on_admission(admission)
         self._context.events.emit("member_admitted", peer=member.peer_id)

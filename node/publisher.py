@@ -7,7 +7,7 @@ scores within `EXPIRY_S` expires.
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+from collections import deque
 from typing import Final, Protocol
 
 import trio
@@ -15,20 +15,22 @@ import trio
 from nsllm.consensus.certified import CertifiedRecord
 from nsllm.errors import NsllmError
 from nsllm.governance.ledger import Ledger
-from nsllm.ids import Address, Digest, PeerId, short
+from nsllm.ids import Address, Digest, PeerId, hex0x, short
 from nsllm.node.completions import Completions
 from nsllm.node.context import PeerContext
 from nsllm.node.examiner import Examiner
 from nsllm.node.federated_cache import FederatedCache, Shelves
-from nsllm.p2p.errors import RefusedError
+from nsllm.p2p.errors import RefusedError, UnreachableError
 from nsllm.record import SignedRecord
 
 log = logging.getLogger(__name__)
 
 PENDING_LIMIT: Final = 1024
+"""Records on their way at the same time; more wait on disk."""
 EXPIRY_S: Final = 600.0
 RETRY_S: Final = 3.0
-"""A validator that did not answer or refused is asked again after this long, while the record has no certificate."""
+"""A validator that did not answer is asked again after this long, while the record has no certificate. Refusals double
+it, up to `OFFER_AGAIN_S`."""
 OFFER_AGAIN_S: Final = 30.0
 """A validator that took the record is offered it again after this long: it may have restarted and forgotten it."""
 SUBMIT_DEADLINE_S: Final = 5.0
@@ -65,45 +67,76 @@ class Publisher:
         self._shelves = shelves
         self._submissions = submissions
         self._examiner = examiner
-        self._waiting: OrderedDict[Digest, SignedRecord] = OrderedDict()
+        self._carried: dict[Digest, None] = {}
+        self._waiting: deque[SignedRecord] = deque()
+        self._left_on_disk = False
         self._wake = trio.Event()
 
     def publish(self, signed: SignedRecord) -> None:
-        """Take a record that `Completions` holds; never waits. Beyond the limit it is taken up again from disk."""
-        if len(self._waiting) < PENDING_LIMIT:
-            self._waiting[signed.record.digest()] = signed
-            self._wake.set()
+        """Take a record that `Completions` holds; never waits. Beyond the limit it is taken up from disk later."""
+        digest = signed.record.digest()
+        if digest in self._carried:
+            return
+        if len(self._carried) >= PENDING_LIMIT:
+            self._left_on_disk = True
+            return
+        self._carried[digest] = None
+        self._waiting.append(signed)
+        self._wake.set()
 
     def pending(self) -> int:
-        """Records on their way that were not started yet."""
-        return len(self._waiting)
+        """Records on their way, from publication to the last holder."""
+        return len(self._carried)
 
     async def run(self) -> None:
         """Publish until cancelled; begins with what was pending at the last stop."""
-        for completion in await self._completions.unpublished(PENDING_LIMIT):
-            if completion.signed is not None:
-                self.publish(completion.signed)
+        self._left_on_disk = True
         async with trio.open_nursery() as nursery:
             while True:
-                await self._wake.wait()
-                self._wake = trio.Event()
+                if self._left_on_disk and len(self._carried) < PENDING_LIMIT:
+                    await self._take_up()
                 while self._waiting:
-                    digest, signed = self._waiting.popitem(last=False)
-                    nursery.start_soon(self._carry, digest, signed)
+                    nursery.start_soon(self._carry, self._waiting.popleft())
+                self._wake = trio.Event()
+                await self._wake.wait()
 
-    async def _carry(self, digest: Digest, signed: SignedRecord) -> None:
-        certified: CertifiedRecord | None = None
-        with trio.move_on_after(EXPIRY_S):
-            async with trio.open_nursery() as nursery:
-                for validator in self._context.validators.members:
-                    nursery.start_soon(self._submit, validator, digest, signed)
-                certified = await self._ledger.wait_certified(signed)
-                nursery.cancel_scope.cancel()
-        if certified is None:
-            await self._completions.settle(digest, "none", f"no quorum scored it within {EXPIRY_S:.0f} s: expired")
-            self._context.events.emit("record_expired", record=short(digest))
-            return
-        await self._completions.settle(digest, "certified", "")
+    async def _take_up(self) -> None:
+        """Records that stand on disk only."""
+        self._left_on_disk = False
+        try:
+            for completion in await self._completions.unpublished(PENDING_LIMIT):
+                if completion.signed is not None:
+                    self.publish(completion.signed)
+        except NsllmError as error:
+            self._failed(None, error)
+
+    async def _carry(self, signed: SignedRecord) -> None:
+        """One record to its end. Trouble of our own (a full disk) is told, and tried again until the record expires."""
+        digest = signed.record.digest()
+        expires_s = trio.current_time() + EXPIRY_S
+        try:
+            while True:
+                if await self._settled(digest, signed, expires_s) or trio.current_time() >= expires_s:
+                    return
+                await trio.sleep(OFFER_AGAIN_S)
+        finally:
+            del self._carried[digest]
+            if self._left_on_disk:
+                self._wake.set()
+
+    async def _settled(self, digest: Digest, signed: SignedRecord, expires_s: float) -> bool:
+        """False if something of our own failed."""
+        try:
+            certified = await self._certified(digest, signed, expires_s)
+            if certified is None:
+                reason = f"no quorum scored it within {EXPIRY_S:.0f} s: expired"
+                await self._completions.settle(digest, "none", reason)
+                self._context.events.emit("record_expired", record=short(digest))
+                return True
+            await self._completions.settle(digest, "certified", "")
+        except NsllmError as error:
+            self._failed(digest, error)
+            return False
         self._context.events.emit(
             "certified",
             record=short(digest),
@@ -112,53 +145,96 @@ class Publisher:
             signers=len(certified.certificate.precommits),
         )
         await self.spread(certified)
+        return True
+
+    async def _certified(self, digest: Digest, signed: SignedRecord, expires_s: float) -> CertifiedRecord | None:
+        """Offer the record to every validator until a block has its scores; None if none has by `expires_s`."""
+        certified: CertifiedRecord | None = None
+        failure: NsllmError | None = None
+        with trio.move_on_at(expires_s):
+            async with trio.open_nursery() as nursery:
+                for validator in self._context.validators.members:
+                    nursery.start_soon(self._submit, validator, digest, signed)
+                try:
+                    certified = await self._ledger.wait_certified(signed)
+                except NsllmError as error:
+                    failure = error
+                nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        return certified
 
     async def _submit(self, validator: Address, digest: Digest, signed: SignedRecord) -> None:
         """Offer the record to one validator until cancelled, which the certificate does."""
-        if validator == self._context.address and self._examiner is not None:
-            self._examiner.accept(signed)
-            return
+        refused: str | None = None
+        pause_s = RETRY_S
         while True:
-            pause_s = RETRY_S
-            peer = self._shelves.peer_of(validator)
-            if peer is not None:
-                try:
-                    with trio.fail_after(SUBMIT_DEADLINE_S):
-                        reason = await self._submissions.submit(peer, signed)
-                except (NsllmError, trio.TooSlowError) as error:
-                    log.info("submit_failed validator=%s record=%s error=%s", peer, short(digest), error)
-                else:
-                    if reason is None:
-                        pause_s = OFFER_AGAIN_S
-                    else:
-                        self._context.events.emit("submission_refused", record=short(digest), reason=reason)
+            try:
+                reason = await self._offer(validator, signed)
+            except (NsllmError, trio.TooSlowError) as error:
+                log.info("submit_failed validator=%s record=%s error=%s", hex0x(validator), short(digest), error)
+                pause_s = RETRY_S
+            else:
+                pause_s = OFFER_AGAIN_S if reason is None else min(2 * pause_s, OFFER_AGAIN_S)
+                if reason is not None and reason != refused:
+                    self._context.events.emit(
+                        "submission_refused", record=short(digest), validator=hex0x(validator), reason=reason
+                    )
+                refused = reason
             await trio.sleep(pause_s)
 
+    async def _offer(self, validator: Address, signed: SignedRecord) -> str | None:
+        """None if the validator has the record on its desk now, else why not."""
+        if validator == self._context.address and self._examiner is not None:
+            return self._examiner.accept(signed)
+        peer = self._shelves.peer_of(validator)
+        if peer is None:
+            return f"{hex0x(validator)} is no member"
+        with trio.fail_after(SUBMIT_DEADLINE_S):
+            return await self._submissions.submit(peer, signed)
+
     async def spread(self, certified: CertifiedRecord) -> int:
-        """Push a certified record to its holders; returns how many acknowledged it."""
+        """Push a certified record to its holders, all at once; returns how many acknowledged it."""
         acknowledged = 0
-        for address in self._cache.holders_of_record(certified):
-            if await self._push(address, certified):
-                acknowledged += 1
+
+        async def push(holder: Address) -> None:
+            nonlocal acknowledged
+            acknowledged += await self._push(holder, certified)
+
+        async with trio.open_nursery() as nursery:
+            for address in self._cache.holders_of_record(certified):
+                nursery.start_soon(push, address)
         self._context.events.emit("record_spread", record=short(certified.leaf.record), holders=acknowledged)
         return acknowledged
 
     async def _push(self, holder: Address, certified: CertifiedRecord) -> bool:
-        if holder == self._context.address:
-            await self._cache.hold(certified)
-            return True
+        """True once the holder acknowledged. What stays away after the last try is the validators' keepers' care."""
         for attempt in range(PUSH_TRIES):
-            peer = self._shelves.peer_of(holder)
-            if peer is not None:
-                try:
-                    with trio.fail_after(PUSH_DEADLINE_S):
-                        await self._shelves.push(peer, certified)
-                except RefusedError as error:
-                    log.warning("push_refused holder=%s error=%s", peer, error)
-                    return False
-                except (NsllmError, trio.TooSlowError) as error:
-                    log.info("push_failed holder=%s error=%s", peer, error)
-                else:
-                    return True
+            try:
+                with trio.fail_after(PUSH_DEADLINE_S):
+                    await self._store_at(holder, certified)
+            except RefusedError as error:
+                self._context.events.emit(
+                    "push_refused", record=short(certified.leaf.record), holder=hex0x(holder), reason=error.message
+                )
+                return False
+            except (NsllmError, trio.TooSlowError) as error:
+                log.info("push_failed holder=%s error=%s", hex0x(holder), error)
+            else:
+                return True
             await trio.sleep(2.0**attempt)
         return False
+
+    async def _store_at(self, holder: Address, certified: CertifiedRecord) -> None:
+        if holder == self._context.address:
+            await self._cache.hold(certified)
+            return
+        peer = self._shelves.peer_of(holder)
+        if peer is None:
+            raise UnreachableError(f"{hex0x(holder)} is no member")
+        await self._shelves.push(peer, certified)
+
+    def _failed(self, digest: Digest | None, error: NsllmError) -> None:
+        record = short(digest) if digest is not None else None
+        log.error("publish_failed record=%s error=%s", record, error)
+        self._context.events.emit("publish_failed", record=record, code=error.code)

@@ -14,13 +14,13 @@ from nsllm.consensus.observation import DimensionScore
 from nsllm.consensus.registry import Admission, Member, admit
 from nsllm.governance.genesis import Genesis, Placement
 from nsllm.governance.policy import Policy, Rubric
-from nsllm.ids import ZERO_DIGEST, Digest, Height, PeerId
+from nsllm.ids import ZERO_DIGEST, Digest, Height, NetworkId, PeerId
 from nsllm.p2p.card import SignedCard
 from nsllm.p2p.errors import MisbehaviourError, NetworkError, RefusedError
 from nsllm.p2p.framing import FramedStream
 from nsllm.p2p.network import Stream
 from nsllm.p2p.protocols.announce import Announcer, topic
-from nsllm.p2p.protocols.join import JOIN, join, serve_join
+from nsllm.p2p.protocols.join import JOIN, MAX_JOIN_BYTES, JoinAnswer, JoinRequest, Welcome, join, serve_join
 from nsllm.p2p.protocols.sync import (
     MAX_ANSWER_BYTES,
     MAX_SYNC_FRAME_BYTES,
@@ -123,20 +123,36 @@ async def test_joining(town: Any, genesis: Genesis, autojump_clock: Any) -> None
 
     bob.network.handle(JOIN, serve_join(genesis, judge))
     async with town.running():
-        welcome = await join(carol.network, bob.peer, genesis.network_id(), "open", newcomer)
+        welcome = await join(carol.network, bob.peer, genesis.network_id(), "open", newcomer, key=carol.member_key)
         assert welcome.genesis == genesis
         assert welcome.admission.member == newcomer
         with pytest.raises(RefusedError, match="unknown token"):
-            await join(carol.network, bob.peer, genesis.network_id(), "guess", newcomer)
+            await join(carol.network, bob.peer, genesis.network_id(), "guess", newcomer, key=carol.member_key)
         with pytest.raises(RefusedError, match="over the connection of"):
-            await join(alice.network, bob.peer, genesis.network_id(), "open", newcomer)
-        with pytest.raises(MisbehaviourError, match="genesis of"):
-            await join(carol.network, bob.peer, alice.directory.network, "open", newcomer)
+            await join(alice.network, bob.peer, genesis.network_id(), "open", newcomer, key=carol.member_key)
+        with pytest.raises(RefusedError, match="signed by"):
+            await join(carol.network, bob.peer, genesis.network_id(), "open", newcomer, key=alice.member_key)
         for _ in range(2):
             with pytest.raises(RefusedError, match="unknown"):
-                await join(carol.network, bob.peer, genesis.network_id(), "guess", newcomer)
+                await join(carol.network, bob.peer, genesis.network_id(), "guess", newcomer, key=carol.member_key)
         with pytest.raises(RefusedError, match="too many"):
-            await join(carol.network, bob.peer, genesis.network_id(), "open", newcomer)
+            await join(carol.network, bob.peer, genesis.network_id(), "open", newcomer, key=carol.member_key)
+
+
+async def test_a_genesis_that_is_not_the_invites_is_none(town: Any, genesis: Genesis, autojump_clock: Any) -> None:
+    _, bob, carol = town.citizens
+    newcomer = Member(address=carol.address, peer_id=carol.peer, roles=("data",))
+
+    async def swap(stream: Any) -> None:
+        framed = FramedStream(stream, MAX_JOIN_BYTES)
+        await framed.receive(JoinRequest)
+        admission = admit(bob.member_key, genesis.network_id(), newcomer)
+        await framed.send(JoinAnswer(answer=Welcome(admission=admission, genesis=genesis)))
+
+    bob.network.handle(JOIN, swap)
+    async with town.running():
+        with pytest.raises(MisbehaviourError, match="genesis of"):
+            await join(carol.network, bob.peer, NetworkId(bytes(32)), "open", newcomer, key=carol.member_key)
 
 
 async def test_an_admission_of_another_is_none(town: Any, genesis: Genesis, autojump_clock: Any) -> None:
@@ -150,7 +166,7 @@ async def test_an_admission_of_another_is_none(town: Any, genesis: Genesis, auto
     bob.network.handle(JOIN, serve_join(genesis, mix_up))
     async with town.running():
         with pytest.raises(MisbehaviourError, match="another member"):
-            await join(carol.network, bob.peer, genesis.network_id(), "open", newcomer)
+            await join(carol.network, bob.peer, genesis.network_id(), "open", newcomer, key=carol.member_key)
 
 
 class Ears:
