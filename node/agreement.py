@@ -63,9 +63,7 @@ class Agreement:
         self._follower: Follower | None = None
         self._wal: WriteAheadLog | None = None
         self.halted: str | None = None
-        """Why this peer takes no part in agreement any more; None while it does."""
-        self.paused: str | None = None
-        """What kept it from taking part and is tried again, such as a full disk; None while all is well."""
+        """Why this peer takes no part in agreement: for good if its state diverged, else until a try succeeds."""
         self._take_up()
 
     async def run(self) -> None:
@@ -92,9 +90,9 @@ class Agreement:
             except (WalError, GuardError):
                 raise
             except OwnFault as error:
-                self.paused = str(error)
-                log.error("consensus_paused reason=%s again_s=%s", error, RETRY_S)
-                self._context.events.emit("consensus_paused", code=error.code)
+                self.halted = str(error)
+                log.error("consensus_halted reason=%s again_s=%s", error, RETRY_S)
+                self._context.events.emit("consensus_halted", height=self._ledger.height + 1, reason=error.message)
             self._driver = self._follower = None
             self.close()
             await trio.sleep(RETRY_S)
@@ -166,13 +164,20 @@ class Agreement:
             shown["round"] = self._driver.status().round
         return shown
 
+    def _resumed(self) -> None:
+        """Something was written again after a fault of our own."""
+        if self.halted is not None:
+            self.halted = None
+            self._context.events.emit("consensus_resumed")
+
     def _observe(self, event: ConsensusEvent) -> None:
         emit = self._context.events.emit
         match event:
             case BlockCommitted(decided=decided, synced=synced):
-                self.paused = None
+                self._resumed()
                 emit("block", **describe(decided), synced=synced)
             case RoundEntered(height=height, round=round_):
+                self._resumed()
                 emit("round", height=height, round=round_)
             case EquivocationSeen(equivocation=seen):
                 first = seen.first

@@ -21,7 +21,7 @@ LOGGED: Final = frozenset(
         "answered",
         "certified",
         "consensus_halted",
-        "consensus_paused",
+        "consensus_resumed",
         "joined",
         "member_admitted",
         "publish_failed",
