@@ -223,6 +223,14 @@ class Ledger:
         first = Height(max(1, start))
         return await self._run(lambda: self._state.store.blocks(first, max(0, min(count, MAX_DECIDED))))
 
+    async def leaves(self, height: Height) -> tuple[ScoreLeaf, ...]:
+        """Scores that the block at `height` certified, in its order.
+
+        Raises:
+            DamageError: there is no such block, or it is damaged.
+        """
+        return await self._run(lambda: self._state.leaves(height))
+
     async def tip(self) -> Height:
         """Height of the last committed block; 0 before the first."""
         return self.height

@@ -193,6 +193,11 @@ class LedgerState:
         with self._database.guarded():
             return prove_record(self.store, record)
 
+    def leaves(self, height: Height) -> tuple[ScoreLeaf, ...]:
+        """Scores of one block, in its order."""
+        with self._database.guarded():
+            return self.store.leaves(height)
+
     def _anchor(self, time_ms: TimeMs, proposer: Address, key: MemberKey) -> tuple[bytes, ...]:
         """The anchor transaction that a block of `time_ms` shall carry, if one is due."""
         if self.tip is None or self.anchor_in_ms(time_ms) != 0:

@@ -48,8 +48,10 @@ from nsllm.node.orchestrator import Orchestrator
 from nsllm.node.presence import Presence
 from nsllm.node.publisher import Publisher
 from nsllm.node.receipts import Receipts
+from nsllm.node.restock import Restocker
 from nsllm.node.service import ChatCommand, ChatEvent, PeerEvent, PeerRow, Readiness, ReceiptStatus, Status
 from nsllm.node.status import anchor_row, certificate_row, peer_rows, policy_view
+from nsllm.node.supervision import keep_going
 from nsllm.node.world import World, real_world
 from nsllm.p2p.directory import PeerDirectory
 from nsllm.p2p.identity import PeerKey
@@ -115,6 +117,7 @@ class Peer:
             checkpoint=world.checkpoint,
         )
         self._cache = FederatedCache(context=context, store=store, network=network, shelves=links)
+        self._restocker = Restocker(context=context, ledger=ledger, store=store, cache=self._cache, shelves=links)
         self._examiner = self._make_examiner() if context.is_validator else None
         self._keeper = (
             Keeper(context=context, ledger=ledger, cache=self._cache, shelves=links) if context.is_validator else None
@@ -218,21 +221,23 @@ class Peer:
             await stack.enter_async_context(self._world.network.run())
             if self._world.serve_api:
                 await nursery.start(self._api().run)
+            # Not kept going: it retries what can be retried by itself, and a lost vote must stop the peer.
+            nursery.start_soon(self._agreement.run)
             parts = (
                 self._presence.run,
                 self._membership.run,
                 self._announcer.run,
                 self._announce_blocks,
                 self._mesh.run,
-                self._agreement.run,
                 self._publisher.run,
                 self._auditor.run,
                 self._cache.announce,
                 *((self._examiner.run,) if self._examiner is not None else ()),
                 *((self._keeper.run,) if self._keeper is not None else ()),
+                self._restocker.run,
             )
             for part in parts:
-                nursery.start_soon(part)
+                nursery.start_soon(keep_going, type(part.__self__).__name__, part, self._context.events)
             self._context.events.emit("peer_started", peer=self._world.network.peer_id)
             task_status.started()
             await trio.sleep_forever()
@@ -383,6 +388,7 @@ class Peer:
                 signed = self._examiner.release(record)
                 if signed is not None:
                     self._keeper.keep(signed)
+        self._restocker.decided(decided)
         header = decided.block.header
         if header.proposer == self._context.address:
             with contextlib.suppress(trio.WouldBlock):  # followers also hear heights in heartbeats

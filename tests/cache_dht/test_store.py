@@ -102,13 +102,31 @@ async def test_a_damaged_file_is_moved_aside_with_a_notice(tmp_path: Path, certi
     assert list(tmp_path.glob("records.sqlite.damaged-*"))
 
 
-async def test_a_page_damaged_while_open_is_a_clear_error(tmp_path: Path, certify) -> None:
+async def test_a_record_changed_inside_a_sound_page_is_dropped_and_can_come_back(tmp_path: Path, certify) -> None:
     store = store_at(tmp_path / "records.sqlite")
     record = certify()
     await store.put(record, record.leaf.request_key, 1)
     store._connection.execute("UPDATE record SET body=?", (b"garbage",))
-    with pytest.raises(StoreError, match="damaged"):
-        await store.get(record.leaf.request_key)
+    assert await store.get(record.leaf.request_key) is None
+    assert await store.digests() == ()
+    assert await store.near(record.signed.record.embedding, 3) == ()
+    assert await store.put(record, record.leaf.request_key, 1)
+    assert await store.get(record.leaf.request_key) == record
+
+
+async def test_a_page_damaged_while_open_is_a_clear_error(tmp_path: Path, certify) -> None:
+    path = tmp_path / "records.sqlite"
+    store = store_at(path)
+    for number in range(50):
+        record = certify(f"question {number}")
+        await store.put(record, record.leaf.request_key, 1)
+    store._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    store._connection.execute("PRAGMA cache_size=0")
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 4096 * 20)
+    with pytest.raises(StoreError, match="malformed"):
+        await store.digests()
 
 
 async def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path: Path, certify) -> None:

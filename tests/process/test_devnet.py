@@ -259,7 +259,7 @@ def test_a_receipt_verifies_offline(default_devnet, nsllm, receipt_file, offline
         report = json.loads(done.stdout)
         assert report["ok"] is True
         assert report["level"] == "anchored"
-        assert {finding["standing"] for finding in report["findings"]} == {"proved", "attested", "claimed"}
+        assert {field["standing"] for field in report["fields"].values()} == {"proved", "attested", "claimed"}
     assert nsllm("status", "--api", default_devnet.url(0), env=offline).returncode == 99  # the surroundings do watch
 
 

@@ -142,7 +142,7 @@ def test_a_restarted_peer_still_has_its_receipts_and_records(tiny_net):
     assert after["peer_id"] == before["peer_id"]
     assert after["address"] == before["address"]
     assert after["cache"]["records"] >= before["cache"]["records"]
-    assert after["logs"]["peer_log_size"] > before["logs"]["peer_log_size"]
+    assert after["logs"]["peer_log_size"] >= before["logs"]["peer_log_size"]
     assert after["notices"] == before["notices"]
     again = net.ask(2, asked)
     assert again["headers"]["x-nsllm-source"] == cached["headers"]["x-nsllm-source"] == "cache"

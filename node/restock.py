@@ -1,0 +1,108 @@
+"""A holder's care for its own shelves: it fetches the certified records of its shards that it lacks.
+
+Generators and validators push a record to its holders when it is certified. Whoever was away then, or lost its store,
+would lack it for ever: so a holder looks through the network log when it starts and through every block that is
+decided, a while later, and asks the other holders for what it has not got.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import Final
+
+import trio
+
+from nsllm.cache_dht import placement
+from nsllm.cache_dht.store import RecordStore
+from nsllm.consensus.block import DecidedBlock
+from nsllm.consensus.observation import ScoreLeaf
+from nsllm.errors import NsllmError, PeerFault
+from nsllm.governance.errors import StorageError
+from nsllm.governance.ledger import Ledger
+from nsllm.ids import Height, short
+from nsllm.node.context import PeerContext
+from nsllm.node.federated_cache import FederatedCache, Shelves
+
+log = logging.getLogger(__name__)
+
+LOOK_AFTER_S: Final = 45.0
+"""Time that generator and keepers have to push a record."""
+START_AFTER_S: Final = 5.0
+"""Time to connect, after a start."""
+LOOK_BACK: Final = 4096
+"""Blocks that are looked through at start, the newest."""
+QUEUE_LIMIT: Final = 4096
+ASK_DEADLINE_S: Final = 5.0
+
+
+class Restocker:
+    """Fetches what our shelves lack."""
+
+    def __init__(
+        self, *, context: PeerContext, ledger: Ledger, store: RecordStore, cache: FederatedCache, shelves: Shelves
+    ) -> None:
+        self._context = context
+        self._ledger = ledger
+        self._store = store
+        self._cache = cache
+        self._shelves = shelves
+        self._due: deque[tuple[float, Height]] = deque(maxlen=QUEUE_LIMIT)
+        self._came = trio.Event()
+
+    def decided(self, block: DecidedBlock) -> None:
+        """A block was committed; its records are looked for in a while."""
+        if block.block.body.observations:
+            self._due.append((trio.current_time() + LOOK_AFTER_S, block.block.header.height))
+            self._came.set()
+
+    async def run(self) -> None:
+        """Look through the log, then through new blocks, until cancelled."""
+        await trio.sleep(START_AFTER_S)
+        top = self._ledger.height
+        found = 0
+        for height in range(max(1, top - LOOK_BACK + 1), top + 1):
+            found += await self._look(Height(height))
+        if found:
+            self._context.events.emit("restocked", records=found)
+        while True:
+            while not self._due:
+                self._came = trio.Event()
+                await self._came.wait()
+            at, height = self._due.popleft()
+            await trio.sleep_until(at)
+            await self._look(height)
+
+    async def _look(self, height: Height) -> int:
+        """Fetch what we lack of one block; how many records that were."""
+        try:
+            leaves = await self._ledger.leaves(height)
+        except StorageError as error:
+            log.warning("restock_skipped height=%d error=%s", height, error)
+            return 0
+        lacking = [leaf for leaf in leaves if await self._lacks(leaf)]
+        return sum([await self._fetch(leaf) for leaf in lacking])
+
+    async def _lacks(self, leaf: ScoreLeaf) -> bool:
+        shard = placement.key_shard(leaf.request_key, self._context.genesis.placement.shards)
+        mine = self._context.address in self._cache.holders_of(shard)
+        # The log tells a record's key, not its embedding: what we hold for its embedding only is worth asking for
+        # where the whole store was lost.
+        return (mine or self._store.notice is not None) and await self._store.by_digest(leaf.record) is None
+
+    async def _fetch(self, leaf: ScoreLeaf) -> bool:
+        shard = placement.key_shard(leaf.request_key, self._context.genesis.placement.shards)
+        for holder in self._cache.holders_of(shard):
+            peer = self._shelves.peer_of(holder)
+            if peer is None or holder == self._context.address:
+                continue
+            try:
+                with trio.fail_after(ASK_DEADLINE_S):
+                    certified = await self._shelves.fetch(peer, leaf.request_key)
+                if certified is not None:
+                    return await self._cache.hold(certified)
+            except (PeerFault, trio.TooSlowError) as error:
+                log.debug("restock_passed record=%s holder=%s error=%s", short(leaf.record), peer, error)
+            except NsllmError as error:
+                log.info("restock_failed record=%s holder=%s error=%s", short(leaf.record), peer, error)
+        return False
