@@ -1,8 +1,8 @@
 """The flow of a question: input validation, look-up beside prefill, generation, output validation, publication.
 
-Text streams to the caller as it is made. The safety layers read along: each stretch of `CHECK_CHARS` is judged while
-the next one is generated, and an answer that fails is cut off with `content_filter`; the whole text is judged once
-more before the last event. Quality (coherence) never withholds text, it only decides whether the answer is published.
+Text streams to the caller as it is made. The safety layers read along (`nsllm.node.safety_reader`), and an answer that
+fails is cut off with `content_filter`; the whole text is judged once more before the last event. Quality (coherence)
+never withholds text, it only decides whether the answer is published.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import trio
 
+from nsllm import canonical
 from nsllm.cache_dht.reuse import may_stand_in
 from nsllm.consensus.certified import CertifiedRecord
 from nsllm.errors import NsllmError
-from nsllm.governance.policy import Policy
 from nsllm.governance.validation import Decision
 from nsllm.governance.validator import Validator
 from nsllm.ids import Digest, Ppm, hex0x
@@ -29,9 +29,10 @@ from nsllm.node.errors import EngineError, UnknownModelError
 from nsllm.node.executors import Executors
 from nsllm.node.federated_cache import FederatedCache, Found
 from nsllm.node.publisher import Publisher
+from nsllm.node.safety_reader import SafetyReader
 from nsllm.node.service import ChatCommand, ChatDelta, ChatEvent, ChatFinished, ChatStarted, Source
 from nsllm.record import (
-    Message,
+    MAX_RECORD_BYTES,
     Record,
     Request,
     SignedRecord,
@@ -41,11 +42,10 @@ from nsllm.record import (
     sign_record,
 )
 
-CHECK_CHARS: Final = 160
-"""Stretch of answer that one safety check reads while generation goes on."""
 LOOKUP_DEADLINE_S: Final = 1.0
 """A remote look-up that takes longer is given up: the answer is generated instead."""
 CHANNEL_LIMIT: Final = 64
+Published = Literal["group", "public"]
 _CHUNK = re.compile(r"\s*\S+|\s+$")
 
 
@@ -58,36 +58,6 @@ class _Question:
     key: Digest
     embedding: tuple[float, ...]
     created_ms: int
-
-
-class _SafetyReader:
-    """Judges an answer stretch by stretch while the next stretch is generated."""
-
-    def __init__(self, validator: Validator, messages: tuple[Message, ...], policy: Policy) -> None:
-        self._validator = validator
-        self._messages = messages
-        self._policy = policy
-        self._feed, self._queue = trio.open_memory_channel[str](4096)
-        self.withheld: str | None = None
-        """Reason of the first stretch that failed."""
-
-    def read(self, text: str) -> None:
-        """Take the next text; never waits."""
-        self._feed.send_nowait(text)
-
-    async def run(self) -> None:
-        """Judge until cancelled or until a stretch fails."""
-        seen = ""
-        unread = 0
-        async for text in self._queue:
-            seen = (seen + text)[-4 * CHECK_CHARS :]
-            unread += len(text)
-            if unread >= CHECK_CHARS:
-                unread = 0
-                check = await self._validator.check_output(self._messages, seen, self._policy, publishing=False)
-                if check.decision.withheld:
-                    self.withheld = check.decision.reason
-                    return
 
 
 class Orchestrator:
@@ -212,13 +182,16 @@ class Orchestrator:
     ) -> None:
         texts: list[str] = []
         token_ids: list[int] = []
+        started = False
         done: Done | None = None
-        reader = _SafetyReader(self._validator, question.request.messages, self._context.policy)
+        started = False
+        reader = SafetyReader(self._validator, question.request.messages, self._context.policy)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(reader.run)
             async with self._executors.generate(question.request, question.visibility) as pieces:
                 async for piece in pieces:
-                    if not token_ids:
+                    if not started:
+                        started = True
                         await looked_up.wait()
                         await send.send(self._started(question, self._own_source()))
                     if isinstance(piece, Done):
@@ -242,7 +215,7 @@ class Orchestrator:
             question.request.messages, text, self._context.policy, publishing=question.visibility != "private"
         )
         if check.decision.withheld:
-            tokens = (len(done.prompt_token_ids), len(token_ids))
+            tokens = done.usage(token_ids)
             await self._withhold(question, send, check.decision.reason, stage="output", tokens=tokens)
             return
         await self._finish(question, send, text, tuple(token_ids), done, check.decision)
@@ -257,35 +230,40 @@ class Orchestrator:
         decision: Decision,
     ) -> None:
         context = self._context
-        usage = (len(done.prompt_token_ids), len(token_ids))
+        usage = done.usage(token_ids)
         self._answered(question, "engine", usage[1])
         if question.visibility == "private":
             await self._settle(question, "this answer is private: it left no trace outside this peer", None)
             await send.send(ChatFinished(done.finish_reason, *usage, "private"))
             return
-        if not decision.publishable:
-            context.events.emit("unpublished", completion=question.completion_id, reason=decision.reason)
-            await self._settle(question, decision.reason, None)
-            await send.send(ChatFinished(done.finish_reason, *usage, "unpublished", decision.reason))
+        signed = sign_record(context.key, self._record(question, text, token_ids, done, question.visibility))
+        reason = _unpublishable(signed, decision)
+        if reason:
+            context.events.emit("unpublished", completion=question.completion_id, reason=reason)
+            await self._settle(question, reason, None)
+            await send.send(ChatFinished(done.finish_reason, *usage, "unpublished", reason))
             return
-        record = Record(
-            network=context.network_id,
+        await self._settle(question, "", signed)
+        self._publisher.publish(signed)
+        await send.send(ChatFinished(done.finish_reason, *usage, "pending"))
+
+    def _record(
+        self, question: _Question, text: str, token_ids: tuple[int, ...], done: Done, visibility: Published
+    ) -> Record:
+        return Record(
+            network=self._context.network_id,
             request=question.request,
-            generator=context.address,
-            visibility=question.visibility,
+            generator=self._context.address,
+            visibility=visibility,
             sampling=done.sampling,
             prompt_token_ids=done.prompt_token_ids,
             token_ids=token_ids,
             text=text,
             finish_reason=done.finish_reason,
             embedding=quantize_embedding(question.embedding),
-            nonce=context.rng.getrandbits(53),
-            created_ms=context.clock.now_ms(),
+            nonce=self._context.rng.getrandbits(53),
+            created_ms=self._context.clock.now_ms(),
         )
-        signed = sign_record(context.key, record)
-        await self._settle(question, "", signed)
-        self._publisher.publish(signed)
-        await send.send(ChatFinished(done.finish_reason, *usage, "pending"))
 
     async def _serve(self, question: _Question, found: Found, send: trio.MemorySendChannel[ChatEvent]) -> None:
         """A certified record in place of a generation, in chunks of a word."""
@@ -350,6 +328,16 @@ class Orchestrator:
 
     def _own_source(self) -> Source:
         return Source(kind="engine", generator=hex0x(self._context.address))
+
+
+def _unpublishable(signed: SignedRecord, decision: Decision) -> str:
+    """Why an answer is given but not published; empty if it is."""
+    if not decision.publishable:
+        return decision.reason
+    size_bytes = len(canonical.encode(signed))
+    if size_bytes > MAX_RECORD_BYTES:
+        return f"its record has {size_bytes} bytes, peers take at most {MAX_RECORD_BYTES}"
+    return ""
 
 
 def _cache_source(found: CertifiedRecord, score_ppm: Ppm, now_ms: int) -> Source:
