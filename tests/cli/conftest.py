@@ -164,7 +164,7 @@ STATUS = {
     "network": "devnet",
     "network_id": "0x" + "cd" * 32,
     "readiness": {"ready": True, "detail": ""},
-    "peers": [{"connected": True}, {"connected": False}],
+    "peers": [{"connected": True}, {"connected": True}, {"connected": False}],  # the asked peer first
     "engine": {
         "text": {"name": "smol", "stand_in": False},
         "state": "ready",

@@ -105,7 +105,7 @@ async def _road(laid: Devnet, question: str) -> dict[str, object]:
         note(f"\n[bold]1[/] ask peer 0  [italic]{escape(question)}[/]\n")
         with _step("ask peer 0"):
             answer = await stream_answer(api, _body(question), _write)
-            click.echo("\n")
+            click.echo("\n", err=True)
             if answer.about.get("publication") not in {"pending", "certified"}:
                 detail = answer.about.get("detail") or answer.finish_reason
                 raise StepError(f"the answer was not published: {answer.about.get('publication')}, {detail}")

@@ -62,11 +62,12 @@ def _rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     text = engine.get("text") or {}
     speed = engine.get("tokens_per_second")
     rate = f"{speed:.1f} tokens/s" if speed is not None else "no rate yet"
-    stand_in = " [yellow](stand-in)[/]" if text.get("stand_in") else ""
+    stand_in = " [yellow](stand-in)[/]" if text.get("stand_in") else " (upstream)" if text.get("upstream") else ""
     busy = f"{_shown(engine.get('active'))} active, {_shown(engine.get('queued'))} queued"
     yield "engine", f"{escape(str(text.get('name', '-')))}{stand_in} {engine.get('state', '-')}, {busy}, {rate}"
     rows = found.get("peers") or []
-    yield "peers", f"{sum(bool(row.get('connected')) for row in rows)} connected, {len(rows)} known"
+    others = rows[1:]  # the asked peer comes first
+    yield "peers", f"{sum(bool(row.get('connected')) for row in others)} connected, {len(others)} known"
     halted = consensus.get("halted")
     agreed = f"height [bold]{_shown(consensus.get('height'))}[/], quorum {_shown(consensus.get('quorum'))} of "
     agreed += f"{_shown(consensus.get('validators'))}, {_shown(consensus.get('pending'))} pending"
