@@ -46,7 +46,9 @@ def _record_findings(receipt: Receipt, genesis: Genesis) -> list[Finding]:
         else Finding("generator.member", "yes", "attested", "the quorum scores members' records only"),
         Finding("model", record.request.model, "claimed", word),
         Finding("model_digest", hex0x(record.request.model_digest), "claimed", word),
-        Finding("token_ids", f"{len(record.token_ids)} tokens", "claimed", f"that the model produced them is {word}"),
+        Finding("token_ids", f"{len(record.token_ids)} tokens", "claimed", f"that the model produced them is {word}")
+        if record.token_ids or not record.text
+        else Finding("token_ids", "unknown", "claimed", f"an upstream server wrote the answer and gave none: {word}"),
         Finding("sampling", "as in the record", "claimed", word),
         Finding("finish_reason", record.finish_reason, "claimed", word),
         Finding("embedding", f"{len(record.embedding)} dimensions", "claimed", word),

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from nsllm.consensus.registry import Role
 from nsllm.content import redact
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 LogLevel = Literal["debug", "info", "warning", "error"]
+Backend = Literal["auto", "fast", "general"]
 
 CONFIG_FILE: Final = "config.toml"
 GENESIS_FILE: Final = "genesis.json"
@@ -81,12 +83,64 @@ class EngineConfig:
 
     text_model: Path | None = setting(None, "Folder of the text model; unset: the default model.")
     encoder_model: Path | None = setting(None, "Folder of the encoder; unset: the default encoder.")
+    backend: Backend = setting(
+        "auto", "Path of the text model: the fast one (Llama family, int8), the general one, or what suits."
+    )
     threads: int = setting(1, "CPU threads of the model worker.", unit="threads", least=1, most=1024)
-    max_active: int = setting(4, "Generations that run at the same time.", unit="generations", least=1, most=1024)
+    cache_mb: int = setting(
+        512, "Memory for keys and values on the fast path.", unit="MB", least=1, most=1_000_000
+    )
+    max_active: int = setting(32, "Generations that run at the same time.", unit="generations", least=1, most=1024)
     max_queue: int = setting(32, "Generations that wait; more are answered with 429.", unit="generations", least=0)
     max_tokens_default: int = setting(
         256, "Length of an answer where the request does not say.", unit="tokens", least=1, most=1_000_000
     )
+    upstream_url: str = setting(
+        "",
+        "OpenAI-compatible server that writes the answers (vLLM, SGLang, llama-server, Ollama); empty: none.",
+        most=512,
+    )
+    upstream_model: str = setting("", "Model of the upstream, as its `/v1/models` lists it.", most=256)
+    upstream_key: str = field(
+        default="",
+        repr=False,
+        metadata={"doc": "API key of the upstream; empty: none.", "secret": True, "most": 512},
+    )
+    upstream_first_token_s: int = setting(
+        120,
+        "Longest wait for the upstream's first token: its queue and the prompt.",
+        unit="seconds",
+        least=1,
+        most=3600,
+    )
+    upstream_between_tokens_s: int = setting(
+        30, "Longest silence of the upstream in mid-answer.", unit="seconds", least=1, most=3600
+    )
+
+    def upstream_base(self) -> str:
+        """The upstream's URL up to and including `/v1`; empty if there is none.
+
+        Raises:
+            ConfigError: not a plain http or https URL, or settings that do not belong together.
+        """
+        if not self.upstream_url:
+            if self.upstream_model or self.upstream_key:
+                raise ConfigError(
+                    "engine.upstream_model or engine.upstream_key is set, but engine.upstream_url is not",
+                    hint="set engine.upstream_url, or leave all of them out",
+                )
+            return ""
+        if not _is_plain_url(self.upstream_url):
+            raise ConfigError(
+                f"engine.upstream_url is no plain http or https address ({redact(self.upstream_url)})",
+                hint='such as "http://127.0.0.1:8000/v1"; the key belongs into engine.upstream_key',
+            )
+        if not self.upstream_model:
+            raise ConfigError(
+                "engine.upstream_url is set, but engine.upstream_model is not",
+                hint="name one of the models that the upstream's /v1/models lists",
+            )
+        return self.upstream_url.rstrip("/").removesuffix("/v1") + "/v1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +188,7 @@ class PeerConfig:
     plugins: PluginConfig = field(default_factory=PluginConfig)
 
     def __post_init__(self) -> None:
+        self.engine.upstream_base()
         if not self.api.key and not is_loopback(self.api.host):
             raise ConfigError(
                 f"api.host is {self.api.host!r}, beyond loopback, and there is no api.key: anybody who reaches this"
@@ -180,6 +235,22 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def _is_plain_url(url: str) -> bool:
+    """Scheme, host, perhaps a port and a path; no user, query or fragment.
+
+    >>> _is_plain_url("http://vllm:8000/v1"), _is_plain_url("http://me:secret@vllm/v1"), _is_plain_url("file:///etc")
+    (True, False, False)
+    """
+    try:
+        parts = urlsplit(url)
+        plain = (
+            parts.port != 0 and parts.hostname and "@" not in parts.netloc and not parts.query and not parts.fragment
+        )
+    except ValueError:  # a port or an address that is none
+        return False
+    return bool(plain) and parts.scheme in {"http", "https"}
 
 
 def walk(config: Any, prefix: str = "") -> list[tuple[str, Any, object]]:

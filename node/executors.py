@@ -106,7 +106,7 @@ async def _translated(
 def _piece(event: GeneratePiece | GenerateDone) -> Piece | Done:
     if isinstance(event, GeneratePiece):
         return Piece(event.token_ids, event.text)
-    return Done(event.finish_reason, event.prompt_token_ids, event.sampling)
+    return Done(event.finish_reason, event.prompt_token_ids, event.sampling, event.counted)
 
 
 async def _bounded(
@@ -132,5 +132,8 @@ async def _spoken(pieces: AsyncIterator[Piece | Done]) -> AsyncGenerator[Generat
             yield GeneratePiece(token_ids=piece.token_ids, text=piece.text)
         else:
             yield GenerateDone(
-                finish_reason=piece.finish_reason, prompt_token_ids=piece.prompt_token_ids, sampling=piece.sampling
+                finish_reason=piece.finish_reason,
+                prompt_token_ids=piece.prompt_token_ids,
+                sampling=piece.sampling,
+                counted=piece.counted,
             )

@@ -339,7 +339,7 @@ class Peer:
             self._world.engine,
             self._world.plugins,
             self._context.policy.rubric,
-            scorer_model=info.text.digest,
+            scorer_model=(info.scorer or info.text).digest,
             encoder=info.encoder.digest,
         )
         return Examiner(

@@ -14,10 +14,11 @@ from functools import partial
 from pathlib import Path
 
 from nsllm.clock import Clock, SystemClock
-from nsllm.node.config import PeerConfig
+from nsllm.node.config import EngineConfig, PeerConfig
 from nsllm.node.data_folder import Settled, model_paths
 from nsllm.node.engine.port import Engine
 from nsllm.node.engine.supervisor import WorkerEngine
+from nsllm.node.engine.upstream import Upstream, UpstreamEngine
 from nsllm.node.service import PeerEvent
 from nsllm.offload import Offload, ThreadOffload
 from nsllm.p2p.libp2p_network import Libp2pNetwork
@@ -58,15 +59,18 @@ def real_world(settled: Settled, checkpoint: Callable[[str], None] | None = None
     config: PeerConfig = settled.config
     rng = random.Random(secrets.token_bytes(32))  # noqa: S311 - seeded by the system, never for keys
     paths = model_paths(config, lambda _progress: None)
-    engine = WorkerEngine(
+    worker = WorkerEngine(
         text=paths.text,
         encoder=paths.encoder,
+        backend=config.engine.backend,
         threads=config.engine.threads,
+        cache_mb=config.engine.cache_mb,
         max_queue=config.engine.max_queue,
         max_active=config.engine.max_active,
         max_tokens=config.engine.max_tokens_default,
         rng=rng,
     )
+    upstream = _upstream(config.engine, worker, rng)
     plugins = PluginHost(config.plugins.enabled)
     network = Libp2pNetwork(
         secret=settled.identity.libp2p_secret, listen=config.p2p.listen, local=settled.genesis.local
@@ -76,10 +80,32 @@ def real_world(settled: Settled, checkpoint: Callable[[str], None] | None = None
         offload=ThreadOffload(),
         rng=rng,
         network=network,
-        engine=engine,
+        engine=upstream or worker,
         plugins=plugins,
-        services=(partial(engine.run), partial(plugins.run)),
+        services=(partial(worker.run), *((partial(upstream.run),) if upstream else ()), partial(plugins.run)),
         folder=config.data_dir,
         serve_api=True,
         checkpoint=checkpoint or (lambda _name: None),
+    )
+
+
+def _upstream(config: EngineConfig, worker: WorkerEngine, rng: random.Random) -> UpstreamEngine | None:
+    """The engine that writes answers elsewhere, if one is configured; `worker` embeds and judges for it."""
+    url = config.upstream_base()
+    if not url:
+        return None
+    upstream = Upstream(
+        url=url,
+        model=config.upstream_model,
+        key=config.upstream_key,
+        first_token_s=config.upstream_first_token_s,
+        between_tokens_s=config.upstream_between_tokens_s,
+    )
+    return UpstreamEngine(
+        local=worker,
+        upstream=upstream,
+        max_active=config.max_active,
+        max_queue=config.max_queue,
+        max_tokens=config.max_tokens_default,
+        rng=rng,
     )

@@ -44,5 +44,6 @@ def _model(info: ModelInfo, index: int, created_s: int) -> dict[str, object]:
             "dtype": info.dtype,
             "context_tokens": info.context_tokens,
             "stand_in": info.stand_in,
+            "upstream": info.upstream,
         },
     }

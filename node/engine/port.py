@@ -1,7 +1,8 @@
 """The Engine port: what the peer asks of whatever runs its models.
 
-Implementations: `nsllm.node.engine.supervisor` (torch in a worker process) and
-`nsllm.simulations.standin` (declares itself a stand-in). The engine sees conversations and parameters, never peers.
+Implementations: `nsllm.node.engine.supervisor` (torch in a worker process), `nsllm.node.engine.upstream` (answers come
+from an OpenAI-compatible server) and `nsllm.simulations.standin` (declares itself a stand-in). The engine sees
+conversations and parameters, never peers.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ class ModelInfo:
 
     name: str
     digest: Digest
-    """Over configuration, tokenizer, weights and dtype."""
+    """Over configuration, tokenizer, weights and dtype; of an upstream's model over its declared name only."""
     dtype: str
-    context_tokens: int
+    context_tokens: int | None
+    """None: an upstream that does not say."""
     defaults: Sampling
-    """The model card's sampling parameters."""
+    """The model card's sampling parameters; an upstream keeps its own."""
     stand_in: bool = False
     """True for a stand-in of a simulation: shown wherever the model is named."""
+    upstream: bool = False
+    """True for a model that another server runs: what is said of it is that server's operator's claim."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,8 @@ class EngineInfo:
     queued: int
     tokens_per_second: float | None
     """Over the last finished generations; None before the first."""
+    scorer: ModelInfo | None = None
+    """What judges, where that is not the text model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,7 @@ class Piece:
     """Tokens as they come; `text` is complete UTF-8 and may be empty while a character is unfinished."""
 
     token_ids: tuple[int, ...]
+    """Empty: unknown, see `Done.counted`."""
     text: str
 
 
@@ -61,7 +68,13 @@ class Done:
     finish_reason: Literal["stop", "length"]
     prompt_token_ids: tuple[int, ...]
     sampling: Sampling
-    """Effective parameters: every field set; the seed that was drawn if none was given."""
+    """Effective parameters: every field set, a drawn seed if none was given; None where an upstream chose."""
+    counted: tuple[int, int] | None = None
+    """(prompt, completion) tokens as an upstream counts them, which gives no ids; None: the ids say it."""
+
+    def usage(self, token_ids: Sequence[int]) -> tuple[int, int]:
+        """(prompt, completion) tokens of an answer with these ids; zeros where nobody counted."""
+        return self.counted or (len(self.prompt_token_ids), len(token_ids))
 
 
 class Engine(JudgeModels, Protocol):

@@ -16,7 +16,7 @@ from msgspec import Meta
 from nsllm.canonical import Value
 from nsllm.consensus.registry import Member
 from nsllm.errors import NsllmError
-from nsllm.ids import DigestField, PeerId
+from nsllm.ids import CountField, DigestField, PeerId
 from nsllm.p2p.directory import PeerDirectory
 from nsllm.p2p.errors import MisbehaviourError
 from nsllm.p2p.framing import FramedStream
@@ -55,7 +55,9 @@ class GenerateDone(Value, frozen=True, kw_only=True, tag="done"):
     finish_reason: Literal["stop", "length"]
     prompt_token_ids: Annotated[tuple[TokenField, ...], Meta(max_length=MAX_TEXT_CHARS)]
     sampling: Sampling
-    """Effective parameters, every field set."""
+    """Effective parameters, every field set but those that an upstream server chose."""
+    counted: tuple[CountField, CountField] | None = None
+    """(prompt, completion) tokens of an answer without ids, as an upstream server counts them."""
 
 
 class GenerateEvent(Value, frozen=True, kw_only=True):

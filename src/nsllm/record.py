@@ -65,7 +65,8 @@ class Request(Value, frozen=True, kw_only=True):
 
     model: Annotated[str, Meta(min_length=1, max_length=256)]
     model_digest: DigestField
-    """Digest over weights, dtype and quantization of the model that answers."""
+    """Digest over weights, dtype and quantization of the model that answers; over its declared name only, where an
+    upstream server runs it. The generator's claim in either case."""
     messages: Annotated[tuple[Message, ...], Meta(min_length=1, max_length=256)]
     sampling: Sampling
     """As the caller set them; unset ones stay None here."""
@@ -91,9 +92,10 @@ class Record(Value, frozen=True, kw_only=True):
     generator: AddressField
     visibility: Literal["group", "public"]
     sampling: Sampling
-    """The effective parameters, with the model card's values filled in."""
+    """The effective parameters, with the model card's values filled in; None where an upstream server chose."""
     prompt_token_ids: Annotated[tuple[TokenField, ...], Meta(max_length=MAX_TEXT_CHARS)]
     token_ids: Annotated[tuple[TokenField, ...], Meta(max_length=MAX_TEXT_CHARS)]
+    """Of the answer. Both are empty where the ids are unknown: an upstream server wrote the answer and gave none."""
     text: TextField
     finish_reason: Literal["stop", "length"]
     embedding: Annotated[bytes, Meta(min_length=EMBEDDING_DIMENSIONS, max_length=EMBEDDING_DIMENSIONS)]

@@ -65,13 +65,16 @@ function identity(status) {
 
 function engine(e) {
   const state = { starting: "warn", ready: "strong", restarting: "warn", failed: "warn" }[e.state];
-  const model = (info) => el("div", {}, info.name, info.stand_in ? [" ", el("span", { class: "chip warn" }, "stand-in, no real model")] : null);
+  const kind = (info) => (info.stand_in ? el("span", { class: "chip warn" }, "stand-in, no real model")
+    : info.upstream ? el("span", { class: "chip" }, "upstream server, digest of its name only") : null);
+  const model = (info) => el("div", {}, info.name, kind(info) ? [" ", kind(info)] : null);
   return facts([
     ["State", el("span", { class: `chip ${state}` }, e.state)],
     ["Text model", model(e.text)],
-    ["Precision", `${e.text.dtype}, context ${number(e.text.context_tokens)} tokens`],
+    ["Precision", `${e.text.dtype}, context ${number(e.text.context_tokens) ?? "of unknown"} tokens`],
     ["Digest", copyable(e.text.digest, "model digest", short(e.text.digest, 14, 10))],
     ["Encoder", model(e.encoder)],
+    ...(e.scorer ? [["Scorer", model(e.scorer)]] : []),
     ["Running", `${number(e.active)} now, ${number(e.queued)} waiting`],
     ["Restarts", number(e.restarts)],
   ], "left");

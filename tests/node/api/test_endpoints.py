@@ -36,6 +36,7 @@ async def test_models_come_chat_model_first(running):
         "dtype": "bfloat16",
         "context_tokens": 8192,
         "stand_in": False,
+        "upstream": False,
     }
     assert (await running.http.get("/v1/models/all-minilm-l6-v2")).json() == body["data"][1]
 
