@@ -29,7 +29,7 @@ from nsllm.ids import PPM_ONE, Ppm
 from nsllm.node.config import EngineConfig, models_home
 from nsllm.node.engine.models import ModelPaths, ensure_default_models, model_digest
 from nsllm.node.engine.tiny import build_tiny_models
-from nsllm.node.ports import is_free
+from nsllm.node.ports import any_free, is_free
 from nsllm.node.settings import load_config, save_config
 from nsllm.simulations.devnet import lay_out
 
@@ -37,6 +37,18 @@ FAULTY = Path(__file__).with_name("faulty_peer.py")
 PATIENCE_S = 240.0
 """Deadlines here only end broken runs; the machine may be busy with much else."""
 LEVELS = ("pending", "certified", "logged", "anchored")
+
+
+def _until(holds: Callable[[], bool], what: str, *, within_s: float = PATIENCE_S) -> None:
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        try:
+            if holds():
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError(f"not within {within_s} s: {what}")
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,7 @@ class Place:
     data_dir: Path
     url: str
     address: str
+    multiaddr: str
 
     @property
     def log(self) -> Path:
@@ -60,9 +73,17 @@ class Net:
     places: tuple[Place, ...]
     genesis: Path
     processes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+    key: str = "the key of a test network"
+    """What peers with a configured API key ask for; sent to all of them."""
 
     def url(self, index: int) -> str:
         return self.places[index].url
+
+    def multiaddr(self, index: int) -> str:
+        return self.places[index].multiaddr
+
+    def p2p_port(self, index: int) -> int:
+        return int(self.multiaddr(index).split("/")[4])
 
     # processes
 
@@ -109,15 +130,10 @@ class Net:
 
     def until(self, holds: Callable[[], bool], what: str, *, within_s: float = PATIENCE_S) -> None:
         """Wait for something that other processes bring about."""
-        deadline = time.monotonic() + within_s
-        while time.monotonic() < deadline:
-            try:
-                if holds():
-                    return
-            except httpx.HTTPError:
-                pass
-            time.sleep(0.1)
-        raise AssertionError(f"not within {within_s} s: {what}\n{self.tails()}")
+        try:
+            _until(holds, what, within_s=within_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.tails()}") from None
 
     def until_ready(self, *indices: int) -> None:
         for index in indices:
@@ -145,7 +161,11 @@ class Net:
     # asking
 
     def get(self, index: int, path: str, **params) -> httpx.Response:
-        return httpx.get(self.url(index) + path, params=params, timeout=90)
+        return httpx.get(self.url(index) + path, params=params, headers=self.headers, timeout=90)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
 
     def status(self, index: int) -> dict:
         return self.get(index, "/status.json").json()
@@ -155,7 +175,7 @@ class Net:
 
     def post(self, index: int, text: str, **fields) -> httpx.Response:
         body = {"model": "default", "messages": [{"role": "user", "content": text}], "max_tokens": 12, **fields}
-        return httpx.post(f"{self.url(index)}/v1/chat/completions", json=body, timeout=180)
+        return httpx.post(f"{self.url(index)}/v1/chat/completions", json=body, headers=self.headers, timeout=180)
 
     def ask(self, index: int, text: str, **fields) -> dict:
         """The completion, with its headers."""
@@ -238,7 +258,7 @@ def _lay_out_tiny(folder: Path, models: ModelPaths, *, peers: int, first_port: i
     for peer in devnet.peers:
         config = load_config(peer.data_dir)
         save_config(replace(config, engine=EngineConfig(text_model=models.text, encoder_model=models.encoder)))
-    places = tuple(Place(p.index, p.data_dir, p.url, "0x" + p.address.hex()) for p in devnet.peers)
+    places = tuple(Place(p.index, p.data_dir, p.url, "0x" + p.address.hex(), p.multiaddr) for p in devnet.peers)
     return Net(places, devnet.genesis_file)
 
 
@@ -253,7 +273,9 @@ def _start_devnet(folder: Path, *, peers: int, base_port: int) -> DevnetProcess:
     line = process.stdout.readline()
     assert line, log.read_text()
     told = json.loads(line)
-    places = tuple(Place(p["index"], Path(p["data_dir"]), p["url"], p["address"]) for p in told["peers"])
+    places = tuple(
+        Place(p["index"], Path(p["data_dir"]), p["url"], p["address"], p["multiaddr"]) for p in told["peers"]
+    )
     pids = tuple(p["pid"] for p in told["peers"])
     return DevnetProcess(places, Path(told["genesis"]), process=process, pids=pids)
 
@@ -266,13 +288,17 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> ModelPaths:
 @pytest.fixture(scope="session")
 def _tiny_net(tmp_path_factory: pytest.TempPathFactory, tiny_models: ModelPaths) -> Iterator[Net]:
     net = _lay_out_tiny(tmp_path_factory.mktemp("tiny") / "net", tiny_models, peers=4, first_port=12000)
+    last = load_config(net.places[3].data_dir)
+    save_config(replace(last, api=replace(last.api, key=net.key)))
     yield net
     net.stop()
 
 
 @pytest.fixture
 def tiny_net(_tiny_net: Net) -> Net:
-    """Four peers that a test may kill, damage and start again; all are up and level when it begins."""
+    """Four peers that a test may kill, damage and start again; all are up and level when it begins. The last one asks
+    for an API key.
+    """
     _tiny_net.all_up()
     return _tiny_net
 
@@ -287,6 +313,18 @@ def nsllm() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, check=False, **options)
 
     return run
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], bool], str], None]:
+    """Wait for something that other processes bring about."""
+    return _until
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """A port that nobody listens on."""
+    return lambda: any_free("127.0.0.1")
 
 
 @pytest.fixture
