@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 LogLevel = Literal["debug", "info", "warning", "error"]
+Backend = Literal["auto", "fast", "general"]
 
 CONFIG_FILE: Final = "config.toml"
 GENESIS_FILE: Final = "genesis.json"
@@ -82,8 +83,12 @@ class EngineConfig:
 
     text_model: Path | None = setting(None, "Folder of the text model; unset: the default model.")
     encoder_model: Path | None = setting(None, "Folder of the encoder; unset: the default encoder.")
+    backend: Backend = setting(
+        "auto", "Path of the text model: the fast one (Llama family, int8), the general one, or what suits."
+    )
     threads: int = setting(1, "CPU threads of the model worker.", unit="threads", least=1, most=1024)
-    max_active: int = setting(4, "Generations that run at the same time.", unit="generations", least=1, most=1024)
+    cache_mb: int = setting(512, "Memory for keys and values on the fast path.", unit="MB", least=1, most=1_000_000)
+    max_active: int = setting(32, "Generations that run at the same time.", unit="generations", least=1, most=1024)
     max_queue: int = setting(32, "Generations that wait; more are answered with 429.", unit="generations", least=0)
     max_tokens_default: int = setting(
         256, "Length of an answer where the request does not say.", unit="tokens", least=1, most=1_000_000
@@ -133,6 +138,8 @@ class EngineConfig:
                 "engine.upstream_url is set, but engine.upstream_model is not",
                 hint="name one of the models that the upstream's /v1/models lists",
             )
+        if not self.upstream_key.isascii():
+            raise ConfigError(f"engine.upstream_key is no key: it is not ASCII ({redact(self.upstream_key)})")
         return self.upstream_url.rstrip("/").removesuffix("/v1") + "/v1"
 
 

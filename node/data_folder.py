@@ -16,6 +16,7 @@ from nsllm.governance.defaults import default_policy
 from nsllm.governance.genesis import Genesis, load_genesis, save_genesis
 from nsllm.governance.policy import Policy
 from nsllm.node.config import GENESIS_FILE, PeerConfig
+from nsllm.node.engine.choice import text_digest
 from nsllm.node.engine.fetch import Report
 from nsllm.node.engine.models import ModelPaths, ensure_default_models, model_digest
 from nsllm.node.errors import DataFolderError
@@ -80,14 +81,14 @@ def model_paths(config: PeerConfig, report: Report) -> ModelPaths:
     """Folders of the models that this peer runs; the default ones are fetched if need be."""
     text, encoder = config.engine.text_model, config.engine.encoder_model
     if text is not None and encoder is not None:
-        return ModelPaths(text=text, encoder=encoder)
+        return ModelPaths(text=text, encoder=encoder, backend=config.engine.backend)
     default = ensure_default_models(config.home, report)
-    return ModelPaths(text=text or default.text, encoder=encoder or default.encoder)
+    return ModelPaths(text=text or default.text, encoder=encoder or default.encoder, backend=config.engine.backend)
 
 
 def policy_for(paths: ModelPaths) -> Policy:
-    """The default policy, with these models as the rubric's."""
-    return default_policy(model_digest(paths.text), model_digest(paths.encoder))
+    """The default policy, with these models, as this machine runs them, as the rubric's."""
+    return default_policy(text_digest(paths), model_digest(paths.encoder))
 
 
 def listening(config: PeerConfig) -> PeerConfig:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from nsllm.node.engine.choice import Choice, running_digest
 from nsllm.node.engine.models import model_digest, model_dtype, read_config
 from nsllm.node.engine.port import ModelInfo
 from nsllm.node.errors import ConfigError
@@ -17,8 +18,8 @@ ENCODER_TOKENS: Final = 256
 """Tokens that an encoder reads of a text: MiniLM's model card truncates there."""
 
 
-def read_text_info(folder: Path) -> ModelInfo:
-    """Of a causal language model.
+def read_text_info(folder: Path, choice: Choice) -> ModelInfo:
+    """Of a causal language model that runs as chosen.
 
     Raises:
         ModelMissingError: no usable model there.
@@ -30,8 +31,8 @@ def read_text_info(folder: Path) -> ModelInfo:
         raise ConfigError(f"{folder}/config.json: max_position_embeddings is {context!r}, expected a number of tokens")
     return ModelInfo(
         name=folder.name,
-        digest=model_digest(folder),
-        dtype=model_dtype(config),
+        digest=running_digest(folder, choice),
+        dtype=choice.dtype,
         context_tokens=context,
         defaults=_defaults(_generation_config(folder)),
     )

@@ -38,6 +38,12 @@ class WorkerSettings:
     text: Path
     encoder: Path
     threads: int
+    dtype: str = "float32"
+    """What the fast path computes in."""
+    library: Path | None = None
+    """The compiled fast path; None: the general path."""
+    cache_mb: int = 512
+    """Memory for keys and values on the fast path."""
     load_limit_s: float = 180.0
     """Until both models are loaded."""
     ping_interval_s: float = 2.0
@@ -152,6 +158,9 @@ async def open_worker(settings: WorkerSettings) -> AsyncIterator[WorkerLink]:
         command = [sys.executable, "-m", "nsllm.node.engine.worker", "--fd", str(theirs.fileno())]
         command += ["--parent", str(os.getpid()), "--threads", str(settings.threads)]
         command += ["--text", str(settings.text), "--encoder", str(settings.encoder)]
+        command += ["--dtype", settings.dtype, "--cache-mb", str(settings.cache_mb)]
+        if settings.library is not None:
+            command += ["--library", str(settings.library)]
         try:
             # Not trio's open_process: it forks in a helper thread, and the kernel's parent-death signal, which the
             # worker asks for, fires when that thread ends.

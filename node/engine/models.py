@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from nsllm import canonical, files
 from nsllm.errors import NsllmError, OwnFault
@@ -93,6 +93,8 @@ class ModelPaths:
 
     text: Path
     encoder: Path
+    backend: Literal["auto", "fast", "general"] = "auto"
+    """Which path is to run the text model."""
 
 
 def default_home(environment: Mapping[str, str]) -> Path:

@@ -1,20 +1,20 @@
 """The worker's one loop of work: generations, embeddings and judging in turns, none waiting for another to end.
 
-A turn is one decode step for every running generation, then one bounded piece of heavy work: a chunk of a prompt, a
-batch of the encoder, or a chunk of an answer that is judged, these three in rotation. Single-threaded and without IO:
-messages in by `handle`, messages out through `send`.
+A turn is one pass of the text model over the next token of every running generation and a bounded piece of the prompts
+that are not read yet, then one bounded piece of side work: a batch of the encoder or a chunk of an answer that is
+judged, these two in rotation. Generations join as soon as the backend has room for all that they may grow to, in the
+order they came, and leave at any turn. Single-threaded and without IO: messages in by `handle`, out through `send`.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
-import torch
-
-from nsllm.node.engine.backend import Backend, Cache, TemplateError
+from nsllm.node.engine.backend import Backend, Cache, Read, TemplateError
 from nsllm.node.engine.protocol import (
     Cancel,
     Embed,
@@ -34,8 +34,13 @@ from nsllm.node.engine.protocol import (
 from nsllm.node.engine.sampler import Sampler
 from nsllm.node.engine.text_stream import TextStream
 
+if TYPE_CHECKING:
+    import torch
+
 CHUNK_TOKENS: Final = 64
 """Tokens that the text model reads at once: at most 150 ms of SmolLM2-135M on one thread, all logits included."""
+LEAST_CHUNK: Final = 16
+"""Prompt tokens in a turn, however many generations run."""
 ANSWER_TOKENS: Final = 512
 """Tokens of an answer that are judged (`nsllm.governance.ports.JudgeModels`)."""
 
@@ -45,22 +50,29 @@ class Generation:
     """A running generation."""
 
     job: int
-    cache: Cache
     prompt: list[int]
     max_tokens: int
     sampler: Sampler
     stream: TextStream
-    read: int = 0
-    """Prompt tokens that are in the cache."""
+    cache: Cache | None = None
+    """None while there is no room for it."""
     tokens: list[int] = field(default_factory=list)
+
+    def next_read(self, most: int) -> Read:
+        """What the model reads next of it: the last token, or up to `most` tokens of the prompt."""
+        assert self.cache is not None
+        if self.tokens:
+            return Read(self.cache, self.tokens[-1:], 1)
+        chunk = self.prompt[self.cache.read : self.cache.read + most]
+        return Read(self.cache, chunk, int(self.cache.read + len(chunk) == len(self.prompt)))
 
 
 @dataclass(slots=True)
-class HeavyJob:
+class SideJob:
     """An embedding or judging job: each step does one bounded piece, the last one sends the result."""
 
     job: int
-    steps: Iterator[None]
+    steps: Generator[None]
 
 
 class Scheduler:
@@ -70,9 +82,9 @@ class Scheduler:
         self._backend = backend
         self._send = send
         self._generations: dict[int, Generation] = {}
-        self._embeds: deque[HeavyJob] = deque()
-        self._judges: deque[HeavyJob] = deque()
-        self._rotation: deque[Callable[[], bool]] = deque([self._prefill_one, self._embed_one, self._judge_one])
+        self._embeds: deque[SideJob] = deque()
+        self._judges: deque[SideJob] = deque()
+        self._rotation = deque([self._embeds, self._judges])
 
     @property
     def busy(self) -> bool:
@@ -85,31 +97,54 @@ class Scheduler:
             case Generate():
                 self._start(message)
             case Embed():
-                self._embeds.append(HeavyJob(message.job, self._embedding(message)))
+                self._embeds.append(SideJob(message.job, self._embedding(message)))
             case Judge():
-                self._judges.append(HeavyJob(message.job, self._judging(message)))
+                self._judges.append(SideJob(message.job, self._judging(message)))
             case Cancel(job=job):
-                self._generations.pop(job, None)
+                if job in self._generations:
+                    self._drop(job)
                 for queue in (self._embeds, self._judges):
-                    for heavy in [heavy for heavy in queue if heavy.job == job]:
-                        queue.remove(heavy)
+                    for side in [side for side in queue if side.job == job]:
+                        queue.remove(side)
+                        side.steps.close()
             case Ping():
                 self._send(Pong())
 
-    def decode(self) -> None:
-        """One step of every generation whose prompt is read."""
-        running = [generation for generation in self._generations.values() if generation.tokens]
-        if running:
-            logits = self._backend.decode_step([(one.cache, one.tokens[-1]) for one in running])
-            for generation, row in zip(running, logits, strict=True):
-                self._accept(generation, row)
+    def step(self) -> None:
+        """One pass of the text model: a token for every generation whose prompt is read, and the next of prompts."""
+        self._admit()
+        running = [one for one in self._generations.values() if one.tokens]
+        budget = max(LEAST_CHUNK, CHUNK_TOKENS - len(running))
+        reads = [one.next_read(budget) for one in running]
+        for one in self._generations.values():
+            if one.cache is not None and not one.tokens and budget > 0:
+                running.append(one)
+                reads.append(one.next_read(budget))
+                budget -= len(reads[-1].token_ids)
+        if reads:
+            for generation, logits in zip(running, self._backend.forward(reads), strict=True):
+                if len(logits):
+                    self._accept(generation, logits[0])
 
-    def heavy(self) -> None:
-        """One piece of heavy work, of the first kind in rotation that has any."""
+    def side(self) -> None:
+        """One piece of side work, of the first kind in rotation that has any."""
         for _ in range(len(self._rotation)):
             self._rotation.rotate(-1)
-            if self._rotation[-1]():
+            if _advance(self._rotation[-1]):
                 return
+
+    def _admit(self) -> None:
+        """Give room to those who wait, in order, as long as there is any."""
+        for one in self._generations.values():
+            if one.cache is None:
+                one.cache = self._backend.open(one.prompt, len(one.prompt) + one.max_tokens, side=False)
+                if one.cache is None:
+                    return
+
+    def _drop(self, job: int) -> None:
+        cache = self._generations.pop(job).cache
+        if cache is not None:
+            self._backend.close(cache)
 
     def _start(self, message: Generate) -> None:
         context = self._backend.context_tokens
@@ -129,7 +164,6 @@ class Scheduler:
         max_tokens = min(message.sampling.max_tokens or message.max_tokens_cap, context - len(prompt))
         self._generations[message.job] = Generation(
             job=message.job,
-            cache=self._backend.open(),
             prompt=prompt,
             max_tokens=max_tokens,
             sampler=Sampler(message.sampling, prompt),
@@ -157,28 +191,10 @@ class Scheduler:
                 text, reason = text + generation.stream.finish(), "length"
         self._send(Tokens(job=generation.job, token_ids=(token,), text=text))
         if reason is not None:
-            del self._generations[generation.job]
+            self._drop(generation.job)
             self._send(Finished(job=generation.job, reason=reason))
 
-    def _prefill_one(self) -> bool:
-        """A chunk of the oldest unread prompt; its last chunk gives the first token."""
-        generation = next((one for one in self._generations.values() if not one.tokens), None)
-        if generation is None:
-            return False
-        chunk = generation.prompt[generation.read : generation.read + CHUNK_TOKENS]
-        generation.read += len(chunk)
-        logits = self._backend.prefill(generation.cache, chunk, 1)
-        if generation.read == len(generation.prompt):
-            self._accept(generation, logits[0])
-        return True
-
-    def _embed_one(self) -> bool:
-        return _advance(self._embeds)
-
-    def _judge_one(self) -> bool:
-        return _advance(self._judges)
-
-    def _embedding(self, message: Embed) -> Iterator[None]:
+    def _embedding(self, message: Embed) -> Generator[None]:
         vectors = [b""] * len(message.texts)
         tokens = 0
         for indexes, rows, read in self._backend.embed(message.texts):
@@ -188,7 +204,7 @@ class Scheduler:
             yield
         self._send(Embedded(job=message.job, vectors=tuple(vectors), tokens=tokens))
 
-    def _judging(self, message: Judge) -> Iterator[None]:
+    def _judging(self, message: Judge) -> Generator[None]:
         """One sequence at a time, so that a score never depends on what else is being judged."""
         results: list[tuple[float, int]] = []
         for conversation, answer in message.items:
@@ -200,35 +216,37 @@ class Scheduler:
                 self._send(Refused(job=message.job, kind="invalid", message=str(error)))
                 return
             total = 0.0
-            for part in self._read_answer(prompt, tokens):
-                total += part
-                yield
+            if tokens:
+                for part in self._read_answer(prompt[-(self._backend.context_tokens - len(tokens)) :], tokens):
+                    total += part
+                    yield
             results.append((total / len(tokens) if tokens else 0.0, len(tokens)))
         self._send(Judged(job=message.job, rows=tuple(results)))
 
-    def _read_answer(self, prompt: list[int], answer: list[int]) -> Iterator[float]:
+    def _read_answer(self, prompt: list[int], answer: list[int]) -> Generator[float]:
         """Sums of log-probabilities of the answer's tokens after the prompt, chunk by chunk."""
-        prompt = prompt[-(self._backend.context_tokens - len(answer)) :]  # a long prompt loses its beginning
         sequence = prompt + answer
-        cache = self._backend.open()
-        for start in range(0, len(sequence) - 1 if answer else 0, CHUNK_TOKENS):
-            end = min(start + CHUNK_TOKENS, len(sequence) - 1)
-            # The token at position p is predicted by the logits after position p - 1.
-            keep = max(0, end - max(start, len(prompt) - 1))
-            logits = self._backend.prefill(cache, sequence[start:end], keep)
-            wanted = torch.tensor(sequence[end - keep + 1 : end + 1], dtype=torch.long)
-            chosen = logits.gather(1, wanted.unsqueeze(1)).squeeze(1)
-            yield float((chosen - logits.logsumexp(1)).double().sum())
+        while (cache := self._backend.open(prompt, len(sequence), side=True)) is None:
+            yield 0.0
+        try:
+            while (start := cache.read) < len(sequence) - 1:
+                end = min(start + CHUNK_TOKENS, len(sequence) - 1)
+                # The token at position p is predicted by the logits after position p - 1.
+                keep = max(0, end - max(start, len(prompt) - 1))
+                (logits,) = self._backend.forward([Read(cache, sequence[start:end], keep)])
+                yield math.fsum(self._backend.log_probabilities(logits, sequence[end - keep + 1 : end + 1]))
+        finally:
+            self._backend.close(cache)
 
 
-def _advance(queue: deque[HeavyJob]) -> bool:
+def _advance(queue: deque[SideJob]) -> bool:
     """One step of the first job, which then goes to the end of the queue, or away if it is done."""
     if not queue:
         return False
-    heavy = queue.popleft()
+    side = queue.popleft()
     try:
-        next(heavy.steps)
+        next(side.steps)
     except StopIteration:
         return True
-    queue.append(heavy)
+    queue.append(side)
     return True

@@ -27,6 +27,7 @@ from nsllm.errors import EncodingError
 from nsllm.governance.ports import Likelihood
 from nsllm.node.engine.answer import AnswerStream, next_reply
 from nsllm.node.engine.card import read_encoder_info, read_text_info
+from nsllm.node.engine.choice import Wish, choose
 from nsllm.node.engine.link import WorkerLink, WorkerSettings, open_worker
 from nsllm.node.engine.port import Done, EngineInfo, Piece
 from nsllm.node.engine.protocol import (
@@ -78,6 +79,8 @@ class WorkerEngine:
         threads: torch threads in the worker; 1 wherever anything else runs on the machine.
         max_queue: generations that may wait beside those that run; more are refused.
         rng: source of seeds for callers that give none.
+        backend: which path runs the text model; `auto` takes the fast one where it can.
+        cache_mb: memory for keys and values on the fast path.
         max_active: generations that run at once.
         max_tokens: length of an answer when the caller sets none.
         observer: called with the state and the number of restarts at every change.
@@ -86,7 +89,7 @@ class WorkerEngine:
 
     Raises:
         ModelMissingError: a model folder is not there or not usable (its files are digested: 0.3 s at first).
-        ConfigError: a model that this engine cannot run.
+        ConfigError: a model that this engine cannot run, or not on the path that is asked for.
     """
 
     def __init__(
@@ -97,16 +100,27 @@ class WorkerEngine:
         threads: int,
         max_queue: int,
         rng: random.Random,
-        max_active: int = 4,
+        backend: Wish = "auto",
+        cache_mb: int = 512,
+        max_active: int = 32,
         max_tokens: int = 512,
         observer: Callable[[State, int], None] = lambda _state, _restarts: None,
         settings: WorkerSettings | None = None,
         pause_s: float = 0.5,
     ) -> None:
-        self._text = read_text_info(text)
+        choice = choose(text, backend)
+        self._text = read_text_info(text, choice)
         self._encoder = read_encoder_info(encoder)
         base = settings or WorkerSettings(text=text, encoder=encoder, threads=threads)
-        self._settings = replace(base, text=text, encoder=encoder, threads=threads)
+        self._settings = replace(
+            base,
+            text=text,
+            encoder=encoder,
+            threads=threads,
+            dtype=choice.dtype,
+            library=choice.library,
+            cache_mb=cache_mb,
+        )
         self._max_queue = max_queue
         self._max_tokens = max_tokens
         self._rng = rng

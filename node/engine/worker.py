@@ -1,6 +1,6 @@
 """The model worker: the one process that holds torch. Started by the supervisor, never by hand.
 
-    python -m nsllm.node.engine.worker --fd N --parent PID --text DIR --encoder DIR --threads N
+    python -m nsllm.node.engine.worker --fd N --parent PID --text DIR --encoder DIR --threads N [--library FILE]
 
 It ends when the peer does (the kernel's parent-death signal on Linux, and the socket's end everywhere), at once on
 SIGTERM, and leaves SIGINT to the peer. A bug ends it with a trace; the supervisor starts another.
@@ -20,11 +20,14 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import psutil
 
 from nsllm.node.engine.protocol import FromWorker, Ready, frame, worker_reader
+
+if TYPE_CHECKING:
+    from nsllm.node.engine.backend import Backend
 
 READ_BYTES: Final = 1 << 16
 PR_SET_PDEATHSIG: Final = 1
@@ -40,33 +43,35 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--encoder", type=Path, required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--library", type=Path, help="compiled fast path; without it, the general path")
+    parser.add_argument("--dtype", default="float32", help="what the fast path computes in")
+    parser.add_argument("--cache-mb", type=int, default=512)
     options = parser.parse_args(arguments)
     connection = socket.socket(fileno=options.fd)
     _die_with(options.parent, connection)
-    serve(connection, options.text, options.encoder, options.threads)
+    serve(connection, options)
     return 0
 
 
-def serve(connection: socket.socket, text: Path, encoder: Path, threads: int) -> None:
+def serve(connection: socket.socket, options: argparse.Namespace) -> None:
     """Load, say `Ready`, work until the connection ends."""
     started = time.perf_counter()
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(options.threads)
     torch.set_num_interop_threads(1)
-    from nsllm.node.engine.backend import TransformersBackend
     from nsllm.node.engine.scheduler import Scheduler
 
     def send(message: FromWorker) -> None:
         connection.sendall(frame(message))
 
-    backend = TransformersBackend(text, encoder)
+    backend = load_backend(options)
     gc.collect()
     gc.freeze()  # the libraries stay for ever: later collections need not look at them
     scheduler = Scheduler(backend, send)
     reader = worker_reader()
     send(Ready(load_s=time.perf_counter() - started, rss_bytes=psutil.Process().memory_info().rss))
-    work = (scheduler.decode, scheduler.heavy)
+    work = (scheduler.step, scheduler.side)
     turn = 0
     while True:
         # Block only if there is nothing to do.
@@ -78,6 +83,24 @@ def serve(connection: socket.socket, text: Path, encoder: Path, threads: int) ->
                 scheduler.handle(message)
         work[turn]()
         turn = 1 - turn
+
+
+def load_backend(options: argparse.Namespace) -> Backend:
+    """The backend that the peer chose. Imports of the other one cost seconds, so it is not imported."""
+    if options.library is None:
+        from nsllm.node.engine.general import TransformersBackend
+
+        return TransformersBackend(options.text, options.encoder)
+    from nsllm.node.engine.fast.backend import FastBackend
+
+    return FastBackend(
+        options.text,
+        options.encoder,
+        options.library,
+        options.dtype,
+        threads=options.threads,
+        cache_mb=options.cache_mb,
+    )
 
 
 def _die_with(parent: int, connection: socket.socket) -> None:

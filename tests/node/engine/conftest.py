@@ -7,8 +7,11 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+from pathlib import Path
+
 import pytest
 
+from nsllm.node.engine.fast.build import build
 from nsllm.node.engine.models import ModelPaths
 from nsllm.node.engine.tiny import build_tiny_models
 
@@ -20,11 +23,31 @@ def tiny(tmp_path_factory) -> ModelPaths:
 
 
 @pytest.fixture(scope="session")
-def backend(tiny):
-    """The real backend over the tiny models, in this process."""
+def kernels(tmp_path_factory) -> Path:
+    """The compiled fast path."""
+    return build(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(scope="session")
+def general(tiny):
+    """transformers over the tiny models, in this process."""
     import torch
 
-    from nsllm.node.engine.backend import TransformersBackend
+    from nsllm.node.engine.general import TransformersBackend
 
     torch.set_num_threads(1)
     return TransformersBackend(tiny.text, tiny.encoder)
+
+
+@pytest.fixture
+def fast(tiny, kernels):
+    """The fast path over the tiny models, in float32."""
+    from nsllm.node.engine.fast.backend import FastBackend
+
+    return FastBackend(tiny.text, tiny.encoder, kernels, "float32", threads=1, cache_mb=1)
+
+
+@pytest.fixture(params=["general", "fast"])
+def backend(request):
+    """Each backend over the same model: what they give is the same."""
+    return request.getfixturevalue(request.param)

@@ -19,9 +19,12 @@ import pytest
 
 from nsllm.node.engine import fetch, models
 from nsllm.node.engine.card import read_encoder_info, read_text_info
+from nsllm.node.engine.choice import Choice
 from nsllm.node.engine.fetch import Progress, Wheel
 from nsllm.node.engine.models import MARKER, default_home, ensure_default_models, model_digest
 from nsllm.node.errors import ConfigError, ModelMissingError
+
+GENERAL = Choice("float32", None)
 
 
 @pytest.fixture
@@ -87,7 +90,7 @@ def test_half_written_models_are_built_again(packages, tmp_path, harm):
     assert ensure_default_models(tmp_path, silent) == paths
     assert packages == ["encoder", "text", "text"]
     assert model_digest(paths.encoder) == before
-    read_text_info(paths.text)
+    read_text_info(paths.text, GENERAL)
 
 
 def test_a_killed_builder_leaves_nothing_behind(packages, tmp_path):
@@ -226,21 +229,21 @@ def test_a_broken_marker_is_no_marker(copied):
 def test_unusable_folders_are_named_with_the_reason(copied, harm, said):
     harm(copied)
     with pytest.raises(ModelMissingError, match=said):
-        read_text_info(copied)
+        read_text_info(copied, GENERAL)
 
 
 def test_a_card_gives_name_context_and_defaults(tiny, copied):
-    info = read_text_info(tiny.text)
+    info = read_text_info(tiny.text, GENERAL)
     assert (info.name, info.dtype, info.context_tokens) == ("tiny-random-llama", "float32", 256)
     card = {"temperature": 0.2, "top_p": 0.9, "top_k": 40}
     (copied / "generation_config.json").write_text(json.dumps(card))
-    defaults = read_text_info(copied).defaults
+    defaults = read_text_info(copied, GENERAL).defaults
     assert defaults.temperature_micro == 200_000
     assert defaults.top_p_micro == 900_000
     assert defaults.top_k == 40
     assert defaults.repetition_penalty_micro == 1_000_000
     (copied / "generation_config.json").unlink()
-    assert read_text_info(copied).defaults.temperature_micro == 1_000_000
+    assert read_text_info(copied, GENERAL).defaults.temperature_micro == 1_000_000
 
 
 def test_an_encoder_of_another_width_is_refused(tiny):

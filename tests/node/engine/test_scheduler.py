@@ -46,8 +46,8 @@ class Desk:
         self.scheduler = Scheduler(backend, self.said.append)
 
     def turn(self):
-        self.scheduler.decode()
-        self.scheduler.heavy()
+        self.scheduler.step()
+        self.scheduler.side()
 
     def finish(self):
         for _ in range(5000):
@@ -79,20 +79,25 @@ def generated(backend, prompt, sampling, job=1):
     return desk
 
 
-def reference(backend, text, count):
+@pytest.fixture
+def reference(general):
     """transformers' own greedy decoding."""
-    ids = torch.tensor([backend.chat_tokens(user(text))])
-    with torch.inference_mode():
-        out = backend._model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False)
-    return out[0, ids.shape[1] :].tolist()
+
+    def greedy(text, count, **options):
+        ids = torch.tensor([general.chat_tokens(user(text))])
+        options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": count, "do_sample": False, **options}
+        with torch.inference_mode():
+            return general._model.generate(ids, **options)[0, ids.shape[1] :].tolist()
+
+    return greedy
 
 
 @pytest.mark.parametrize("text", ["hi", "Hello 世界", "long " * 30])
-def test_greedy_tokens_are_those_of_transformers(backend, text):
-    assert generated(backend, user(text), GREEDY).tokens() == reference(backend, text, 30)
+def test_greedy_tokens_are_those_of_transformers(backend, text, reference):
+    assert generated(backend, user(text), GREEDY).tokens() == reference(text, 30)
 
 
-def test_a_long_prompt_is_read_in_chunks(desk, backend):
+def test_a_long_prompt_is_read_in_chunks(desk, backend, reference):
     text = "x" * 200
     chunks = math.ceil(len(backend.chat_tokens(user(text))) / CHUNK_TOKENS)
     assert chunks > 2
@@ -103,7 +108,7 @@ def test_a_long_prompt_is_read_in_chunks(desk, backend):
     desk.turn()
     assert len(desk.tokens()) == 1
     desk.finish()
-    assert desk.tokens() == reference(backend, text, 5)
+    assert desk.tokens() == reference(text, 5)
 
 
 def test_generations_side_by_side_give_what_they_give_alone(desk, backend):
@@ -130,14 +135,9 @@ def test_same_seed_same_tokens_another_seed_other_tokens(backend):
     assert generated(backend, user("hi"), with_(temperature_micro=1_000_000, seed=2)).tokens() != first
 
 
-def test_a_repetition_penalty_is_that_of_transformers(backend):
-    ids = torch.tensor([backend.chat_tokens(user("hi"))])
-    with torch.inference_mode():
-        out = backend._model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=30, do_sample=False, repetition_penalty=1.5
-        )
+def test_a_repetition_penalty_is_that_of_transformers(backend, reference):
     desk = generated(backend, user("hi"), with_(repetition_penalty_micro=1_500_000))
-    assert desk.tokens() == out[0, ids.shape[1] :].tolist() != reference(backend, "hi", 30)
+    assert desk.tokens() == reference("hi", 30, repetition_penalty=1.5) != reference("hi", 30)
 
 
 def test_pieces_join_to_the_decoded_tokens(backend):
@@ -187,8 +187,8 @@ def test_a_conversation_that_the_template_refuses(desk):
     assert "tools are unknown" in refused.message
 
 
-def test_the_end_token_stops_and_is_told(desk, backend, monkeypatch):
-    ids = reference(backend, "hi", 8)
+def test_the_end_token_stops_and_is_told(desk, backend, monkeypatch, reference):
+    ids = reference("hi", 8)
     monkeypatch.setattr(backend, "end_token_ids", frozenset([ids[5]]))
     desk.scheduler.handle(Generate(1, user("hi"), GREEDY, 512))
     desk.finish()
@@ -197,8 +197,8 @@ def test_the_end_token_stops_and_is_told(desk, backend, monkeypatch):
     assert desk.only(Finished).reason == "stop"
 
 
-def test_a_stop_string_over_token_borders(desk, backend):
-    text = backend.text(reference(backend, "Hello 世界", 30))
+def test_a_stop_string_over_token_borders(desk, backend, reference):
+    text = backend.text(reference("Hello 世界", 30))
     stop = text[10:13]
     desk.scheduler.handle(Generate(1, user("Hello 世界"), with_(stop=(stop,)), 512))
     desk.finish()
@@ -275,10 +275,10 @@ def judged(backend, *items):
 
 
 @pytest.mark.parametrize(("question", "answer"), [("q", "a"), ("q" * 90, "an answer"), ("q" * 60, "long " * 20)])
-def test_likelihood_is_that_of_one_forward_pass(backend, question, answer):
+def test_likelihood_is_that_of_one_forward_pass(backend, general, question, answer):
     prompt, tokens = backend.chat_tokens(user(question)), backend.tokens(answer)
     with torch.inference_mode():
-        logits = backend._model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+        logits = general._model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
     expected = logits.log_softmax(-1)[torch.arange(len(tokens)), torch.tensor(tokens)].mean()
     ((mean, count),) = judged(backend, (user(question), answer))
     assert mean == pytest.approx(float(expected), abs=1e-5)

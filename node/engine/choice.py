@@ -1,0 +1,84 @@
+"""Which path runs a text model on this machine, in what numbers, and the digest that names the two together.
+
+Peers compare digests: a model in bfloat16 and the same files in int8 give different numbers, so they are different
+models to a rubric.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from nsllm import canonical
+from nsllm.ids import Digest
+from nsllm.node.engine.fast.build import build
+from nsllm.node.engine.fast.shape import read_shape
+from nsllm.node.engine.models import ModelPaths, default_home, model_digest, model_dtype, read_config
+from nsllm.node.errors import ConfigError, EngineError
+
+log = logging.getLogger(__name__)
+
+Wish = Literal["auto", "fast", "general"]
+QUANTIZED: Final = ("bfloat16", "float16")
+"""Stored dtypes that the fast path runs in int8; a model that is stored in float32 is meant to run in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How a text model runs."""
+
+    dtype: str
+    """`int8`, or as torch calls it."""
+    library: Path | None
+    """The compiled fast path; None: the general path."""
+
+
+def choose(folder: Path, wish: Wish) -> Choice:
+    """The path for the model in `folder`; compiles the fast one if need be (about 3 s, once). Blocks.
+
+    Raises:
+        ModelMissingError: no usable model there.
+        ConfigError: the fast path is asked for and cannot run this model here; says why.
+    """
+    config = read_config(folder)
+    stored = model_dtype(config)
+    general = Choice(stored, None)
+    if wish == "general":
+        return general
+    if read_shape(config) is None or not (folder / "tokenizer.json").is_file():
+        reason = "it is not of the Llama family, or differs from it"
+    elif stored not in {*QUANTIZED, "float32"}:
+        reason = f"its dtype is {stored}"
+    else:
+        try:
+            return Choice("int8" if stored in QUANTIZED else stored, build(default_home(os.environ) / "kernels"))
+        except EngineError as error:
+            reason = error.message
+    if wish == "fast":
+        raise ConfigError(f"engine.backend is fast, but cannot run {folder}: {reason}", hint='set it to "auto"')
+    log.info("general_path folder=%s reason=%s", folder, reason)
+    return general
+
+
+def running_digest(folder: Path, choice: Choice) -> Digest:
+    """Over configuration, tokenizer, weights, dtype and quantization.
+
+    Raises:
+        ModelMissingError: no usable model there.
+    """
+    digest = model_digest(folder)
+    if choice.dtype == model_dtype(read_config(folder)):
+        return digest
+    return canonical.digest("model", b"", canonical.pack({"files": digest, "runs": choice.dtype}))
+
+
+def text_digest(paths: ModelPaths) -> Digest:
+    """What the text model is called when a peer of this machine runs it.
+
+    Raises:
+        ModelMissingError, ConfigError: it cannot be run.
+    """
+    return running_digest(paths.text, choose(paths.text, paths.backend))

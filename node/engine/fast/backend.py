@@ -1,0 +1,110 @@
+"""The fast path as a backend: compiled kernels, paged keys and values, known beginnings read only once.
+
+Imported in the worker process only.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from nsllm.node.engine.backend import Cache, Encoder, Read
+from nsllm.node.engine.fast.blocks import BlockPool, Lease
+from nsllm.node.engine.fast.chat import ChatText
+from nsllm.node.engine.fast.encoder import BertEncoder, runs
+from nsllm.node.engine.fast.native import BLOCK_TOKENS, NativeModel, Run
+from nsllm.node.engine.fast.shape import Shape, read_shape
+from nsllm.node.engine.fast.weights import Numerics, load_weights
+from nsllm.node.errors import ConfigError
+
+SIDE_CONTEXTS: Final = 1
+"""Sequences of full context that side work has room for beside generations."""
+
+
+class FastBackend:
+    """A model of the Llama family and an encoder.
+
+    Args:
+        text: folder of the model.
+        encoder: folder of the encoder.
+        library: the compiled kernels, from `build`.
+        numerics: what the linear layers compute in.
+        threads: that compute.
+        cache_mb: memory for keys and values; more if one generation and one judgement at full context need it.
+
+    Raises:
+        ConfigError: the files do not fit each other.
+    """
+
+    def __init__(
+        self, text: Path, encoder: Path, library: Path, numerics: Numerics, *, threads: int, cache_mb: int
+    ) -> None:
+        shape = read_shape(json.loads((text / "config.json").read_bytes()))
+        if shape is None:
+            raise ConfigError(f"the fast path does not run {text}", hint='set engine.backend to "auto"')
+        self._chat = ChatText(text)
+        if self._chat.last_token_id >= shape.vocabulary:
+            raise ConfigError(
+                f"{text}: the tokenizer's ids go to {self._chat.last_token_id}, the model knows {shape.vocabulary}"
+            )
+        blocks = _block_count(shape, numerics, cache_mb)
+        weights = load_weights(text, shape, numerics)
+        self._model = NativeModel(library, shape, weights, numerics, blocks=blocks, threads=threads)
+        self.pool = BlockPool(blocks, BLOCK_TOKENS, spare=SIDE_CONTEXTS * _context_blocks(shape))
+        self.embed = _encoder(encoder).embed
+        self.context_tokens = shape.context_tokens
+        self.end_token_ids = self._chat.end_token_ids
+        self.longest_token_chars = self._chat.longest_token_chars
+        self.chat_tokens = self._chat.chat_tokens
+        self.tokens = self._chat.tokens
+        self.text = self._chat.text
+
+    def open(self, token_ids: Sequence[int], most: int, *, side: bool) -> Lease | None:
+        """A sequence, with what is known of its beginning; None if there is no room now."""
+        return self.pool.open(token_ids, most, side=side)
+
+    def close(self, cache: Cache) -> None:
+        """Give the blocks back; what they hold may be found again."""
+        assert isinstance(cache, Lease)
+        self.pool.close(cache)
+
+    def forward(self, reads: Sequence[Read]) -> list[torch.Tensor]:
+        """Read the tokens of all sequences at once; logits (keep, vocabulary) of each."""
+        runs = []
+        for read in reads:
+            assert isinstance(read.cache, Lease)
+            self.pool.grow(read.cache, len(read.token_ids))
+            runs.append(Run(read.token_ids, read.cache.read, read.cache.blocks, read.keep))
+        logits = self._model.forward(runs)
+        for read in reads:
+            assert isinstance(read.cache, Lease)
+            self.pool.written(read.cache, read.token_ids)
+        ends = itertools.accumulate(read.keep for read in reads)
+        return [logits[end - read.keep : end] for end, read in zip(ends, reads, strict=True)]
+
+    def log_probabilities(self, logits: torch.Tensor, token_ids: Sequence[int]) -> list[float]:
+        """Natural log-probability of each token under its row of `logits` (tokens, vocabulary)."""
+        return self._model.log_probabilities(logits, token_ids) if token_ids else []
+
+
+def _encoder(folder: Path) -> Encoder:
+    if runs(json.loads((folder / "config.json").read_bytes())) and (folder / "tokenizer.json").is_file():
+        return BertEncoder(folder)
+    from nsllm.node.engine.general import TransformersEncoder  # takes seconds to import
+
+    return TransformersEncoder(folder)
+
+
+def _context_blocks(shape: Shape) -> int:
+    return -(-shape.context_tokens // BLOCK_TOKENS)
+
+
+def _block_count(shape: Shape, numerics: Numerics, cache_mb: int) -> int:
+    number_bytes = 2 if numerics == "int8" else 4
+    block_bytes = shape.layers * 2 * shape.kv_heads * shape.head_dim * BLOCK_TOKENS * number_bytes
+    return max((cache_mb << 20) // block_bytes, (1 + SIDE_CONTEXTS) * _context_blocks(shape))

@@ -1,0 +1,151 @@
+"""Blocks of keys and values: who holds which, and which beginnings are known already.
+
+A full block is named by a hash over its tokens and the name of the block before it, so a name stands for everything up
+to its end (as in nano-vllm's block manager). Blocks that nobody holds keep their contents until they are needed for
+something else, least recently used first and ends of conversations before their beginnings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+ROOT: Final = b""
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """A sequence's blocks."""
+
+    reserved: int
+    """Blocks that it may still take."""
+    blocks: list[int] = field(default_factory=list)
+    names: list[bytes] = field(default_factory=list)
+    """Of its full blocks."""
+    token_ids: list[int] = field(default_factory=list)
+    """Tokens whose keys and values are in the blocks."""
+
+    @property
+    def read(self) -> int:
+        """Tokens that are in the blocks."""
+        return len(self.token_ids)
+
+
+class BlockPool:
+    """All blocks of a model.
+
+    Args:
+        count: blocks that there are.
+        block_tokens: tokens in each.
+        spare: blocks that only side work may take.
+    """
+
+    def __init__(self, count: int, block_tokens: int, spare: int) -> None:
+        self._count = count
+        self._block_tokens = block_tokens
+        self._spare = spare
+        self._never_used = 0
+        """Blocks from this number on are untouched memory: taken last."""
+        self._empty: list[int] = []
+        self._idle: OrderedDict[int, None] = OrderedDict()
+        """Named blocks without a holder, least recently used first."""
+        self._holders = [0] * count
+        self._names: dict[int, bytes] = {}
+        self._by_name: dict[bytes, int] = {}
+        self._promised = 0
+        self.found_tokens = 0
+        """Prompt tokens that did not have to be read, ever."""
+
+    @property
+    def free(self) -> int:
+        """Blocks that nobody holds or may still take."""
+        return self._count - self._never_used + len(self._empty) + len(self._idle) - self._promised
+
+    def open(self, token_ids: Sequence[int], most: int, *, side: bool) -> Lease | None:
+        """A lease for a sequence that begins with `token_ids` and grows to `most` tokens, None if there is no room.
+
+        It begins with what is known of `token_ids`, the last of them excluded.
+        """
+        known = self._known(token_ids)
+        woken = sum(1 for _, block in known if not self._holders[block])
+        needed = -(-most // self._block_tokens) - len(known)
+        if self.free - woken - needed < (0 if side else self._spare):
+            return None
+        for _, block in known:
+            self._idle.pop(block, None)
+            self._holders[block] += 1
+        self._promised += needed
+        self.found_tokens += len(known) * self._block_tokens
+        return Lease(
+            reserved=needed,
+            blocks=[block for _, block in known],
+            names=[name for name, _ in known],
+            token_ids=list(token_ids[: len(known) * self._block_tokens]),
+        )
+
+    def grow(self, lease: Lease, count: int) -> None:
+        """Take the blocks that `count` more tokens need."""
+        while len(lease.blocks) * self._block_tokens < lease.read + count:
+            if not lease.reserved:
+                raise ValueError(f"sequence of {lease.read} tokens grows by {count}, beyond what it asked for")
+            lease.blocks.append(self._take())
+            lease.reserved -= 1
+            self._promised -= 1
+
+    def written(self, lease: Lease, token_ids: Sequence[int]) -> None:
+        """Keys and values of these tokens are in the blocks now."""
+        lease.token_ids += token_ids
+        size = self._block_tokens
+        for index in range(len(lease.names), lease.read // size):
+            before = lease.names[-1] if lease.names else ROOT
+            name = _name(before, lease.token_ids[index * size : (index + 1) * size])
+            lease.names.append(name)
+            if name not in self._by_name:  # else a twin was quicker, and this block stays without a name
+                self._by_name[name] = lease.blocks[index]
+                self._names[lease.blocks[index]] = name
+
+    def close(self, lease: Lease) -> None:
+        """Let go of all blocks."""
+        self._promised -= lease.reserved
+        lease.reserved = 0
+        for block in reversed(lease.blocks):
+            self._holders[block] -= 1
+            if not self._holders[block]:
+                if block in self._names:
+                    self._idle[block] = None
+                else:
+                    self._empty.append(block)
+        lease.blocks.clear()
+
+    def _known(self, token_ids: Sequence[int]) -> list[tuple[bytes, int]]:
+        """Names and blocks that hold the beginning of `token_ids`, without the last token."""
+        known: list[tuple[bytes, int]] = []
+        name, size = ROOT, self._block_tokens
+        for start in range(0, len(token_ids) - size, size):
+            name = _name(name, token_ids[start : start + size])
+            block = self._by_name.get(name)
+            if block is None:
+                break
+            known.append((name, block))
+        return known
+
+    def _take(self) -> int:
+        if self._empty:
+            block = self._empty.pop()
+        elif self._never_used < self._count:
+            block = self._never_used
+            self._never_used += 1
+        else:
+            block, _ = self._idle.popitem(last=False)
+            del self._by_name[self._names.pop(block)]
+        self._holders[block] = 1
+        return block
+
+
+def _name(before: bytes, token_ids: Sequence[int]) -> bytes:
+    """SHA-256: nobody can make two beginnings of one name."""
+    return hashlib.sha256(before + array("i", token_ids).tobytes()).digest()

@@ -1,0 +1,173 @@
+"""The compiled forward pass, called from Python: tensors in, logits out."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, byref, c_float, c_int32, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from nsllm.node.engine.fast.shape import Shape
+from nsllm.node.engine.fast.weights import LlamaWeights, Numerics, PackedLinear, rope_table
+from nsllm.node.errors import EngineError
+
+BLOCK_TOKENS: Final = 32
+"""Tokens in a block of keys and values; `forward.c`."""
+
+
+class _Linear(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("weight", "scale", "offset", "bias")),
+        *((name, c_int32) for name in ("inputs", "outputs")),
+    )
+
+
+class _Model(Structure):
+    _fields_ = (
+        *((name, POINTER(_Linear)) for name in ("qkv", "out", "gate_up", "down", "head")),
+        *((name, c_void_p) for name in ("embedding", "cosine", "sine", "query_norm", "key_norm")),
+        *((name, c_int32) for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "inner", "vocabulary")),
+        *((name, c_int32) for name in ("int8", "embedding_bf16", "cache_bf16")),
+        ("epsilon", c_float),
+    )
+
+
+class _Batch(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("tokens", "positions", "sequences", "tables", "wanted", "logits", "blocks")),
+        *((name, c_int32) for name in ("rows", "table_width", "wanted_rows", "longest")),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """New tokens of one sequence."""
+
+    token_ids: Sequence[int]
+    start: int
+    """Position of the first of them."""
+    blocks: Sequence[int]
+    """Numbers of the sequence's blocks; those of the new tokens are its own."""
+    keep: int
+    """How many of the last tokens' logits are wanted."""
+
+
+class NativeModel:
+    """Model, keys and values in memory; one call at a time.
+
+    Args:
+        library: from `build`.
+        shape: sizes of the model.
+        weights: kept alive here.
+        numerics: what the weights are packed as. int8 keeps keys and values in bfloat16.
+        blocks: number of blocks of keys and values; memory is used as they are first written.
+        threads: that compute.
+    """
+
+    def __init__(
+        self, library: Path, shape: Shape, weights: LlamaWeights, numerics: Numerics, *, blocks: int, threads: int
+    ) -> None:
+        self._library = ctypes.CDLL(str(library))
+        self._library.team_start.restype = c_void_p
+        self._shape = shape
+        self._weights = weights
+        dtype = torch.bfloat16 if numerics == "int8" else torch.float32
+        size = (blocks, shape.layers, 2, shape.kv_heads, BLOCK_TOKENS * shape.head_dim)
+        self._blocks = torch.zeros(size, dtype=dtype)
+        cosine, sine = rope_table(shape, min(shape.context_tokens, blocks * BLOCK_TOKENS))
+        self._kept: list[object] = [cosine, sine]
+        self._model = _Model(
+            qkv=self._linears(weights.qkv),
+            out=self._linears(weights.out),
+            gate_up=self._linears(weights.gate_up),
+            down=self._linears(weights.down),
+            head=self._linears([weights.head]),
+            embedding=weights.embedding.data_ptr(),
+            cosine=cosine.data_ptr(),
+            sine=sine.data_ptr(),
+            query_norm=None if weights.query_norm is None else weights.query_norm.data_ptr(),
+            key_norm=None if weights.key_norm is None else weights.key_norm.data_ptr(),
+            layers=shape.layers,
+            hidden=shape.hidden,
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            inner=shape.inner,
+            vocabulary=shape.vocabulary,
+            int8=numerics == "int8",
+            embedding_bf16=weights.embedding.dtype == torch.bfloat16,
+            cache_bf16=dtype == torch.bfloat16,
+            epsilon=shape.epsilon,
+        )
+        self._team = c_void_p(self._library.team_start(threads))
+        if not self._team:
+            raise EngineError(f"cannot start {threads} threads", hint="set engine.threads lower")
+
+    def close(self) -> None:
+        """End the threads."""
+        self._library.team_stop(self._team)
+
+    def forward(self, runs: Sequence[Run]) -> torch.Tensor:
+        """Read the runs' tokens; logits (all that are kept, vocabulary), in the order of the runs."""
+        width = max(len(run.blocks) for run in runs)
+        table = torch.tensor([[*run.blocks, *[0] * (width - len(run.blocks))] for run in runs], dtype=torch.int32)
+        tokens = [token for run in runs for token in run.token_ids]
+        ends: list[int] = []
+        rows: list[tuple[int, int]] = []
+        wanted: list[int] = []
+        for number, run in enumerate(runs):
+            count = len(run.token_ids)
+            wanted += range(len(rows) + count - run.keep, len(rows) + count)
+            rows += [(number, run.start + i) for i in range(count)]
+            ends.append(run.start + count)
+        packed = torch.tensor([tokens, [p for _, p in rows], [s for s, _ in rows]], dtype=torch.int32)
+        chosen = torch.tensor(wanted, dtype=torch.int32)
+        logits = torch.empty(len(wanted), self._shape.vocabulary)
+        batch = _Batch(
+            tokens=packed[0].data_ptr(),
+            positions=packed[1].data_ptr(),
+            sequences=packed[2].data_ptr(),
+            tables=table.data_ptr(),
+            wanted=chosen.data_ptr(),
+            logits=logits.data_ptr(),
+            blocks=self._blocks.data_ptr(),
+            rows=len(tokens),
+            table_width=width,
+            wanted_rows=len(wanted),
+            longest=max(ends),
+        )
+        if self._library.forward(self._team, byref(self._model), byref(batch)):
+            raise MemoryError(f"no memory for {len(tokens)} tokens")
+        return logits
+
+    def log_probabilities(self, logits: torch.Tensor, token_ids: Sequence[int]) -> list[float]:
+        """Natural log-probability of each token under its row of logits (tokens, vocabulary)."""
+        tokens = torch.tensor(token_ids, dtype=torch.int32)
+        results = torch.empty(len(token_ids), dtype=torch.float64)
+        pointers = (c_void_p(tensor.data_ptr()) for tensor in (logits, tokens))
+        self._library.log_probabilities(
+            self._team, *pointers, len(token_ids), self._shape.vocabulary, c_void_p(results.data_ptr())
+        )
+        values: list[float] = results.tolist()
+        return values
+
+    def _linears(self, layers: Sequence[PackedLinear]) -> ctypes.Array[_Linear]:
+        array = (_Linear * len(layers))(
+            *(
+                _Linear(
+                    weight=layer.weight.data_ptr(),
+                    scale=layer.scale.data_ptr(),
+                    offset=layer.offset.data_ptr(),
+                    bias=None if layer.bias is None else layer.bias.data_ptr(),
+                    inputs=layer.inputs,
+                    outputs=layer.outputs,
+                )
+                for layer in layers
+            )
+        )
+        self._kept.append(array)
+        return array

@@ -1,0 +1,140 @@
+"""Weights as the kernels read them: fused, norm weights folded in, quantized, packed in tiles."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from safetensors import safe_open
+
+from nsllm.node.engine.fast.shape import Shape
+
+COLS: Final = 64
+"""Outputs in a tile; `forward.c`."""
+GROUP: Final = 64
+"""Inputs that share an activation scale."""
+SHIFT: Final = 128
+"""Activations are unsigned bytes around it."""
+INDEX: Final = "model.safetensors.index.json"
+
+Numerics = Literal["int8", "float32"]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLinear:
+    """One linear layer, (inputs, outputs), packed; owns what the kernels point at."""
+
+    weight: torch.Tensor
+    """int8 (tiles, inputs / 4, 64, 4), or float32 (tiles, inputs, 64)."""
+    scale: torch.Tensor
+    offset: torch.Tensor
+    bias: torch.Tensor | None
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaWeights:
+    """All of a model."""
+
+    embedding: torch.Tensor
+    """(vocabulary, hidden), bfloat16 or float32; mapped from the file if it is so there."""
+    qkv: tuple[PackedLinear, ...]
+    out: tuple[PackedLinear, ...]
+    gate_up: tuple[PackedLinear, ...]
+    down: tuple[PackedLinear, ...]
+    head: PackedLinear
+    query_norm: torch.Tensor | None
+    """(layers, head_dim)."""
+    key_norm: torch.Tensor | None
+
+
+def pack(weight: torch.Tensor, numerics: Numerics, bias: torch.Tensor | None = None) -> PackedLinear:
+    """Pack `weight` (outputs, inputs) float32; int8 has one scale an output, the largest magnitude over 127."""
+    outputs, inputs = weight.shape
+    tiles = -(-outputs // COLS)
+    if numerics == "float32":
+        padded = torch.nn.functional.pad(weight, (0, 0, 0, tiles * COLS - outputs))
+        packed = padded.view(tiles, COLS, inputs).transpose(1, 2).contiguous()
+        empty = torch.empty(0)
+        return PackedLinear(packed, empty, empty, bias, inputs, outputs)
+    scale = weight.abs().amax(1) / 127
+    whole = (weight / scale.clamp(min=1e-30)[:, None]).round_().to(torch.int8)
+    padded = torch.nn.functional.pad(whole, (0, 0, 0, tiles * COLS - outputs))
+    groups = torch.nn.functional.pad(padded, (0, -inputs % GROUP)).view(tiles, COLS, -1, GROUP)
+    offset = (groups.sum(3, dtype=torch.int32) * SHIFT).transpose(1, 2)
+    packed = padded.view(tiles, COLS, inputs // 4, 4).transpose(1, 2).contiguous()
+    return PackedLinear(packed, scale.contiguous(), offset.contiguous(), bias, inputs, outputs)
+
+
+def load_weights(folder: Path, shape: Shape, numerics: Numerics) -> LlamaWeights:
+    """Read a folder's safetensors, one layer in memory at a time."""
+    with ExitStack() as stack:
+        source = _Source(folder, stack)
+        qkv, out, gate_up, down, query_norms, key_norms = [], [], [], [], [], []
+        for prefix in (f"model.layers.{i}." for i in range(shape.layers)):
+            attention, mlp = prefix + "self_attn.", prefix + "mlp."
+            before = source.read(prefix + "input_layernorm.weight")
+            bias = None
+            if shape.qkv_bias:
+                bias = torch.cat([source.read(f"{attention}{name}_proj.bias") for name in "qkv"]).contiguous()
+            joined = torch.cat([source.read(f"{attention}{name}_proj.weight") for name in "qkv"])
+            qkv.append(pack(joined * before, numerics, bias))
+            out.append(pack(source.read(attention + "o_proj.weight"), numerics))
+            after = source.read(prefix + "post_attention_layernorm.weight")
+            joined = torch.cat([source.read(f"{mlp}{name}_proj.weight") for name in ("gate", "up")])
+            gate_up.append(pack(joined * after, numerics))
+            down.append(pack(source.read(mlp + "down_proj.weight"), numerics))
+            if shape.head_norm:
+                query_norms.append(source.read(attention + "q_norm.weight"))
+                key_norms.append(source.read(attention + "k_norm.weight"))
+        head = source.read("model.embed_tokens.weight" if shape.tied else "lm_head.weight")
+        return LlamaWeights(
+            embedding=source.as_stored("model.embed_tokens.weight"),
+            qkv=tuple(qkv),
+            out=tuple(out),
+            gate_up=tuple(gate_up),
+            down=tuple(down),
+            head=pack(head * source.read("model.norm.weight"), numerics),
+            query_norm=torch.stack(query_norms) if query_norms else None,
+            key_norm=torch.stack(key_norms) if key_norms else None,
+        )
+
+
+def rope_table(shape: Shape, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines (positions, head_dim / 2), as transformers computes them: angles in float32."""
+    steps = torch.arange(0, shape.head_dim, 2, dtype=torch.int64).float() / shape.head_dim
+    angles = torch.arange(positions).float()[:, None] * (1.0 / shape.rope_theta**steps)[None]
+    return angles.double().cos().float().contiguous(), angles.double().sin().float().contiguous()
+
+
+class _Source:
+    """Tensors by name, out of one file or several."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self._files = {
+            name: handle
+            for handle in self._open(folder, stack)
+            for name in handle.keys()  # noqa: SIM118 - no mapping
+        }
+
+    @staticmethod
+    def _open(folder: Path, stack: ExitStack) -> Iterator[Any]:  # safetensors has no types
+        paths = sorted(folder.glob("*.safetensors"))
+        if (folder / INDEX).is_file():
+            names = json.loads((folder / INDEX).read_bytes())["weight_map"].values()
+            paths = [folder / Path(name).name for name in sorted(set(names))]
+        for path in paths:
+            yield stack.enter_context(safe_open(path, framework="pt"))
+
+    def as_stored(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._files[name].get_tensor(name)
+        return tensor if tensor.dtype in {torch.bfloat16, torch.float32} else tensor.float()
+
+    def read(self, name: str) -> torch.Tensor:
+        return self.as_stored(name).float()

@@ -1,0 +1,135 @@
+"""The general path: whatever `AutoModelForCausalLM` loads, eager, one sequence at a time.
+
+Imported in the worker process only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+from nsllm.node.engine.backend import Cache, Read, TemplateError, template_alarm
+from nsllm.node.engine.card import ENCODER_TOKENS
+from nsllm.record import Message
+
+EMBED_BATCH_TOKENS: Final = 512
+"""Tokens, padding included, that the encoder reads at once: about 150 ms on one thread."""
+
+EMBED_CHARS: Final = 16_384
+"""Characters of a text that the encoder's tokenizer looks at: 64 for each token that is read."""
+
+SAFE: Final[dict[str, Any]] = {"local_files_only": True, "trust_remote_code": False}
+
+
+@dataclass(slots=True)
+class GeneralCache:
+    """transformers' own cache of one sequence."""
+
+    keys_values: DynamicCache
+    read: int = 0
+
+
+class TransformersEncoder:
+    """Any sentence encoder with mean pooling."""
+
+    def __init__(self, folder: Path) -> None:
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, **SAFE)
+        self._model = AutoModel.from_pretrained(folder, dtype="auto", use_safetensors=True, **SAFE).eval()
+        self._most_tokens = min(ENCODER_TOKENS, self._model.config.max_position_embeddings)
+
+    def embed(self, texts: Sequence[str]) -> Iterator[tuple[list[int], torch.Tensor, int]]:
+        """Batches of texts of similar length: mean over the tokens, L2 norm (model card of all-MiniLM-L6-v2)."""
+        cut = [text[:EMBED_CHARS] for text in texts]
+        read = self._tokenizer(cut, truncation=True, max_length=self._most_tokens)["input_ids"]
+        order = sorted(range(len(texts)), key=lambda i: (len(read[i]), i))
+        while order:
+            batch = [order.pop(0)]
+            while order and (len(batch) + 1) * len(read[order[0]]) <= EMBED_BATCH_TOKENS:
+                batch.append(order.pop(0))
+            padded = self._tokenizer.pad({"input_ids": [read[i] for i in batch]}, return_tensors="pt")
+            with torch.inference_mode():
+                hidden = self._model(**padded).last_hidden_state.float()  # (batch, tokens, dimensions)
+                mask = padded["attention_mask"].unsqueeze(-1).float()
+                means = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+                yield batch, torch.nn.functional.normalize(means, dim=1), sum(len(read[i]) for i in batch)
+
+
+class TransformersBackend:
+    """Eager transformers, one sequence at a time: what a generation gives never depends on its neighbours."""
+
+    def __init__(self, text: Path, encoder: Path) -> None:
+        self._tokenizer = AutoTokenizer.from_pretrained(text, **SAFE)
+        self._model = AutoModelForCausalLM.from_pretrained(text, dtype="auto", use_safetensors=True, **SAFE).eval()
+        self.embed = TransformersEncoder(encoder).embed
+        config = self._model.config
+        self.context_tokens: int = getattr(config, "max_position_embeddings", None) or config.n_positions
+        self.end_token_ids = frozenset(_end_tokens(self._model.generation_config.eos_token_id))
+        self.end_token_ids |= frozenset(_end_tokens(self._tokenizer.eos_token_id))
+        self.longest_token_chars = max(len(token) for token in self._tokenizer.get_vocab())
+
+    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
+        """Prompt for the assistant's next turn; the template runs in jinja's sandbox, under an alarm."""
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            with template_alarm():
+                prompt = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise TemplateError(f"the model's chat template refuses this conversation: {str(error)[:200]}") from None
+        return self.tokens(prompt)
+
+    def tokens(self, text: str) -> list[int]:
+        """Plain text as tokens, none added."""
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Tokens as text, special ones left out."""
+        decoded: str = self._tokenizer.decode(
+            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return decoded
+
+    def open(self, token_ids: Sequence[int], most: int, *, side: bool) -> GeneralCache:
+        """An empty sequence; there is always room."""
+        del token_ids, most, side
+        return GeneralCache(DynamicCache(config=self._model.config))
+
+    def close(self, cache: Cache) -> None:
+        """Nothing: the cache goes with its last user."""
+
+    def forward(self, reads: Sequence[Read]) -> list[torch.Tensor]:
+        """Read tokens at the end of each sequence, one after another; logits (keep, vocabulary) of each."""
+        return [self._forward_one(read) for read in reads]
+
+    def log_probabilities(self, logits: torch.Tensor, token_ids: Sequence[int]) -> list[float]:
+        """Natural log-probability of each token under its row of `logits` (tokens, vocabulary)."""
+        wanted = torch.tensor(token_ids, dtype=torch.long).unsqueeze(1)
+        values: list[float] = (logits.gather(1, wanted).squeeze(1) - logits.logsumexp(1)).tolist()
+        return values
+
+    def _forward_one(self, read: Read) -> torch.Tensor:
+        assert isinstance(read.cache, GeneralCache)
+        read.cache.read += len(read.token_ids)
+        with torch.inference_mode():
+            ids = torch.tensor([list(read.token_ids)])
+            # 0 would keep all: one row is the least that there is.
+            out = self._model(
+                input_ids=ids,
+                past_key_values=read.cache.keys_values,
+                use_cache=True,
+                logits_to_keep=max(1, read.keep),
+            )
+            logits: torch.Tensor = out.logits[0, out.logits.shape[1] - read.keep :].float()
+            return logits
+
+
+def _end_tokens(value: int | list[int] | None) -> list[int]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
