@@ -7,6 +7,7 @@ from a decided block's transactions, so that every validator arrives at the same
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, cast
@@ -29,6 +30,11 @@ from nsllm.governance.errors import ChainRefusal
 from nsllm.governance.evm_store import SqliteStore
 from nsllm.governance.transaction import parse_transaction
 from nsllm.ids import Address, Digest
+
+RECURSION_LIMIT: Final = 1000
+"""CPython's own. py-evm and py_ecc raise it to 100,000 when they are imported, which is more than a C stack holds: a
+deeply nested JSON text would end the process. Nothing here calls contracts that call contracts."""
+sys.setrecursionlimit(min(RECURSION_LIMIT, sys.getrecursionlimit()))
 
 GAS_LIMIT: Final = 30_000_000
 """Of an EVM block, constant; an anchor of 256 validators needs 4 million at most."""

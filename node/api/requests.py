@@ -29,6 +29,8 @@ MAX_STOPS: Final = 4
 MAX_STOP_CHARS: Final = 256
 MAX_MODEL_CHARS: Final = 256
 MAX_TOKENS: Final = 1_000_000
+MAX_DEPTH: Final = 64
+"""Of nested lists and objects in a body; a JSON schema of a tool may have some twenty levels."""
 MICRO: Final = 1_000_000
 
 T = TypeVar("T")
@@ -118,6 +120,8 @@ class SessionBody(Struct, forbid_unknown_fields=True):
     """Body of `POST /session` and `POST /admin/invite`: an empty object."""
 
 
+_BRACKET = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{\]}]', re.DOTALL)
+"""A whole string, or one bracket outside of strings; linear in time, also for a string that does not end."""
 _PATH = re.compile(r" - at `(?:key in )?\$\.?(?P<path>[^`]*)`$")
 _FIELD = re.compile(r"(?:unknown|required) field `(?P<name>[^`]*)`")
 
@@ -150,15 +154,26 @@ def decode(data: bytes, kind: type[T]) -> T:
     Raises:
         ApiError: 400 that says what is wrong and names the field.
     """
+    _check_depth(data)
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
-    except RecursionError:
-        raise bad_request("the JSON body is nested too deeply", code="invalid_json") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         said = str(error) if isinstance(error, msgspec.DecodeError) else "it is not UTF-8"
         raise bad_request(f"the body is not valid JSON: {said}", code="invalid_json") from None
+
+
+def _check_depth(data: bytes) -> None:
+    """Depth is bounded before anything is parsed: parsers recurse, and the C stack has an end."""
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+        return
+    depth = 0
+    for found in _BRACKET.finditer(data):
+        sign = found[0]
+        depth += (sign in {b"[", b"{"}) - (sign in {b"]", b"}"})
+        if depth > MAX_DEPTH:
+            raise bad_request(f"the JSON body is nested deeper than {MAX_DEPTH} levels", code="invalid_json")
 
 
 def _invalid(said: str) -> ApiError:

@@ -313,3 +313,13 @@ def test_the_certificate_travels_whole(anchor_network: Networks) -> None:
     raw = chain.anchor_transaction(net.keys[0], full)
     assert len(parse_transaction(raw).transaction.data) == anchor_contract.anchor_call_limit_bytes(net.validators)
     chain.check([raw], net.keys[0].address)
+
+
+def test_importing_the_chain_leaves_the_recursion_limit_alone():
+    """py-evm lifts it to 100,000, where a parser of nested text runs over the end of the C stack."""
+    program = (
+        "import sys; before = sys.getrecursionlimit(); import nsllm.node.peer; print(before, sys.getrecursionlimit())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    before, after = done.stdout.split()
+    assert after == before

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import msgspec
 import pytest
 
 from nsllm.node.api.openai_errors import ApiError
-from nsllm.node.api.requests import ChatBody, chat_commands, decode
+from nsllm.node.api.requests import MAX_DEPTH, ChatBody, chat_commands, decode
 
 USER = {"role": "user", "content": "Hi"}
 
@@ -148,9 +149,11 @@ def test_a_missing_field_is_named(missing):
         b'{"model": "m", "messages": []} trailing',
         b'{"messages": [{"role": "user", "content": [' + b'{"a":' * 100_000,
         b'{"tool_choice": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b"[" * 100_000,
     ],
-    ids=["empty", "cut", "words", "nan", "infinity", "bytes", "surrogate", "trailing", "deep object", "deep list"],
-)
+    ids=["empty", "cut", "words", "nan", "infinity", "bytes", "surrogate", "trailing", "deep object", "deep list",
+         "deep"],
+)  # fmt: skip
 def test_what_is_not_json_is_refused(body):
     with pytest.raises(ApiError) as caught:
         decode(body, ChatBody)
@@ -158,7 +161,7 @@ def test_what_is_not_json_is_refused(body):
     assert caught.value.code == "invalid_json"
 
 
-@pytest.mark.parametrize("body", [b"[]", b"null", b"3", b'"text"', b"[" * 100_000])
+@pytest.mark.parametrize("body", [b"[]", b"null", b"3", b'"text"'])
 def test_a_body_that_is_no_object_is_refused(body):
     with pytest.raises(ApiError) as caught:
         decode(body, ChatBody)
@@ -195,3 +198,42 @@ def test_commands_are_canonical_values():
     only = command(temperature=0.7, top_p=0.9, stop=["a"])
     for value in (*only.messages, only.sampling):
         assert msgspec.convert(msgspec.to_builtins(value), type(value)) == value
+
+
+def test_depth_is_bounded_even_where_a_library_lifted_the_recursion_limit():
+    """py-evm does so: a parser that recursed would run over the end of the C stack and end the peer."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(100_000)
+    try:
+        for opening in (b"[", b'{"a":'):
+            with pytest.raises(ApiError) as caught:
+                decode(b'{"model": "m", "messages": [], "tools": ' + opening * 150_000, ChatBody)
+            assert caught.value.code == "invalid_json"
+    finally:
+        sys.setrecursionlimit(before)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[[[" * 100, "]]]" * 100, '"[' * 100, '\\"[' * 100, "{" * 80],
+)
+def test_brackets_inside_strings_are_no_depth(text):
+    body = msgspec.json.encode({"model": "m", "messages": [{"role": "user", "content": text}]})
+    assert decode(body, ChatBody).messages[0].content == text
+
+
+@pytest.mark.parametrize("depth", [MAX_DEPTH, MAX_DEPTH + 1])
+def test_the_deepest_body_that_is_read(depth):
+    inner = depth - 2
+    body = b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "metadata": null, "tools": ['
+    body += b"[" * inner + b"]" * inner + b"]}"
+    if depth <= MAX_DEPTH:
+        decode(body, ChatBody)
+    else:
+        with pytest.raises(ApiError, match="deeper than 64"):
+            decode(body, ChatBody)
+
+
+def test_a_string_that_does_not_end_costs_linear_time():
+    with pytest.raises(ApiError):
+        decode(b'{"model": "' + b'\\"[' * 300_000, ChatBody)
