@@ -50,6 +50,14 @@ def test_flags_override_the_file_which_overrides_defaults(tmp_path: Path) -> Non
         ("name = ''", "name has 0 characters, the least is 1"),
         ("name", "is not TOML"),
         ("[api]\nhost = '0.0.0.0'", "beyond loopback, and there is no api.key"),
+        ("[engine]\nupstream_url = 'http://vllm:8000'", "engine.upstream_model is not"),
+        ("[engine]\nupstream_model = 'm'", "engine.upstream_url is not"),
+        ("[engine]\nupstream_key = 'k'", "engine.upstream_url is not"),
+        ("[engine]\nupstream_url = 'file:///etc'\nupstream_model = 'm'", "no plain http or https address"),
+        ("[engine]\nupstream_url = 'http://x:y/v1'\nupstream_model = 'm'", "no plain http or https address"),
+        ("[engine]\nupstream_url = 'http://a/v1?b'\nupstream_model = 'm'", "no plain http or https address"),
+        ("[engine]\nupstream_url = 'http://a'\nupstream_model = 'm'\nupstream_key = 'ö'", "it is not ASCII"),
+        ("[engine]\nupstream_url = 'http://a'\nupstream_model = 'm'\nupstream_between_tokens_s = 0", "the least is 1"),
     ],
 )
 def test_faults_are_named_with_their_value(tmp_path: Path, text: str, says: str) -> None:
@@ -129,3 +137,25 @@ def test_every_setting_is_documented() -> None:
     }
     assert all(row.doc.endswith(".") for row in rows)
     assert settings_table().count("\n") == len(rows) + 2
+
+
+@pytest.mark.parametrize(
+    ("url", "base"),
+    [
+        ("http://vllm:8000", "http://vllm:8000/v1"),
+        ("http://vllm:8000/v1/", "http://vllm:8000/v1"),
+        ("https://[::1]/serve/v1", "https://[::1]/serve/v1"),
+        ("", ""),
+    ],
+)
+def test_the_upstreams_url_may_end_in_v1_or_not(url: str, base: str) -> None:
+    assert EngineConfig(upstream_url=url, upstream_model="m" if url else "").upstream_base() == base
+
+
+def test_an_upstreams_secrets_are_shown_nowhere(tmp_path: Path) -> None:
+    text = "[engine]\nupstream_url = 'http://a'\nupstream_model = 'm'\nupstream_key = 'hush-hush'"
+    config = load_config(written(tmp_path, text))
+    assert "hush" not in f"{config!r}{config.effective()}"
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tmp_path, text.replace("'http://a'", "'http://me:hush-hush@a/v1'")))
+    assert "hush" not in str(caught.value)

@@ -206,3 +206,62 @@ def test_holders_get_a_record_although_its_generator_died(on_stage) -> None:
         assert sources == ["cache"] * 3
 
     on_stage(play)
+
+
+def test_an_answer_without_token_ids_is_counted_as_told_and_its_receipt_says_so(on_stage, monkeypatch) -> None:
+    from dataclasses import replace
+
+    from nsllm.node.engine.port import Done, Piece
+    from nsllm.simulations.standin import StandInEngine
+
+    stream = StandInEngine._stream
+
+    async def without_ids(self, messages, sampling):
+        async for item in stream(self, messages, sampling):
+            match item:
+                case Piece():
+                    yield replace(item, token_ids=())
+                case Done():
+                    yield replace(item, prompt_token_ids=(), counted=(31, 17))
+
+    monkeypatch.setattr(StandInEngine, "_stream", without_ids)
+
+    async def play(stage) -> None:
+        first, *others = stage.peers
+        answer = await stage.ask(first, "How do bridges carry weight?")
+        assert answer.text.startswith("How do bridges carry weight?")
+        assert (answer.finished.prompt_tokens, answer.finished.completion_tokens) == (31, 17)
+        await stage.anchored(first, answer)
+        status = await first.receipt(answer.started.completion_id)
+        report = verify_receipt(status.receipt_json, stage.network.genesis, "anchored")
+        (found,) = (finding for finding in report.findings if finding.field == "token_ids")
+        assert (found.value, found.standing) == ("unknown", "claimed")
+        again = await stage.ask(others[0], "How do bridges carry weight?")
+        assert (again.started.source.kind, again.text) == ("cache", answer.text)
+        assert (again.finished.prompt_tokens, again.finished.completion_tokens) == (0, 0)
+
+    on_stage(play)
+
+
+def test_validators_score_with_the_scorer_not_with_the_text_model(on_stage, monkeypatch) -> None:
+    from dataclasses import replace
+
+    from nsllm.ids import Digest
+    from nsllm.simulations.standin import StandInEngine
+
+    info = StandInEngine.info
+
+    def elsewhere(self):
+        plain = info(self)
+        text = replace(plain.text, name="big", digest=Digest(bytes(32)), upstream=True, context_tokens=None)
+        return replace(plain, text=text, scorer=plain.text)
+
+    monkeypatch.setattr(StandInEngine, "info", elsewhere)
+
+    async def play(stage) -> None:
+        peer = stage.peers[0]
+        answer = await stage.ask(peer, "How do bridges carry weight?")
+        assert answer.started.model == "big"
+        await stage.anchored(peer, answer)
+
+    on_stage(play, peers=1)
