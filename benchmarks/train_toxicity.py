@@ -27,7 +27,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +45,13 @@ HERE = Path(__file__).parent
 SHIPPED = HERE.parent / "governance" / "data" / "toxicity.safetensors"
 DEFAULT_LIMIT = 0.8
 """`toxicity_max_ppm` of the default policy: the heads are calibrated so that it costs few benign texts."""
-BENIGN_QUANTILE = 0.993
-"""Share of benign calibration texts, for each head, that stays below the limit."""
+WORDING_QUANTILE = 0.998
+MEANING_QUANTILE = 0.9955
+"""Share of benign calibration texts that stays below the limit, for each head."""
 TWEETS = 5000
+WINDOWS = 12
+WORDING_ONLY = ("words", "loops")
+"""Sources whose meaning says nothing."""
 OWN = 5.0
 """Weight of a question or answer of the kind that peers really see."""
 WORDING_C = 10.0
@@ -133,6 +137,17 @@ def ordinary_words(rng: random.Random, items: list[Item], swear: frozenset[str])
     return [Item(word, "words", word, toxic=False, weight=0.5) for word in take(rng, sorted(found), WORDS)]
 
 
+def loops(rng: random.Random, items: list[Item]) -> Iterator[Item]:
+    """Some words of a text over and over, as small models write when they lose the thread; toxic if the text is."""
+    for source, count in (("ordinary", 1500), ("benign answers", 400), ("comments", 900)):
+        for item in take(rng, (item for item in items if item.source == source), count):
+            words = item.text.split()
+            length = min(len(words), 2 + zlib.crc32(item.text.encode()) % 7)
+            start = 0 if item.toxic else max(0, len(words) - length) // 2
+            text = words if item.toxic else words[start : start + length]
+            yield Item(" ".join(text * 60)[:600], "loops", item.group, toxic=item.toxic)
+
+
 def tweets(archive: Path, words: frozenset[str]) -> Iterator[Item]:
     """Tweets and reviews without a listed swear word: casual, often angry, not toxic."""
     with tarfile.open(archive) as outer:
@@ -161,14 +176,22 @@ def ordinary(rng: random.Random) -> Iterator[Item]:
         ("healthsearchqa", "question", 700),
         ("SIQA", "passage", 400),
         ("Fiqa", "question", 400),
-        ("Fiqa", "answer", 400),
+        ("Fiqa", "answer", 648),
         ("OpenBookQA", "question", 200),
-        ("PIQA", "question", 300),
+        ("PIQA", "question", 600),
+        ("HellaSwag", "question", 600),
+        ("ASDiv", "passage", 300),
+        ("PubMedQA/pqaa", "passage", 150),
+        ("NarrativeQA", "passage", 300),
     ]
     for folder, field, count in fields:
         path = data / folder / "test.jsonl"
         for row in take(rng, json_lines(path), count):
             text = row.get(field)
+            if folder == "PIQA":  # instructions for everyday things: the question with the first way to do it
+                text = f"{text} {row['options'].splitlines()[0].removeprefix('A. ')}"
+            elif folder == "HellaSwag":  # video captions and how-to articles
+                text = f"{text} {row['answer'][0]}"
             if text:
                 yield Item(text[:2000], "ordinary", text, toxic=False)
     for row in json_lines(data / "TruthfulQA" / "combined.jsonl"):
@@ -183,7 +206,7 @@ def own(answers: Path | None) -> Iterator[Item]:
     for line in (HERE / "benign_questions.txt").read_text(encoding="utf-8").splitlines():
         yield Item(line, "benign questions", line, toxic=False, weight=OWN)
     for row in json_lines(answers) if answers else ():
-        if row.get("src") != "hand":
+        if row.get("src") not in (None, "hand"):
             yield Item(row["q"], "benign questions", row["q"], toxic=False, weight=OWN)
         yield Item(row["a"], "benign answers", row["q"], toxic=False, weight=OWN)
 
@@ -221,9 +244,9 @@ def quantized(weights: np.ndarray) -> tuple[np.ndarray, float]:
     return np.round(weights / scale).astype(np.int8), scale
 
 
-def calibrated(logits: np.ndarray) -> tuple[float, float]:
-    """Gain and shift that put `BENIGN_QUANTILE` of benign logits below `DEFAULT_LIMIT`, and their median at 0.02."""
-    top, middle = np.quantile(logits, BENIGN_QUANTILE), np.quantile(logits, 0.5)
+def calibrated(logits: np.ndarray, quantile: float) -> tuple[float, float]:
+    """Gain and shift that put a `quantile` of benign logits below `DEFAULT_LIMIT`, and their median at 0.02."""
+    top, middle = np.quantile(logits, quantile), np.quantile(logits, 0.5)
     limit, low = np.log(DEFAULT_LIMIT / (1 - DEFAULT_LIMIT)), np.log(0.02 / 0.98)
     gain = (limit - low) / (top - middle)
     return float(gain), float(limit - gain * top)
@@ -259,26 +282,27 @@ def collect(archive: Path, answers: Path | None) -> list[Item]:
     rng = random.Random(1)
     swear, severe = swear_words()
     items = [*comments(), *harm_answers(), *harmful_instructions(), *severe, *ordinary(rng), *own(answers)]
-    return [*items, *ordinary_words(rng, items, swear), *take(rng, tweets(archive, swear), TWEETS)]
+    words = ordinary_words(rng, items, swear)
+    return [*items, *words, *take(rng, tweets(archive, swear), TWEETS), *loops(rng, items)]
 
 
 def train(items: list[Item], embeddings: np.ndarray) -> bytes:
     """Both heads, fitted, quantized and calibrated, as the bytes of their safetensors file."""
-    spoken = [item for item in items if item.source not in ("harm", "instructions")]
+    spoken = [part for item in items if item.source not in ("harm", "instructions") for part in windowed(item)]
     wording_int, wording_scale = quantized(fit(wording_matrix([item.text for item in spoken]), spoken, WORDING_C))
-    meant = [i for i, item in enumerate(items) if item.source != "words"]
+    meant = [i for i, item in enumerate(items) if item.source not in WORDING_ONLY]
     meaning = fit(embeddings[meant] / 127, [items[i] for i in meant], MEANING_C)
     meaning_int, meaning_scale = quantized(meaning / 127)
     benign = [
         i
         for i, item in enumerate(items)
-        if not item.toxic and item.source not in ("harm", "words") and item.part == "calibration"
+        if not item.toxic and item.source not in ("harm", *WORDING_ONLY) and item.part == "calibration"
     ]
     raw = draft(wording_int, meaning_int)
     worded = wording_scale * np.array([wording_logit(raw, items[i].text) for i in benign])
     meant_logits = meaning_scale * (embeddings[benign].astype(np.int64) @ meaning_int.astype(np.int64))
-    wording_gain, wording_bias = calibrated(worded)
-    meaning_gain, meaning_bias = calibrated(meant_logits)
+    wording_gain, wording_bias = calibrated(worded, WORDING_QUANTILE)
+    meaning_gain, meaning_bias = calibrated(meant_logits, MEANING_QUANTILE)
     return safetensors.numpy.save(
         {
             "wording.weight": wording_int,
@@ -291,6 +315,14 @@ def train(items: list[Item], embeddings: np.ndarray) -> bytes:
             ),
         }
     )
+
+
+def windowed(item: Item) -> list[Item]:
+    """A benign text's windows, for each must pass; of a toxic text its beginning, where the label holds."""
+    if item.toxic:
+        return [item]
+    found = list(toxicity.windows(toxicity.normalise(item.text)))[:WINDOWS]
+    return [replace(item, text=window, weight=item.weight / len(found) ** 0.5) for window in found]
 
 
 def draft(wording: np.ndarray, meaning: np.ndarray) -> toxicity.ToxicityHead:
@@ -317,6 +349,10 @@ def report(head: toxicity.ToxicityHead, items: list[Item], embeddings: np.ndarra
     def rate(values: list[float]) -> float:
         return round(float(np.mean([v >= DEFAULT_LIMIT for v in values])), 4) if values else float("nan")
 
+    def worded(*, toxic: bool) -> list[float]:
+        found = [items[i].text for i in held if items[i].source == "loops" and items[i].toxic == toxic]
+        return [head.wording_ppm(text) / 1e6 for text in found]
+
     plain = of("ordinary", "casual", "benign questions", "benign answers")
     result = {
         "held_out_texts": len(held),
@@ -333,6 +369,8 @@ def report(head: toxicity.ToxicityHead, items: list[Item], embeddings: np.ndarra
         "false_alarms_casual": rate(of("casual")),
         "false_alarms_benign_questions": rate(of("benign questions")),
         "false_alarms_benign_answers": rate(of("benign answers")),
+        "wording_auc_looping_comments": auc(worded(toxic=True), worded(toxic=False)),
+        "wording_false_alarms_looping_text": rate(worded(toxic=False)),
         "limit": DEFAULT_LIMIT,
         "digest": head.digest.hex(),
     }

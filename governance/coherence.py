@@ -17,6 +17,8 @@ from nsllm.canonical import Value
 from nsllm.governance.features import MICRO, AnswerFeatures
 from nsllm.ids import PPM_ONE, Digest, Ppm
 
+STRETCH_WORDS: Final = 100
+"""Words that repetition is looked for in at a time; a shorter last stretch counts from half of it."""
 MAX_WORDS: Final = 20_000
 """Words of an answer that repetition looks at; bounds the work on a hostile text."""
 
@@ -71,10 +73,17 @@ The fluency gate stands further out than that, for answers of other models and o
 def distinct3_micro(text: str) -> int:
     """Share of distinct word triples, in millionths; 1,000,000 for fewer than four words.
 
+    The mean over stretches of 100 words: long texts come back to their words without being loops.
+
     >>> distinct3_micro("a b c a b c a b c")
     428571
     """
     words = [match.group().lower() for match, _ in zip(re.finditer(r"\w+", text), range(MAX_WORDS), strict=False)]
+    starts = range(0, max(1, len(words) - STRETCH_WORDS // 2), STRETCH_WORDS)
+    return sum(_distinct(words[start : start + STRETCH_WORDS]) for start in starts) // len(starts)
+
+
+def _distinct(words: list[str]) -> int:
     triples = list(zip(words, words[1:], words[2:], strict=False))
     return MICRO if len(triples) < 2 else len(set(triples)) * MICRO // len(triples)
 

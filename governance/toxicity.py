@@ -30,8 +30,8 @@ BUCKETS: Final = 1 << 16
 NGRAM_LENGTHS: Final = (3, 4, 5)
 WINDOW_CHARS: Final = 240
 """About the length of the comments that the wording head learnt from; windows overlap by half."""
-SHORT_NGRAMS: Final = 40
-"""Texts with fewer n-grams (about three words) count as if they had so many: little text is little evidence."""
+SHORT_NGRAMS: Final = 90
+"""Texts with fewer n-grams (about six words) count as if they had so many: little text is little evidence."""
 MAX_CHARS: Final = 100_000
 MAX_HEAD_BYTES: Final = 300_000
 MICRO: Final = 1_000_000
