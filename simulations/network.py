@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,41 +73,61 @@ class SimulatedPeer:
     settled: Settled
     peer: Peer | None = None
     scope: trio.CancelScope | None = None
+    ended: trio.Event | None = None
+    """Set once the peer's last run is over."""
+    starts: int = 0
+    callers: list[trio.CancelScope] = field(default_factory=list[trio.CancelScope])
 
 
 class SimulatedNetwork:
-    """Peers of one genesis in one world; `start` and `stop` them in a nursery that the scenario owns."""
+    """Peers of one genesis in one world; `start`, `stop` and `crash` them in a nursery that the scenario owns."""
 
-    def __init__(self, count: int, seed: int, folder: Path) -> None:
+    def __init__(self, count: int, seed: int, folder: Path, *, gossip_loss: float = 0.0) -> None:
         """Make identities and a genesis; nothing runs yet.
 
         Args:
             count: peers; all of them validate, hold shards and generate.
             seed: of every key, delay and draw.
             folder: for the peers' databases; a fresh temporary one.
+            gossip_loss: chance that an announcement misses a receiver.
         """
         self.seed = seed
         self.trace = Trace()
-        self.space = MemoryWorld(seeded(seed, "space"), on_event=self.trace.message)
+        self.space = MemoryWorld(seeded(seed, "space"), gossip_loss=gossip_loss, on_event=self.trace.message)
         identities = [new_identity(seeded(seed, "keys", number).randbytes) for number in range(count)]
         policy = default_policy(stand_in_digest("text"), stand_in_digest("encoder"))
         members = [founder(identity) for identity in identities]
         self.genesis = found(f"sim-{seed}", members, policy, TimeMs(EPOCH_MS), local=True)
-        first = f"/memory/first/p2p/{identities[0].peer_id}"
+        self._folder = folder
+        self._first = f"/memory/first/p2p/{identities[0].peer_id}"
         self.peers = [
-            SimulatedPeer(number, self._settle(number, identity, folder, first))
-            for number, identity in enumerate(identities)
+            SimulatedPeer(number, self._settle(number, identity)) for number, identity in enumerate(identities)
         ]
 
+    def add(self) -> SimulatedPeer:
+        """A further peer with the network's genesis, in which it does not stand; it runs once it is started."""
+        number = len(self.peers)
+        identity = new_identity(seeded(self.seed, "keys", number).randbytes)
+        simulated = SimulatedPeer(number, self._settle(number, identity))
+        self.peers.append(simulated)
+        return simulated
+
     async def start(self, nursery: trio.Nursery, number: int) -> Peer:
-        """Start (or start again) one peer; returns once it runs."""
+        """Start (or start again) one peer, once its last run is over; returns when it runs."""
         simulated = self.peers[number]
+        if simulated.ended is not None:
+            await simulated.ended.wait()
+        simulated.starts += 1
         simulated.peer = peer = await Peer.open(simulated.settled, self._world(simulated))
         simulated.scope = scope = trio.CancelScope()
+        simulated.ended = ended = trio.Event()
 
         async def run(task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-            with scope:
-                await peer.run(task_status=task_status)
+            try:
+                with scope:
+                    await peer.run(task_status=task_status)
+            finally:
+                ended.set()
 
         await nursery.start(run)
         return peer
@@ -114,21 +135,51 @@ class SimulatedNetwork:
     def stop(self, number: int) -> None:
         """Stop one peer, as SIGTERM would."""
         simulated = self.peers[number]
-        if simulated.scope is not None:
-            simulated.scope.cancel()
+        for scope in (simulated.scope, *simulated.callers):
+            if scope is not None:
+                scope.cancel()
         simulated.peer = None
+
+    async def crash(self, number: int) -> None:
+        """Kill one peer, as SIGKILL would: nothing that it had not on disk by now is there when it starts again."""
+        simulated = self.peers[number]
+        if simulated.peer is None or simulated.ended is None:
+            return
+        folder = simulated.settled.config.data_dir
+        kept = folder.with_name(f"{folder.name}.kept")
+        # All writes of a simulation happen in one thread, between two turns of the scheduler: the copy is what a
+        # killed process leaves behind. What the peer does on its way out is undone.
+        shutil.copytree(folder, kept)
+        self.space.kill(simulated.settled.identity.peer_id)
+        self.stop(number)
+        await simulated.ended.wait()
+        shutil.rmtree(folder)
+        kept.rename(folder)
+
+    @contextmanager
+    def caller(self, number: int) -> Generator[Peer]:
+        """A client of one running peer for the length of the block; cut off with its peer when that stops."""
+        simulated = self.peers[number]
+        if simulated.peer is None:
+            raise ValueError(f"peer {number} does not run")
+        with trio.CancelScope() as scope:
+            simulated.callers.append(scope)
+            try:
+                yield simulated.peer
+            finally:
+                simulated.callers.remove(scope)
 
     def running(self) -> list[Peer]:
         """Peers that run now, in order of number."""
         return [simulated.peer for simulated in self.peers if simulated.peer is not None]
 
-    def _settle(self, number: int, identity: Identity, folder: Path, first: str) -> Settled:
+    def _settle(self, number: int, identity: Identity) -> Settled:
         config = PeerConfig(
-            data_dir=private_folder(folder / f"peer-{number}"),
-            home=folder,
+            data_dir=private_folder(self._folder / f"peer-{number}"),
+            home=self._folder,
             name=f"peer-{number}",
             visibility="public",
-            p2p=P2pConfig(listen=(), bootstrap=() if number == 0 else (first,)),
+            p2p=P2pConfig(listen=(), bootstrap=() if number == 0 else (self._first,)),
         )
         return Settled(config=config, identity=identity, genesis=self.genesis, founded=False)
 
@@ -139,7 +190,7 @@ class SimulatedNetwork:
         return World(
             clock=TrioClock(TimeMs(EPOCH_MS)),
             offload=InlineOffload(),
-            rng=seeded(self.seed, "peer", number),
+            rng=seeded(self.seed, "peer", number, simulated.starts),
             network=network,
             engine=StandInEngine(),
             plugins=InlinePluginHost(),

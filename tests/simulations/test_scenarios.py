@@ -8,13 +8,15 @@ import subprocess
 import sys
 
 import pytest
+import trio
 
-from nsllm.simulations.errors import UnknownScenarioError
-from nsllm.simulations.scenarios import run
+from nsllm.simulations.errors import ScenarioError, UnknownScenarioError
+from nsllm.simulations.questions import ask
+from nsllm.simulations.scenarios import SCENARIOS, Scenario, run
 
 
-def steady(seed: int, hash_seed: str) -> dict:
-    command = [sys.executable, "-m", "nsllm", "sim", "steady", "--peers", "4", "--seed", str(seed), "--json"]
+def simulate(scenario: str, seed: int, hash_seed: str) -> dict:
+    command = [sys.executable, "-m", "nsllm", "sim", scenario, "--peers", "4", "--seed", str(seed), "--json"]
     done = subprocess.run(
         command, env={**os.environ, "PYTHONHASHSEED": hash_seed}, capture_output=True, text=True, check=True
     )
@@ -23,15 +25,22 @@ def steady(seed: int, hash_seed: str) -> dict:
 
 
 def test_a_seed_determines_everything_whatever_the_hash_seed() -> None:
-    first, again, other = steady(1, "1"), steady(1, "2"), steady(2, "1")
+    first, again, other = (simulate("steady", *seeds) for seeds in ((1, "1"), (1, "2"), (2, "1")))
     assert first == again
     assert first["digest"] != other["digest"]
     assert first["cache_hits"] > 0
     assert "stand-in" in first["model"]
 
 
+def test_faults_are_as_determined_and_leave_one_history() -> None:
+    here = run("faults", peers=4, seed=1)
+    assert here == simulate("faults", 1, "3")
+    assert here["crashes"] + here["restarts"] + here["partitions"] == 8
+    assert here["log_size"] >= here["questions"] > 8
+
+
 def test_a_run_in_this_process_is_the_same_as_one_in_another() -> None:
-    assert run("steady", peers=4, seed=1)["digest"] == steady(1, "0")["digest"]
+    assert run("steady", peers=4, seed=1)["digest"] == simulate("steady", 1, "0")["digest"]
 
 
 def test_one_peer_alone_is_a_network() -> None:
@@ -39,5 +48,30 @@ def test_one_peer_alone_is_a_network() -> None:
 
 
 def test_an_unknown_scenario_is_named() -> None:
-    with pytest.raises(UnknownScenarioError, match="stedy"):
+    with pytest.raises(UnknownScenarioError, match=r"stedy.*steady, faults"):
         run("stedy", peers=4, seed=1)
+
+
+async def unlucky(network, nursery) -> dict:
+    raise ScenarioError("the moon was full")
+
+
+async def broken(network, nursery) -> dict:
+    peer = await network.start(nursery, 0)
+
+    async def bug(*_args: object, **_kwargs: object) -> int:
+        raise ZeroDivisionError("in the log")
+
+    peer._auditor._peer_log.append = bug
+    await ask(0, peer, "How do tides work?")
+    await trio.sleep(60)
+    return {}
+
+
+@pytest.mark.parametrize(("play", "cause"), [(unlucky, "the moon was full"), (broken, "ZeroDivisionError: in the log")])
+def test_a_scenario_that_fails_says_how_to_replay_it(monkeypatch, play, cause) -> None:
+    monkeypatch.setitem(SCENARIOS, "mine", Scenario(play))
+    with pytest.raises(ScenarioError, match=cause) as failed:
+        run("mine", peers=3, seed=77)
+    assert "seed 77" in failed.value.message
+    assert failed.value.hint == "replay with: nsllm sim mine --peers 3 --seed 77"

@@ -9,7 +9,7 @@ from nsllm.cli.terminal import emit, examples, json_option
 
 @click.command(
     short_help="Run a simulated network from a seed.",
-    epilog=examples("nsllm sim steady --peers 8 --seed 1 --json", "nsllm sim steady --peers 4 --seed 2"),
+    epilog=examples("nsllm sim steady --peers 8 --seed 1 --json", "nsllm sim faults --peers 4 --seed 2"),
 )
 @click.argument("name")
 @click.option("--peers", type=click.IntRange(1, 1000), default=8, show_default=True, help="How many peers.")
