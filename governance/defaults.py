@@ -12,10 +12,11 @@ from nsllm.ids import Digest, Ppm
 TOXICITY_MAX_PPM: Final = Ppm(800_000)
 """The toxicity heads are calibrated to this limit; `benchmarks/train_toxicity.py` prints what it lets through."""
 COHERENCE_MIN_PPM: Final = Ppm(350_000)
-"""98 % of SmolLM2's benign answers lie above, no loops and no random words (`benchmarks/score_separation.py`)."""
+"""Of SmolLM2's benign answers of up to 128 tokens 98 % lie above (378 answers); of shuffled ones 5 %, of sentences said
+four times over 21 %, of loops and random words none. Measured as in `benchmarks/score_separation.py`."""
 REUSE_MIN_PPM: Final = Ppm(600_000)
-"""97 % of SmolLM2's benign answers lie above with the weights below; 10 % of off-topic, 6 % of shuffled, 0 % of looping
-ones (same measurement, features of 225 answers)."""
+"""Same answers, with the weights below: 97 % lie above; of off-topic ones 10 %, of shuffled ones 4 %, of repeated ones
+22 %, of loops and random words none."""
 WEIGHTS_PPM: Final = {"coherence": 600_000, "relevance": 300_000, "safety": 100_000}
 """Of the weights tried, these let the fewest spoilt answers past a reuse limit that 97 % of benign ones pass. Safety
 weighs little, because the toxicity limit has already withheld what is toxic."""
