@@ -78,7 +78,7 @@ def settings() -> str:
     """Every setting of `config.toml`."""
     from nsllm.node.settings import settings_table
 
-    return settings_table()
+    return settings_table().replace("<", "&lt;")
 
 
 def endpoints() -> str:
@@ -101,12 +101,20 @@ def error_classes() -> Iterator[tuple[str, type[NsllmError]]]:
     """(room, class) of every error that the project raises, in the order of the rooms."""
     from nsllm.errors import NsllmError
 
-    names = ["errors", *(f"{room}.errors" for room in (*ROOMS, "cli")), "node.api.bridge"]
+    names = ["errors", "merkle", *(f"{room}.errors" for room in (*ROOMS, "cli")), "node.api.bridge"]
     for name in names:
         module = importlib.import_module(f"nsllm.{name}")
         for kind in vars(module).values():
             if inspect.isclass(kind) and issubclass(kind, NsllmError) and kind.__module__ == module.__name__:
                 yield (name.partition(".")[0] if "." in name else "base", kind)
+
+
+def scenarios() -> str:
+    """Every scenario of the simulator."""
+    from nsllm.simulations.scenarios import SCENARIOS
+
+    rows = [(f"`{name}`", _first(inspect.getdoc(scenario.play))) for name, scenario in SCENARIOS.items()]
+    return _table(("scenario", "what happens, and what must hold"), rows)
 
 
 def api_codes() -> str:

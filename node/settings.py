@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from nsllm.content import redact
 from nsllm.files import read_bounded, write_atomic
+from nsllm.node import config as declared
 from nsllm.node.config import CONFIG_FILE, Overrides, PeerConfig, models_home, walk
 from nsllm.node.errors import ConfigError
 
@@ -189,9 +190,10 @@ def settings_rows() -> tuple[SettingRow, ...]:
         if spec.metadata.get("flag_only"):
             continue
         kind = str(spec.type).replace("tuple[str, ...]", "list of text").replace("tuple[Role, ...]", "list of roles")
-        kind = {"str": "text", "int": "number", "Path | None": "path", "Visibility": "private, group or public"}.get(
-            kind, kind
-        )
+        kind = {"str": "text", "int": "number", "Path | None": "path"}.get(kind, kind)
+        choices = get_args(getattr(declared, kind, None))
+        if choices:
+            kind = f"{', '.join(choices[:-1])} or {choices[-1]}"
         shown = ", ".join(value) if isinstance(value, tuple) else "" if value is None else str(value)
         unit = spec.metadata.get("unit", "")
         rows.append(SettingRow(name=name, kind=kind, default=shown, unit=unit, doc=spec.metadata["doc"]))
