@@ -109,14 +109,6 @@ def error_classes() -> Iterator[tuple[str, type[NsllmError]]]:
                 yield (name.partition(".")[0] if "." in name else "base", kind)
 
 
-def scenarios() -> str:
-    """Every scenario of the simulator."""
-    from nsllm.simulations.scenarios import SCENARIOS
-
-    rows = [(f"`{name}`", _first(inspect.getdoc(scenario.play))) for name, scenario in SCENARIOS.items()]
-    return _table(("scenario", "what happens, and what must hold"), rows)
-
-
 def api_codes() -> str:
     """Codes of the errors that the HTTP side itself gives, with their statuses."""
     found: dict[str, set[str]] = {}
