@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import socket
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -90,6 +91,24 @@ def dialable(addresses: Sequence[str], *, local: bool) -> tuple[str, ...]:
         else:
             found[address] = None
     return tuple(found)
+
+
+def is_taken(address: str) -> bool:
+    """Whether somebody listens at this TCP multiaddr of ours already.
+
+    The library listens with SO_REUSEPORT: a second peer would share the port without an error, and each would get some
+    of the other's connections.
+    """
+    listen = multiaddr.Multiaddr(address)
+    family, host = (socket.AF_INET6, "ip6") if "/ip6/" in address else (socket.AF_INET, "ip4")
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((listen.value_for_protocol(host), int(listen.value_for_protocol("tcp"))))
+            probe.listen(1)
+        except OSError:
+            return True
+    return False
 
 
 def parse(address: str) -> tuple[Any, str]:

@@ -20,7 +20,7 @@ from nsllm.p2p.errors import ProtocolRefusedError, StreamClosedError, Unreachabl
 from nsllm.p2p.guard import CLEANUP_S, StreamGuard, StreamLimits
 from nsllm.p2p.identity import PeerKey
 from nsllm.p2p.libp2p_gossip import Gossip
-from nsllm.p2p.libp2p_host import dialable, make_host, parse
+from nsllm.p2p.libp2p_host import dialable, is_taken, make_host, parse
 from nsllm.p2p.libp2p_pointers import Pointers
 from nsllm.p2p.libp2p_stream import STREAM_ERRORS, Libp2pStream
 from nsllm.p2p.network import MAX_GOSSIP_BYTES, MAX_PROVIDER_KEY_BYTES, Stream, StreamHandler
@@ -239,7 +239,7 @@ class Libp2pNetwork:
         """Bind every address and tell peers of them; the error of the first that cannot be bound."""
         swarm = self._host.get_network()
         for text in self._listen:
-            if not await swarm.listen(multiaddr.Multiaddr(text)):
+            if is_taken(text) or not await swarm.listen(multiaddr.Multiaddr(text)):
                 return UnreachableError(f"cannot listen on {text}", hint="is the port in use?")
         bound = [str(address).partition("/p2p/")[0] for address in self._host.get_transport_addrs()]
         told = self._announce or dialable(bound, local=self._local)

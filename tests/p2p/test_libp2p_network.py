@@ -135,6 +135,15 @@ async def test_the_port_is_free_again_and_the_peer_is_found_at_its_new_one() -> 
             assert await ask(other, again) == b"hi"
 
 
+async def test_two_peers_never_share_a_port() -> None:
+    one = network(1)
+    async with running(one):
+        port = one.addresses()[0].split("/")[4]
+        with pytest.raises(UnreachableError, match=f"cannot listen on .*{port}"):
+            async with network(2, listen=[f"/ip4/127.0.0.1/tcp/{port}"]).run():
+                pass
+
+
 async def test_a_busy_port_is_said() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

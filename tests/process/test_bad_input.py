@@ -69,7 +69,7 @@ REFUSED = {
     "an array": (b"[]", JSON, 400, "object"),
     "an unknown field": (body(banana=1), JSON, 400, "banana"),
     "an unknown model": (body(model="gpt-4o"), JSON, 404, "gpt-4o"),
-    "10 MB": (body(user="x" * 10_000_000), JSON, 413, "too large"),
+    "10 MB": (body(user="x" * 10_000_000), JSON, 413, "larger than"),
     "a context overflow": (body(messages=[{"role": "user", "content": "word " * 2000}]), JSON, 400, "256"),
     "a temperature beyond its range": (body(temperature=9), JSON, 400, "temperature"),
     "a visibility that is none": (body(visibility="secret"), JSON, 400, "visibility"),
@@ -141,18 +141,21 @@ async def test_a_plain_libp2p_host_may_dial_identify_and_ping(tiny_net):
 
 
 async def talk_nonsense(secret: bytes, address: str) -> int:
-    """Every kind of nonsense on every protocol; how many streams the peer ended without an answer that went on."""
+    """Every kind of nonsense on every protocol; on how many streams the peer took it in and ended them."""
     ended = 0
     network = Libp2pNetwork(secret=secret, listen=["/ip4/127.0.0.1/tcp/0"], local=True)
     async with network.run():
         for protocol in PROTOCOLS:
-            for data in NONSENSE.values():
+            for name, data in NONSENSE.items():
                 with trio.fail_after(60):
-                    peer = await network.connect(address)
-                    stream = await network.open(peer, protocol)
+                    try:
+                        stream = await network.open(await network.connect(address), protocol)
+                    except NsllmError:  # it may have had enough of us, and lets us come again
+                        await trio.sleep(0.5)
+                        stream = await network.open(await network.connect(address), protocol)
                     try:
                         await stream.send_all(data)
-                        if len(data) == 6:
+                        if name == "a truncated frame":
                             await stream.aclose()  # the rest never comes
                         while await stream.receive_some(65536):
                             pass
