@@ -1,7 +1,7 @@
 """The world that a peer lives in: every source of time, chance, messages, models and blocking work.
 
 A real peer gets libp2p, threads, a torch worker and plugin workers (`real_world`). A simulated one gets an in-memory
-network, virtual time and a stand-in model. The composition root (`nsllm.node.peer`) cannot tell them apart.
+network, virtual time and a stand-in model. The composition root (`nsllm.node.parts`) cannot tell them apart.
 """
 
 from __future__ import annotations

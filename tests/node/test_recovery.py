@@ -17,7 +17,7 @@ def test_a_validator_with_a_full_disk_says_so_and_takes_part_again(on_stage) -> 
         state = peer.ledger._state
         commit = state.commit
         told: list[str] = []
-        peer._context.events.tap(lambda event: told.append(f"{event.kind} {event.fields.get('reason')}"))
+        peer.parts.context.events.tap(lambda event: told.append(f"{event.kind} {event.fields.get('reason')}"))
 
         def full(*_: object) -> None:
             raise StorageError("ledger: database or disk is full", hint="free some space")
@@ -27,14 +27,14 @@ def test_a_validator_with_a_full_disk_says_so_and_takes_part_again(on_stage) -> 
         await stage.anchored(other, answer)
         assert "consensus_halted ledger: database or disk is full" in told
         assert peer.ledger.height < other.ledger.height
-        await stage.until(lambda: peer._agreement.halted is not None)
+        await stage.until(lambda: peer.parts.agreement.halted is not None)
         notices = (await peer.status()).notices
         assert "consensus halted: ledger: database or disk is full (free some space)" in notices
         state.commit = commit
         await stage.until(lambda: peer.ledger.height == other.ledger.height)
         assert peer.ledger.log_root == other.ledger.log_root
         assert "consensus_resumed None" in told
-        assert peer._agreement.halted is None
+        assert peer.parts.agreement.halted is None
         await stage.anchored(peer, await stage.ask(peer, "How do keys work?"))
 
     on_stage(play)
@@ -45,7 +45,7 @@ def test_an_answer_that_cannot_be_kept_is_refused_and_the_peer_goes_on(on_stage)
         peer = stage.peers[0]
         kept = await stage.ask(peer, "What is kept?")
         await stage.anchored(peer, kept)
-        database = peer._completions._connection
+        database = peer.stores.completions._connection
         database.execute("PRAGMA max_page_count = 1")
         with pytest.raises(OwnFault, match="full"):
             for number in range(50):
@@ -64,14 +64,14 @@ def test_a_full_shelf_stops_no_publication(on_stage) -> None:
         async def full(*_: object) -> bool:
             raise StoreError("record store: disk is full", hint="free some space")
 
-        peer._store.put = full
+        peer.stores.records.put = full
         answers = [await stage.ask(peer, f"What is {number} times four?") for number in range(8)]
         published = [answer for answer in answers if answer.finished.publication == "pending"]
         assert len(published) > 4
         for answer in published:
             await stage.anchored(peer, answer)
         await trio.sleep(120)
-        assert await peer._store.digests() == ()
+        assert await peer.stores.records.digests() == ()
         assert peer in stage.peers
 
     on_stage(play)
@@ -83,7 +83,7 @@ def test_a_lost_store_is_filled_again_from_the_other_holders(on_stage) -> None:
         for number in range(8):
             await stage.anchored(peer, await stage.ask(peer, f"What is {number} times two?"))
         await trio.sleep(30)
-        held = {number: set(await p._store.digests()) for number, p in enumerate(stage.peers)}
+        held = {number: set(await p.stores.records.digests()) for number, p in enumerate(stage.peers)}
         assert all(held.values())
         stage.network.stop(1)
         await trio.sleep(1)
@@ -93,7 +93,7 @@ def test_a_lost_store_is_filled_again_from_the_other_holders(on_stage) -> None:
         again = stage.network.peers[1].peer
         assert any("record store was damaged" in notice for notice in (await again.status()).notices)
         await trio.sleep(30)
-        assert set(await again._store.digests()) == held[1]
+        assert set(await again.stores.records.digests()) == held[1]
 
     on_stage(play)
 
@@ -109,13 +109,13 @@ def test_a_holder_that_was_away_fetches_what_it_missed(on_stage) -> None:
         await stage.start(3)
         back = stage.network.peers[3].peer
         await trio.sleep(90)
-        shards = back._context.genesis.placement.shards
+        shards = back.parts.context.genesis.placement.shards
         wanted = set()
         for height in range(1, peer.ledger.height + 1):
             for leaf in await peer.ledger.leaves(height):
-                if back._context.address in back._cache.holders_of(key_shard(leaf.request_key, shards)):
+                if back.parts.context.address in back.parts.cache.holders_of(key_shard(leaf.request_key, shards)):
                     wanted.add(leaf.record)
         assert wanted
-        assert wanted <= set(await back._store.digests())
+        assert wanted <= set(await back.stores.records.digests())
 
     on_stage(play)

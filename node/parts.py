@@ -1,0 +1,245 @@
+"""The composition root: one peer's parts, made from the rooms' classes and a world, and who of them knows whom.
+
+Nothing here decides anything: parts decide. `nsllm.node.peer` runs them and speaks for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+
+import trio
+from prometheus_client import CollectorRegistry
+
+from nsllm.consensus.block import DecidedBlock
+from nsllm.consensus.certified import CertifiedRecord
+from nsllm.consensus.header import Header
+from nsllm.consensus.registry import Admission, Member
+from nsllm.errors import NsllmError, OwnFault
+from nsllm.governance.hybrid_score import HybridScorer
+from nsllm.governance.validator import Validator
+from nsllm.ids import Address, Digest, Height, PeerId, hex0x, short
+from nsllm.node.agreement import Agreement
+from nsllm.node.auditor import Auditor
+from nsllm.node.context import PeerContext
+from nsllm.node.data_folder import Settled
+from nsllm.node.events import EventBus
+from nsllm.node.examiner import Examiner
+from nsllm.node.executors import Executors
+from nsllm.node.federated_cache import FederatedCache
+from nsllm.node.keeper import Keeper
+from nsllm.node.links import BlockFeed, ConsensusMesh, MemberLinks
+from nsllm.node.membership import Membership
+from nsllm.node.metrics import PeerMetrics
+from nsllm.node.orchestrator import Orchestrator
+from nsllm.node.presence import Presence
+from nsllm.node.publisher import Publisher
+from nsllm.node.receipts import Receipts
+from nsllm.node.restock import Restocker
+from nsllm.node.stores import Stores
+from nsllm.node.world import World
+from nsllm.p2p.directory import PeerDirectory
+from nsllm.p2p.identity import PeerKey
+from nsllm.p2p.protocols.announce import Announcer
+from nsllm.p2p.protocols.fetch import FETCH, serve_fetch
+from nsllm.p2p.protocols.generate import GENERATE, serve_generate
+from nsllm.p2p.protocols.mesh import MESH, MeshClient, MeshKind, serve_mesh
+from nsllm.p2p.protocols.push import PUSH, serve_push
+from nsllm.p2p.protocols.submit import SUBMIT, serve_submit
+from nsllm.p2p.protocols.sync import SYNC, serve_sync
+from nsllm.record import SignedRecord
+
+log = logging.getLogger(__name__)
+
+
+class Parts:
+    """What a peer consists of; nothing runs until somebody runs `running()`."""
+
+    def __init__(self, settled: Settled, world: World, stores: Stores) -> None:
+        """Put the parts together and serve the protocols on the world's network, which is not running yet."""
+        genesis, identity = settled.genesis, settled.identity
+        ledger = stores.ledger
+        self._world = world
+        self._stores = stores
+        self.context = context = PeerContext(
+            genesis=genesis,
+            network_id=genesis.network_id(),
+            registry=ledger.registry,
+            validators=genesis.registry().validators(),
+            key=identity.member,
+            clock=world.clock,
+            offload=world.offload,
+            rng=world.rng,
+            events=EventBus(world.clock),
+        )
+        self.metrics = PeerMetrics(CollectorRegistry())
+        self._auditor = Auditor(stores.peer_log, ledger)
+        for tap in (self.metrics.count, world.observer, self._auditor.hear):
+            context.events.tap(tap)
+        network, engine = world.network, world.engine
+        self.directory = PeerDirectory(context.network_id, genesis.registry(), world.clock, on_admission=self._admitted)
+        links = MemberLinks(network, self.directory)
+        self._mesh = MeshClient(network, self.directory, world.rng)
+        feed = BlockFeed(network, self.directory)
+        self.agreement = Agreement(
+            context=context,
+            ledger=ledger,
+            mesh=ConsensusMesh(self._mesh),
+            feed=feed,
+            folder=world.folder,
+            checkpoint=world.checkpoint,
+        )
+        self.cache = FederatedCache(context=context, store=stores.records, network=network, shelves=links)
+        self._restocker = Restocker(
+            context=context, ledger=ledger, store=stores.records, cache=self.cache, shelves=links
+        )
+        self._examiner = self._make_examiner() if context.is_validator else None
+        self._keeper = (
+            Keeper(context=context, ledger=ledger, cache=self.cache, shelves=links) if context.is_validator else None
+        )
+        self._publisher = Publisher(
+            context=context,
+            completions=stores.completions,
+            ledger=ledger,
+            cache=self.cache,
+            shelves=links,
+            submissions=links,
+            examiner=self._examiner,
+        )
+        self._executors = Executors(context=context, engine=engine, network=network, directory=self.directory)
+        self.receipts = Receipts(context, stores.completions, ledger)
+        self.orchestrator = Orchestrator(
+            context=context,
+            engine=engine,
+            executors=self._executors,
+            cache=self.cache,
+            validator=Validator(engine, world.plugins),
+            publisher=self._publisher,
+            completions=stores.completions,
+            default_visibility=settled.config.visibility,
+        )
+        self._presence = Presence(
+            context=context,
+            peer_key=PeerKey(identity.libp2p_secret),
+            network=network,
+            directory=self.directory,
+            engine=engine,
+            bootstrap=settled.config.p2p.bootstrap,
+            height=lambda: ledger.height,
+        )
+        self.membership = Membership(
+            context=context,
+            folder=world.folder,
+            network=network,
+            directory=self.directory,
+            on_own_admission=self._admitted_ourselves,
+            on_admission=self._admitted,
+        )
+        self._announcer = Announcer(network, self.directory, on_block=self._heard_block, on_card=self._presence.on_card)
+        self._announcements, self._to_announce = trio.open_memory_channel[Header](16)
+        self._serve_protocols()
+        ledger.subscribe(self._decided)
+
+    def running(self) -> tuple[tuple[str, Callable[[], Awaitable[None]]], ...]:
+        """(name, task) of every part that has something to do of its own; each runs until it is cancelled."""
+        tasks: list[tuple[str, Callable[[], Awaitable[None]]]] = [
+            ("presence", self._presence.run),
+            ("membership", self.membership.run),
+            ("announcer", self._announcer.run),
+            ("block announcements", self._announce_blocks),
+            ("mesh", self._mesh.run),
+            ("publisher", self._publisher.run),
+            ("auditor", self._auditor.run),
+            ("cache", self.cache.announce),
+            ("restocker", self._restocker.run),
+        ]
+        if self._examiner is not None:
+            tasks.append(("examiner", self._examiner.run))
+        if self._keeper is not None:
+            tasks.append(("keeper", self._keeper.run))
+        return tuple(tasks)
+
+    def _make_examiner(self) -> Examiner:
+        info = self._world.engine.info()
+        scorer = HybridScorer(
+            self._world.engine,
+            self._world.plugins,
+            self.context.policy.rubric,
+            scorer_model=(info.scorer or info.text).digest,
+            encoder=info.encoder.digest,
+        )
+        return Examiner(
+            context=self.context,
+            scorer=scorer,
+            ledger=self._stores.ledger,
+            share=lambda to, payload: self._mesh.send(to, "observation", payload),
+            due=self.agreement.poke,
+        )
+
+    def _serve_protocols(self) -> None:
+        network, directory = self._world.network, self.directory
+        network.handle(SYNC, serve_sync(directory, self._stores.ledger))
+        network.handle(FETCH, serve_fetch(directory, self._look_up))
+        network.handle(PUSH, serve_push(directory, self._hold))
+        network.handle(GENERATE, serve_generate(directory, self._executors.execute))
+        if self.context.is_validator:
+            network.handle(MESH, serve_mesh(directory, self._deliver))
+            network.handle(SUBMIT, serve_submit(directory, self._submitted))
+
+    async def _deliver(self, sender: Address, kind: MeshKind, payload: bytes) -> None:
+        if kind == "consensus":
+            self.agreement.receive(sender, payload)
+        elif self._examiner is not None:
+            self._examiner.hear(sender, payload)
+
+    async def _submitted(self, signed: SignedRecord, member: Member) -> str | None:
+        if self._examiner is None:
+            return f"{hex0x(member.address)} asked a peer that does not validate"
+        return self._examiner.accept(signed)
+
+    async def _look_up(self, key: Digest, member: bool) -> CertifiedRecord | None:
+        return await self.cache.lookup(key, member=member)
+
+    async def _hold(self, certified: CertifiedRecord, member: Member) -> str | None:
+        try:
+            await self.cache.hold(certified)
+        except NsllmError as error:
+            log.info("push_refused from=%s error=%s", hex0x(member.address), error)
+            # our own trouble is told without its detail, which names our paths
+            return "cannot store it now" if isinstance(error, OwnFault) else error.message
+        return None
+
+    def _decided(self, decided: DecidedBlock) -> None:
+        if self._examiner is not None and self._keeper is not None:
+            for record in sorted({signed.observation.record for signed in decided.block.body.observations}):
+                signed = self._examiner.release(record)
+                if signed is not None:
+                    self._keeper.keep(signed)
+        self._restocker.decided(decided)
+        header = decided.block.header
+        if header.proposer == self.context.address:
+            with contextlib.suppress(trio.WouldBlock):  # followers also hear heights in heartbeats
+                self._announcements.send_nowait(header)
+
+    async def _announce_blocks(self) -> None:
+        async for header in self._to_announce:
+            try:
+                await self._announcer.block(header.height, header.id())
+            except NsllmError as error:
+                log.info("announcement_failed height=%d error=%s", header.height, error)
+
+    async def _heard_block(self, origin: PeerId, height: Height, block_id: Digest) -> None:
+        log.debug("block_announced by=%s height=%d id=%s", origin, height, short(block_id))
+        self.agreement.announce(height)
+
+    def _admitted_ourselves(self, admission: Admission) -> None:
+        self._presence.admission = admission
+        self._admitted(admission)
+
+    def _admitted(self, admission: Admission) -> None:
+        try:
+            if self._stores.ledger.add_admission(admission):
+                self.agreement.poke()
+        except NsllmError as error:
+            log.warning("admission_ignored member=%s error=%s", hex0x(admission.member.address), error)

@@ -1,0 +1,65 @@
+"""The databases of a peer, opened and closed together; a damaged one is moved aside with a notice, never repaired."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nsllm.cache_dht.store import RecordStore
+from nsllm.governance.ledger import Ledger
+from nsllm.governance.peer_log import PeerLog
+from nsllm.node.completions import Completions
+from nsllm.node.data_folder import Settled
+from nsllm.node.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """What of a peer survives its process, beside keys, settings and consensus' own files."""
+
+    ledger: Ledger
+    records: RecordStore
+    peer_log: PeerLog
+    completions: Completions
+
+    @classmethod
+    async def open(cls, settled: Settled, world: World) -> Stores:
+        """Open or create all of them in the world's folder.
+
+        Raises:
+            OwnFault: one that cannot be opened; says what to do.
+        """
+        genesis, identity = settled.genesis, settled.identity
+        folder, clock, offload = world.folder, world.clock, world.offload
+        validates = identity.address in genesis.registry().validators()
+        return cls(
+            ledger=await Ledger.open(
+                folder / "ledger.sqlite",
+                genesis,
+                clock=clock,
+                offload=offload,
+                key=identity.member if validates else None,
+                recover=True,
+            ),
+            records=await offload.run(lambda: RecordStore.open(folder / "records.sqlite", clock, offload)),
+            peer_log=await PeerLog.open(
+                folder / "peerlog.sqlite",
+                identity.member,
+                genesis.network_id(),
+                clock=clock,
+                offload=offload,
+                recover=True,
+            ),
+            completions=await Completions.open(folder / "completions.sqlite", clock, offload),
+        )
+
+    async def close(self, world: World) -> None:
+        """Close all of them; nothing that was acknowledged is lost."""
+        await self.ledger.close()
+        await self.peer_log.close()
+        await world.offload.run(self.records.close)
+        await self.completions.close()
+
+    def notices(self) -> tuple[str, ...]:
+        """What an operator should know about opening them."""
+        found = (self.records.notice, self.ledger.notice, self.peer_log.notice, self.completions.notice)
+        return tuple(notice for notice in found if notice)
