@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable
 from typing import Final
@@ -11,8 +12,9 @@ import torch
 from nsllm.record import Sampling
 
 MICRO: Final = 1_000_000
-CANDIDATES: Final = 256
-"""Tokens that are sorted first for top-p; the whole vocabulary only if they do not hold enough probability."""
+MARGIN: Final = 12.0
+"""Tokens within e^-12 of the most likely one are looked at first for top-p; the whole vocabulary only if they do not
+hold enough probability. Sorting 49,152 tokens takes longer than a model of 135 million parameters."""
 
 
 class Sampler:
@@ -49,16 +51,19 @@ class Sampler:
 
     def _draw(self, logits: torch.Tensor) -> int:
         u = self._random.random()
-        vocabulary = len(logits)
         if self._top_k == 0 and self._top_p >= MICRO:
             return _at(torch.softmax(logits.double(), -1), u)
-        count = min(self._top_k or CANDIDATES, vocabulary)
-        values, ids = torch.topk(logits, count)
-        whole = torch.logsumexp((values if self._top_k else logits).double(), -1)
-        probabilities = torch.exp(values.double() - whole)
-        if not self._top_k and float(probabilities.sum()) * MICRO < self._top_p and count < vocabulary:
-            values, ids = torch.sort(logits, descending=True, stable=True)
-            probabilities = torch.exp(values.double() - whole)
+        if self._top_k:
+            values, ids = torch.topk(logits, min(self._top_k, len(logits)))
+            probabilities = torch.softmax(values.double(), -1)
+        else:
+            shares = torch.exp(logits - logits.max())
+            whole = float(shares.sum())
+            ids = (shares > math.exp(-MARGIN)).nonzero().squeeze(1)
+            if float(shares[ids].sum()) * MICRO < self._top_p * whole:
+                ids = torch.arange(len(logits))
+            values, order = torch.sort(shares[ids], descending=True, stable=True)
+            ids, probabilities = ids[order], values.double() / whole
         before = probabilities.cumsum(-1) - probabilities
         kept = max(1, int((before * MICRO < self._top_p).sum()))  # the most likely token always stays
         return int(ids[_at(probabilities[:kept], u)])

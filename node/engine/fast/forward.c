@@ -22,10 +22,11 @@
 #endif
 
 #define COLS 64 /* outputs in a weight tile */
-#define MROWS 5 /* rows that a weight tile is applied to at once: 24 accumulators of 16 lanes */
+#define MROWS 6 /* rows that a weight tile is applied to at once: 24 accumulators of 16 lanes */
 #define GROUP 64 /* inputs of a linear layer that share an activation scale */
 #define BLOCK 32 /* tokens in a block of keys and values */
 #define MQ 12 /* query vectors that share a read of keys and values: 24 accumulators */
+#define LINE 64 /* bytes in a cache line */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float v16 __attribute__((vector_size(64)));
@@ -73,6 +74,8 @@ typedef struct Team {
     pthread_mutex_t mutex;
     pthread_cond_t wake;
     pthread_t *threads;
+    float *memory; /* what a pass works in, kept for the next one */
+    int64_t memory_floats;
 } Team;
 
 typedef struct {
@@ -154,6 +157,7 @@ void team_stop(Team *team) {
     start_round(team);
     for (int32_t id = 1; id < team->size; id++) pthread_join(team->threads[id], NULL);
     free(team->threads);
+    free(team->memory);
     free(team);
 }
 
@@ -252,7 +256,7 @@ INLINE void dot4(__m512i *sum, __m512i bytes, __m512i weights) {
 #endif
 
 INLINE void int8_tile(int rows, const uint8_t *x, int64_t stride, const float *scales, int64_t groups, const int8_t *w,
-                      const int32_t *offset, int32_t inputs, float *sums) {
+                      const int32_t *offset, int32_t inputs, float *sums, int64_t ahead) {
     memset(sums, 0, (size_t)rows * COLS * sizeof *sums);
     for (int32_t first = 0; first < inputs; first += GROUP, scales++, offset += COLS) {
         int32_t last = inputs - first < GROUP ? inputs : first + GROUP;
@@ -263,6 +267,8 @@ INLINE void int8_tile(int rows, const uint8_t *x, int64_t stride, const float *s
         for (int32_t k = first; k < last; k += 4, w += 4 * COLS) {
             __m512i part[4];
             for (int j = 0; j < 4; j++) part[j] = _mm512_loadu_si512(w + 64 * j);
+            if (ahead)
+                for (int j = 0; j < 4; j++) __builtin_prefetch(w + 64 * j + ahead, 0, 2);
             for (int m = 0; m < rows; m++) {
                 int32_t four;
                 memcpy(&four, x + m * stride + k, 4);
@@ -302,7 +308,7 @@ INLINE void float_tile(int rows, const float *x, int64_t stride, const float *w,
 }
 
 #define INT8_TILE(n) \
-    int8_tile(n, (const uint8_t *)x + row * stride, stride, scales + row * groups, groups, w, offset, inputs, sums)
+    int8_tile(n, (const uint8_t *)x + row * stride, stride, scales + row * groups, groups, w, offset, inputs, sums, ahead)
 #define FLOAT_TILE(n) float_tile(n, (const float *)x + row * stride, stride, (const float *)w, inputs, sums)
 #define ANY_ROWS(tile_of, n) \
     switch (n) { \
@@ -327,6 +333,8 @@ static void apply(const Linear *layer, int int8, const void *x, const float *sca
         for (int32_t row = 0; row < rows; row += MROWS) {
             int here = rows - row < MROWS ? rows - row : MROWS;
             float sums[MROWS * COLS];
+            /* The next tile comes out of memory while this one is used. */
+            int64_t ahead = row == 0 && rows > MROWS ? (int64_t)COLS * inputs : 0;
             if (int8) {
                 ANY_ROWS(INT8_TILE, here)
                 for (int m = 0; m < here; m++)
@@ -452,9 +460,11 @@ INLINE void attend(int count, const Work *work, int32_t row, int32_t layer, int3
     int64_t width = (int64_t)blocks * BLOCK;
     for (int32_t block = 0; block < blocks; block++) {
         const char *keys = block_part(work, row, block, layer, 0, kv_head);
+        const char *next = block_part(work, row, block + 1 < blocks ? block + 1 : 0, layer, block + 1 == blocks, kv_head);
         v16 sum[MQ][2];
         for (int q = 0; q < count; q++) sum[q][0] = sum[q][1] = all(0);
         for (int32_t i = 0; i < d; i++) {
+            __builtin_prefetch(next + i * LINE);
             v16 low = load_cached(keys, (int64_t)i * BLOCK, bf16), high = load_cached(keys, (int64_t)i * BLOCK + 16, bf16);
             for (int q = 0; q < count; q++) {
                 v16 spread = all(queries[q][i]);
@@ -488,7 +498,9 @@ INLINE void attend(int count, const Work *work, int32_t row, int32_t layer, int3
             const char *values = block_part(work, row, block, layer, 1, kv_head);
             int32_t here = length - block * BLOCK < BLOCK ? length - block * BLOCK : BLOCK;
             const float *share = scores + (int64_t)block * BLOCK;
+            const char *next = block_part(work, row, block + 1 < blocks ? block + 1 : 0, layer, block + 1 < blocks, kv_head);
             for (int32_t t = 0; t < here; t++) {
+                if (!from) __builtin_prefetch(next + 2 * t * LINE), __builtin_prefetch(next + (2 * t + 1) * LINE);
                 v16 low = load_cached(values, (int64_t)t * d + from, bf16);
                 v16 high = wide ? load_cached(values, (int64_t)t * d + from + 16, bf16) : low;
                 for (int q = 0; q < count; q++) {
@@ -613,16 +625,19 @@ int32_t forward(Team *team, const Model *m, const Batch *b) {
     int64_t input = mixed > m->inner ? mixed : m->inner;
     int64_t floats = rows * (m->hidden + widest + mixed + input + input / GROUP + 1) +
                      (int64_t)team->size * MQ * ((b->longest + BLOCK - 1) / BLOCK * BLOCK);
-    float *memory = malloc((size_t)floats * sizeof *memory);
-    if (!memory) return -1;
-    Work work = {.model = m, .batch = b, .x = memory};
+    if (floats > team->memory_floats) {
+        free(team->memory);
+        team->memory = malloc((size_t)floats * sizeof *team->memory);
+        team->memory_floats = team->memory ? floats : 0;
+        if (!team->memory) return -1;
+    }
+    Work work = {.model = m, .batch = b, .x = team->memory};
     work.h = work.x + rows * m->hidden;
     work.mixed = work.h + rows * widest;
     work.input = work.mixed + rows * mixed;
     work.scales = (float *)work.input + rows * input;
     work.scores = work.scales + rows * (input / GROUP + 1);
     run(team, forward_share, &work);
-    free(memory);
     return 0;
 }
 

@@ -11,6 +11,7 @@ from typing import Final
 
 import torch
 
+from nsllm.node.engine.fast.memory import reserve
 from nsllm.node.engine.fast.shape import Shape
 from nsllm.node.engine.fast.weights import LlamaWeights, Numerics, PackedLinear, rope_table
 from nsllm.node.errors import EngineError
@@ -76,8 +77,9 @@ class NativeModel:
         self._shape = shape
         self._weights = weights
         dtype = torch.bfloat16 if numerics == "int8" else torch.float32
-        size = (blocks, shape.layers, 2, shape.kv_heads, BLOCK_TOKENS * shape.head_dim)
-        self._blocks = torch.zeros(size, dtype=dtype)
+        block_numbers = shape.layers * 2 * shape.kv_heads * BLOCK_TOKENS * shape.head_dim
+        self._blocks = reserve(blocks * block_numbers * dtype.itemsize)
+        self._logits = torch.empty(0, shape.vocabulary)
         cosine, sine = rope_table(shape, min(shape.context_tokens, blocks * BLOCK_TOKENS))
         self._kept: list[object] = [cosine, sine]
         self._model = _Model(
@@ -112,7 +114,10 @@ class NativeModel:
         self._library.team_stop(self._team)
 
     def forward(self, runs: Sequence[Run]) -> torch.Tensor:
-        """Read the runs' tokens; logits (all that are kept, vocabulary), in the order of the runs."""
+        """Read the runs' tokens; logits (all that are kept, vocabulary), in the order of the runs.
+
+        The next call writes over them.
+        """
         width = max(len(run.blocks) for run in runs)
         table = torch.tensor([[*run.blocks, *[0] * (width - len(run.blocks))] for run in runs], dtype=torch.int32)
         tokens = [token for run in runs for token in run.token_ids]
@@ -126,7 +131,9 @@ class NativeModel:
             ends.append(run.start + count)
         packed = torch.tensor([tokens, [p for _, p in rows], [s for s, _ in rows]], dtype=torch.int32)
         chosen = torch.tensor(wanted, dtype=torch.int32)
-        logits = torch.empty(len(wanted), self._shape.vocabulary)
+        if len(wanted) > len(self._logits):
+            self._logits = torch.empty(len(wanted), self._shape.vocabulary)
+        logits = self._logits[: len(wanted)]
         batch = _Batch(
             tokens=packed[0].data_ptr(),
             positions=packed[1].data_ptr(),

@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
 from safetensors import safe_open
 
+from nsllm.node.engine.fast.memory import Arena
 from nsllm.node.engine.fast.shape import Shape
 
 COLS: Final = 64
@@ -54,13 +56,16 @@ class LlamaWeights:
     key_norm: torch.Tensor | None
 
 
-def pack(weight: torch.Tensor, numerics: Numerics, bias: torch.Tensor | None = None) -> PackedLinear:
-    """Pack `weight` (outputs, inputs) float32; int8 has one scale an output, the largest magnitude over 127."""
+def pack(arena: Arena, weight: torch.Tensor, numerics: Numerics, bias: torch.Tensor | None = None) -> PackedLinear:
+    """Pack `weight` (outputs, inputs) float32 into `arena`.
+
+    int8 has one scale an output, the largest magnitude over 127.
+    """
     outputs, inputs = weight.shape
     tiles = -(-outputs // COLS)
     if numerics == "float32":
         padded = torch.nn.functional.pad(weight, (0, 0, 0, tiles * COLS - outputs))
-        packed = padded.view(tiles, COLS, inputs).transpose(1, 2).contiguous()
+        packed = arena.keep(padded.view(tiles, COLS, inputs).transpose(1, 2))
         empty = torch.empty(0)
         return PackedLinear(packed, empty, empty, bias, inputs, outputs)
     scale = weight.abs().amax(1) / 127
@@ -68,14 +73,15 @@ def pack(weight: torch.Tensor, numerics: Numerics, bias: torch.Tensor | None = N
     padded = torch.nn.functional.pad(whole, (0, 0, 0, tiles * COLS - outputs))
     groups = torch.nn.functional.pad(padded, (0, -inputs % GROUP)).view(tiles, COLS, -1, GROUP)
     offset = (groups.sum(3, dtype=torch.int32) * SHIFT).transpose(1, 2)
-    packed = padded.view(tiles, COLS, inputs // 4, 4).transpose(1, 2).contiguous()
-    return PackedLinear(packed, scale.contiguous(), offset.contiguous(), bias, inputs, outputs)
+    packed = arena.keep(padded.view(tiles, COLS, inputs // 4, 4).transpose(1, 2))
+    return PackedLinear(packed, scale.contiguous(), arena.keep(offset), bias, inputs, outputs)
 
 
 def load_weights(folder: Path, shape: Shape, numerics: Numerics) -> LlamaWeights:
     """Read a folder's safetensors, one layer in memory at a time."""
     with ExitStack() as stack:
         source = _Source(folder, stack)
+        packed = partial(pack, Arena(_packed_bytes(shape, numerics)), numerics=numerics)
         qkv, out, gate_up, down, query_norms, key_norms = [], [], [], [], [], []
         for prefix in (f"model.layers.{i}." for i in range(shape.layers)):
             attention, mlp = prefix + "self_attn.", prefix + "mlp."
@@ -84,12 +90,12 @@ def load_weights(folder: Path, shape: Shape, numerics: Numerics) -> LlamaWeights
             if shape.qkv_bias:
                 bias = torch.cat([source.read(f"{attention}{name}_proj.bias") for name in "qkv"]).contiguous()
             joined = torch.cat([source.read(f"{attention}{name}_proj.weight") for name in "qkv"])
-            qkv.append(pack(joined * before, numerics, bias))
-            out.append(pack(source.read(attention + "o_proj.weight"), numerics))
+            qkv.append(packed(joined * before, bias=bias))
+            out.append(packed(source.read(attention + "o_proj.weight")))
             after = source.read(prefix + "post_attention_layernorm.weight")
             joined = torch.cat([source.read(f"{mlp}{name}_proj.weight") for name in ("gate", "up")])
-            gate_up.append(pack(joined * after, numerics))
-            down.append(pack(source.read(mlp + "down_proj.weight"), numerics))
+            gate_up.append(packed(joined * after))
+            down.append(packed(source.read(mlp + "down_proj.weight")))
             if shape.head_norm:
                 query_norms.append(source.read(attention + "q_norm.weight"))
                 key_norms.append(source.read(attention + "k_norm.weight"))
@@ -100,7 +106,7 @@ def load_weights(folder: Path, shape: Shape, numerics: Numerics) -> LlamaWeights
             out=tuple(out),
             gate_up=tuple(gate_up),
             down=tuple(down),
-            head=pack(head * source.read("model.norm.weight"), numerics),
+            head=packed(head * source.read("model.norm.weight")),
             query_norm=torch.stack(query_norms) if query_norms else None,
             key_norm=torch.stack(key_norms) if key_norms else None,
         )
@@ -111,6 +117,16 @@ def rope_table(shape: Shape, positions: int) -> tuple[torch.Tensor, torch.Tensor
     steps = torch.arange(0, shape.head_dim, 2, dtype=torch.int64).float() / shape.head_dim
     angles = torch.arange(positions).float()[:, None] * (1.0 / shape.rope_theta**steps)[None]
     return angles.double().cos().float().contiguous(), angles.double().sin().float().contiguous()
+
+
+def _packed_bytes(shape: Shape, numerics: Numerics) -> int:
+    """Of all linear layers, tiles and offsets, a little more than enough."""
+    width = shape.heads * shape.head_dim
+    both = 2 * shape.kv_heads * shape.head_dim
+    pairs = [(shape.hidden, width + both), (width, shape.hidden), (shape.hidden, 2 * shape.inner)]
+    pairs = [*pairs, (shape.inner, shape.hidden)] * shape.layers + [(shape.hidden, shape.vocabulary)]
+    number_bytes = 1 if numerics == "int8" else 4
+    return sum((outputs + COLS) * (inputs * number_bytes + 4 * (inputs // GROUP + 1)) for inputs, outputs in pairs)
 
 
 class _Source:
