@@ -19,7 +19,7 @@ from nsllm.cli.terminal import emit, examples, json_option, note
     ),
 )
 @data_dir_option
-@click.option("--api", metavar="URL", help="The peer's API.  [default: as its config.toml says]")
+@click.option("--api", metavar="URL", help="The peer's API.  [default: where the folder's peer serves]")
 @json_option
 def invite(*, data_dir: Path | None, api: str | None, as_json: bool) -> None:
     """Ask the running peer of this data folder for an invite. It admits one member, once, within a day. Whoever has it
@@ -27,14 +27,14 @@ def invite(*, data_dir: Path | None, api: str | None, as_json: bool) -> None:
     """  # noqa: D205 - help text
     import trio
 
+    from nsllm.cli.running import api_url, running_url
     from nsllm.node.identity import read_admin_key
     from nsllm.node.invitation import parse_invite
     from nsllm.node.settings import load_config
 
     config = load_config(data_dir_or_default(data_dir))
     admin_key = read_admin_key(config.data_dir)
-    host = "127.0.0.1" if config.api.host in {"0.0.0.0", "::"} else config.api.host  # noqa: S104 - compared, not bound
-    url = api or f"http://{host}:{config.api.port}"
+    url = api or running_url(config.data_dir) or api_url(config)
     text = trio.run(_fetch, url, config.api.key, admin_key)
     invited = parse_invite(text)
     if as_json:

@@ -101,17 +101,21 @@ def run_up(config: PeerConfig, *, as_json: bool) -> None:
 async def _run(settled: Settled, *, as_json: bool) -> None:
     import trio
 
+    from nsllm.cli.running import api_url, running_at
     from nsllm.node.peer import run_peer
 
     async with trio.open_nursery() as nursery:
         await nursery.start(run_peer, settled)
-        _announce(settled, as_json=as_json)
+        with running_at(settled.config.data_dir, api_url(settled.config)):
+            _announce(settled, as_json=as_json)
+            await trio.sleep_forever()
 
 
 def _announce(settled: Settled, *, as_json: bool) -> None:
+    from nsllm.cli.running import api_url
+
     config, genesis = settled.config, settled.genesis
-    host = f"[{config.api.host}]" if ":" in config.api.host else config.api.host
-    url = f"http://{host}:{config.api.port}"
+    url = api_url(config)
     if as_json:
         emit(
             {
