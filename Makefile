@@ -9,7 +9,8 @@ TORCH_PIP_ARGS ?=
 ONCE ?=
 PEERS ?= 4
 BASE_PORT ?= 8700
-# Arguments for pytest, such as: make test TESTS='tests/consensus -x'
+# Arguments for pytest instead of everything (two processes for what stays inside one, then networks of real peers):
+# such as make test TESTS='tests/consensus -x'
 TESTS ?=
 
 SETUP = PYTHON='$(PYTHON)' TORCH_PIP_ARGS='$(TORCH_PIP_ARGS)' scripts/setup.sh $(VENV)
@@ -32,7 +33,8 @@ up: setup
 
 test: setup-test lint
 	@$(BIN)/nsllm models fetch
-	$(BIN)/python -m pytest $(TESTS)
+	@if [ -n "$${TESTS:-}" ]; then set -x; exec $(BIN)/python -m pytest $(TESTS); fi; set -x; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not process' && $(BIN)/python -m pytest -m process
 
 lint: setup-test
 	$(BIN)/ruff format --check .
