@@ -23,6 +23,8 @@ class Lease:
 
     reserved: int
     """Blocks that it may still take."""
+    side: int
+    """Blocks that it may hold in all, if it is side work's; else 0."""
     blocks: list[int] = field(default_factory=list)
     names: list[bytes] = field(default_factory=list)
     """Of its full blocks."""
@@ -57,6 +59,8 @@ class BlockPool:
         self._names: dict[int, bytes] = {}
         self._by_name: dict[bytes, int] = {}
         self._promised = 0
+        self._side = 0
+        """Blocks that side work may hold."""
         self.found_tokens = 0
         """Prompt tokens that did not have to be read, ever."""
 
@@ -72,9 +76,11 @@ class BlockPool:
         """
         known = self._known(token_ids)
         woken = sum(1 for _, block in known if not self._holders[block])
-        needed = -(-most // self._block_tokens) - len(known)
-        if self.free - woken - needed < (0 if side else self._spare):
+        size = -(-most // self._block_tokens)
+        needed = size - len(known)
+        if self.free - woken - needed < (0 if side else max(0, self._spare - self._side)):
             return None
+        self._side += size if side else 0
         for _, block in known:
             self._idle.pop(block, None)
             self._holders[block] += 1
@@ -82,6 +88,7 @@ class BlockPool:
         self.found_tokens += len(known) * self._block_tokens
         return Lease(
             reserved=needed,
+            side=size if side else 0,
             blocks=[block for _, block in known],
             names=[name for name, _ in known],
             token_ids=list(token_ids[: len(known) * self._block_tokens]),
@@ -111,7 +118,8 @@ class BlockPool:
     def close(self, lease: Lease) -> None:
         """Let go of all blocks."""
         self._promised -= lease.reserved
-        lease.reserved = 0
+        self._side -= lease.side
+        lease.reserved = lease.side = 0
         for block in reversed(lease.blocks):
             self._holders[block] -= 1
             if not self._holders[block]:

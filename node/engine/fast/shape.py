@@ -43,7 +43,8 @@ class Shape:
 def read_shape(config: Mapping[str, Any]) -> Shape | None:
     """The shape that a config.json describes; None if the fast path does not run such a model."""
     architecture = (config.get("architectures") or [None])[0]
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    ropes = [config.get(name) or {} for name in ("rope_parameters", "rope_scaling")]
+    theta = config.get("rope_theta", ropes[0].get("rope_theta", ropes[1].get("rope_theta")))
     try:
         heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
         shape = Shape(
@@ -56,7 +57,7 @@ def read_shape(config: Mapping[str, Any]) -> Shape | None:
             vocabulary=int(config["vocab_size"]),
             context_tokens=int(config["max_position_embeddings"]),
             epsilon=float(config.get("rms_norm_eps", 1e-6)),
-            rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
+            rope_theta=float(theta or 10_000.0),
             qkv_bias=architecture == "Qwen2ForCausalLM",
             head_norm=architecture == "Qwen3ForCausalLM",
             tied=bool(config.get("tie_word_embeddings", False)),
@@ -70,7 +71,7 @@ def read_shape(config: Mapping[str, Any]) -> Shape | None:
         or config.get("attention_bias")
         or config.get("mlp_bias")
         or config.get("quantization_config")
-        or rope.get("rope_type", rope.get("type", "default")) != "default"
+        or any(rope.get("rope_type", rope.get("type", "default")) != "default" for rope in ropes)
         or (window is not None and config.get("use_sliding_window", True) and window < shape.context_tokens)
         or any(width % LANES for width in (shape.hidden, shape.head_dim, shape.inner))
         or shape.heads % shape.kv_heads

@@ -221,6 +221,80 @@ def test_cancelling_frees_at_once(desk):
     assert len(desk.said) == said
 
 
+def test_a_long_prompt_never_stalls_a_running_stream(desk):
+    desk.scheduler.handle(Generate(1, user("hi"), with_(max_tokens=100), 512))
+    desk.turn()
+    before = len(desk.tokens())
+    desk.scheduler.handle(Generate(2, user("y" * 200), GREEDY, 512))
+    for turn in range(1, 4):
+        desk.turn()
+        assert len(desk.tokens()) == before + turn
+    assert desk.tokens(2) == []  # its prompt is longer than three chunks
+
+
+def test_short_prompts_are_read_together(desk):
+    for job in (1, 2, 3):
+        desk.scheduler.handle(Generate(job, user("hello, you"), GREEDY, 512))
+    desk.turn()
+    assert [len(desk.tokens(job)) for job in (1, 2, 3)] == [1, 1, 0]  # 64 tokens a turn hold two prompts
+    desk.turn()
+    assert [len(desk.tokens(job)) for job in (1, 2, 3)] == [2, 2, 1]
+
+
+def test_who_finds_no_room_waits_in_turn_and_joins_as_soon_as_there_is_some(fast):
+    desk = Desk(fast)
+    free = fast.pool.free
+    most = with_(max_tokens=200)
+    jobs = range(1, 13)
+    for job in jobs:
+        desk.scheduler.handle(Generate(job, user(f"{job}"), most, 512))
+    for _ in range(12):
+        desk.turn()
+    begun = [job for job in jobs if desk.tokens(job)]
+    assert begun == list(jobs[: len(begun)])
+    assert 0 < len(begun) < len(jobs)
+    desk.scheduler.handle(Cancel(begun[0]))
+    desk.turn()
+    desk.turn()
+    assert len(desk.tokens(len(begun) + 1)) > 0
+    desk.scheduler.handle(Judge(99, ((user("q"), "answer"),)))  # side work has room of its own
+    desk.turn()
+    desk.turn()
+    assert desk.only(Judged).job == 99
+    desk.finish()
+    assert [len(desk.tokens(job)) for job in jobs[1:]] == [200] * 11
+    assert fast.pool.free == free
+
+
+def test_whatever_is_cancelled_gives_its_room_back(fast):
+    desk = Desk(fast)
+    free = fast.pool.free
+    desk.scheduler.handle(Generate(1, user("x" * 100), GREEDY, 512))
+    desk.scheduler.handle(Generate(2, user("hi"), GREEDY, 512))
+    desk.scheduler.handle(Judge(3, ((user("q" * 100), "answer" * 10),)))
+    for _ in range(2):
+        desk.turn()
+    assert fast.pool.free < free
+    for job in (1, 2, 3):
+        desk.scheduler.handle(Cancel(job))
+    assert fast.pool.free == free
+    assert not desk.scheduler.busy
+
+
+def test_a_shared_beginning_is_read_once(fast):
+    """A system prompt of 160 tokens, then different questions: the second takes one turn to its first token."""
+    system = Message(role="system", content="s" * 130)
+    desk = Desk(fast)
+    for job, turns in ((1, 3), (2, 1)):
+        desk.scheduler.handle(Generate(job, (system, *user(f"{job}?")), with_(max_tokens=3), 512))
+        for _ in range(turns - 1):
+            desk.turn()
+            assert desk.tokens(job) == []
+        desk.turn()
+        assert len(desk.tokens(job)) == 1
+        desk.finish()
+
+
 def test_embedding_and_judging_end_during_a_generation(desk):
     desk.scheduler.handle(Generate(1, user("hi"), with_(max_tokens=100), 512))
     desk.turn()

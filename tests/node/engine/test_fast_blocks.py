@@ -1,0 +1,147 @@
+"""Blocks of keys and values: who holds them, what is found again, and that no more are given than there are."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from nsllm.node.engine.fast.blocks import BlockPool
+
+SIZE = 4
+
+
+def pool_of(count, spare=0):
+    return BlockPool(count, SIZE, spare)
+
+
+def fill(pool, lease, tokens):
+    pool.grow(lease, len(tokens))
+    pool.written(lease, tokens)
+
+
+def opened(pool, tokens, more=0, *, side=False):
+    """A lease with all of `tokens` read."""
+    lease = pool.open(tokens, len(tokens) + more, side=side)
+    fill(pool, lease, tokens[lease.read :])
+    return lease
+
+
+def test_a_beginning_is_found_while_its_first_reader_still_holds_it():
+    pool = pool_of(16)
+    first = opened(pool, list(range(10)))
+    second = pool.open([*range(8), 77, 78], 12, side=False)
+    assert second.read == 8
+    assert second.blocks == first.blocks[:2]
+    assert pool.found_tokens == 8
+
+
+def test_a_beginning_is_found_after_its_readers_have_gone():
+    pool = pool_of(16)
+    first = opened(pool, list(range(10)))
+    blocks = list(first.blocks)
+    pool.close(first)
+    assert pool.free == 16
+    assert pool.open(list(range(10)), 12, side=False).blocks == blocks[:2]
+
+
+def test_the_last_token_is_always_left_to_read():
+    pool = pool_of(16)
+    pool.close(opened(pool, list(range(8))))
+    assert pool.open(list(range(8)), 8, side=False).read == 4
+
+
+def test_a_block_counts_only_after_the_same_beginning():
+    pool = pool_of(16)
+    opened(pool, [1, 2, 3, 4, 5, 6, 7, 8, 9])
+    assert pool.open([9, 9, 9, 9, 5, 6, 7, 8, 9], 9, side=False).read == 0
+
+
+def test_generated_tokens_are_found_by_the_next_turn():
+    pool = pool_of(16)
+    lease = opened(pool, [1, 2, 3], 10)
+    for token in range(10, 16):
+        fill(pool, lease, [token])
+    pool.close(lease)
+    assert pool.open([1, 2, 3, *range(10, 16), 99], 12, side=False).read == 8
+
+
+def test_room_is_promised_before_it_is_taken():
+    pool = pool_of(4)
+    first = pool.open([1], 3 * SIZE, side=False)
+    assert pool.free == 1
+    assert pool.open([2], 2 * SIZE, side=False) is None
+    assert pool.open([2], SIZE, side=False) is not None
+    pool.close(first)
+    assert pool.free == 3
+
+
+def test_nobody_takes_more_than_was_promised():
+    pool = pool_of(4)
+    lease = pool.open([1], SIZE, side=False)
+    with pytest.raises(ValueError, match="beyond what it asked for"):
+        pool.grow(lease, SIZE + 1)
+
+
+def test_side_work_has_room_of_its_own():
+    pool = pool_of(4, spare=2)
+    assert pool.open([1], 3 * SIZE, side=False) is None
+    assert pool.open([1], 2 * SIZE, side=False) is not None
+    assert pool.open([2], SIZE, side=False) is None
+    assert pool.open([2], 2 * SIZE, side=True) is not None
+
+
+def test_side_work_in_its_own_room_leaves_generations_theirs():
+    pool = pool_of(4, spare=2)
+    judged = pool.open([2], 2 * SIZE, side=True)
+    assert pool.open([1], 2 * SIZE, side=False) is not None
+    pool.close(judged)
+    assert pool.free == 2
+    assert pool.open([1], SIZE, side=False) is None
+
+
+def test_ends_of_conversations_are_forgotten_first():
+    pool = pool_of(4)
+    pool.close(opened(pool, list(range(3 * SIZE))))
+    opened(pool, [50] * SIZE, SIZE)  # the untouched block, and one that has to be forgotten
+    fill(pool, pool.open([60], 1, side=False), [60])
+    found = pool.open(list(range(3 * SIZE + 1)), 3 * SIZE, side=True)
+    assert found is None or found.read == 2 * SIZE
+
+
+def test_the_least_recently_used_conversation_is_forgotten_first():
+    pool = pool_of(4)
+    old, young = [1] * (SIZE + 1), [2] * (SIZE + 1)
+    for tokens in (old, young, old):
+        pool.close(opened(pool, tokens))
+    pool.close(opened(pool, [3] * (3 * SIZE)))
+    assert pool.open(old, SIZE + 1, side=False).read == SIZE
+    assert pool.open(young, SIZE + 1, side=False).read == 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_block_has_two_writers_and_none_is_lost(seed):
+    rng = random.Random(seed)
+    pool, held = pool_of(24, spare=4), []
+    contents: dict[int, tuple] = {}
+    for _ in range(300):
+        if held and rng.random() < 0.4:
+            pool.close(held.pop(rng.randrange(len(held)))[0])
+        tokens = [rng.randrange(2) for _ in range(rng.randrange(1, 30))]
+        lease = pool.open(tokens, len(tokens), side=rng.random() < 0.3)
+        if lease is None:
+            continue
+        known = lease.read
+        for index in range(known // SIZE):  # what is found is what was written there
+            assert contents[lease.blocks[index]] == tuple(tokens[: (index + 1) * SIZE])
+        fill(pool, lease, tokens[known:])
+        held.append((lease, tokens))
+        written = lease.blocks[known // SIZE :]
+        others = [block for other, _ in held[:-1] for block in other.blocks]
+        assert not set(written) & set(others)
+        for index in range(known // SIZE, len(lease.blocks)):
+            contents[lease.blocks[index]] = tuple(tokens[: (index + 1) * SIZE])
+        assert pool.free == 24 - len({block for other, _ in held for block in other.blocks})
+    for lease, _ in held:
+        pool.close(lease)
+    assert pool.free == 24
