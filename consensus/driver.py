@@ -25,6 +25,7 @@ from nsllm.consensus.core import State, Step
 from nsllm.consensus.effects import Accuse, BuildValue, Decide, Effect, Relay, Schedule, SignProposal, SignVote
 from nsllm.consensus.errors import ConsensusError, DivergenceError, GuardError
 from nsllm.consensus.events import (
+    STEP_NAMES,
     BlockCommitted,
     ConsensusEvent,
     ConsensusStatus,
@@ -33,21 +34,11 @@ from nsllm.consensus.events import (
     PeerBlamed,
     RoundEntered,
     SigningRefused,
-    StepName,
 )
 from nsllm.consensus.guard import SignerGuard
 from nsllm.consensus.horizon import Horizon
 from nsllm.consensus.inbox import Inbox
-from nsllm.consensus.inputs import (
-    Input,
-    ProposalReceived,
-    Start,
-    TimedOut,
-    TimerStep,
-    ValueBuilt,
-    VoteReceived,
-    encode_input,
-)
+from nsllm.consensus.inputs import Input, Start, TimedOut, TimerStep, ValueBuilt, encode_input
 from nsllm.consensus.intake import Asked, Behind, Counted, Intake, Noted
 from nsllm.consensus.message import (
     Body,
@@ -60,7 +51,8 @@ from nsllm.consensus.message import (
 )
 from nsllm.consensus.ports import Application, BlockSource, Mesh
 from nsllm.consensus.replay import begin_entry, replay
-from nsllm.consensus.resend import answer_to, last_words
+from nsllm.consensus.resend import AnswerRate, answer_to, last_words
+from nsllm.consensus.signing import sign
 from nsllm.consensus.sync import Tip, check_decided, fetch_batch, load_tip, tip_of
 from nsllm.consensus.timeouts import Timeouts
 from nsllm.consensus.validators import ValidatorSet
@@ -70,14 +62,6 @@ from nsllm.errors import PeerFault
 from nsllm.ids import Address, Digest, Height, NetworkId, Round, hex0x, short
 
 LOGGER = logging.getLogger(__name__)
-
-STEP_NAMES: dict[Step, StepName] = {
-    Step.NEW: "idle",
-    Step.PROPOSE: "propose",
-    Step.PREVOTE: "prevote",
-    Step.PRECOMMIT: "precommit",
-    Step.DECIDED: "decided",
-}
 
 
 class Driver:
@@ -141,7 +125,7 @@ class Driver:
         self._abstaining = False
         self._halted: str | None = None
         self._held: deque[tuple[Address, Proposal | Vote]] = deque()
-        self._answered: dict[Address, float] = {}
+        self._answers = AnswerRate(self._timeouts.resend_s / 2)
         self._timers: dict[tuple[TimerStep, Round], float] = {}
         self._relays: deque[tuple[float, PolkaCertificate | RoundCertificate]] = deque()
         # Deadlines, in trio's seconds
@@ -210,7 +194,7 @@ class Driver:
             last.height > fresh.height or (last.height == fresh.height and last.digest not in replayed.signed)
         )
         self._warn_if_abstaining()
-        await self._perform_all(replayed.pending)
+        await self._drain(deque(), replayed.pending)
 
     def _begin(self) -> None:
         """Stand at the height above the tip, with an empty log."""
@@ -307,7 +291,7 @@ class Driver:
             case Behind(height=lower):
                 self._help(sender, lower)
             case Asked(request=request):
-                if self._may_answer(sender):
+                if self._answers.take(sender, trio.current_time()):
                     for answer in answer_to(self._state, request):
                         self._say((sender,), answer)
             case Noted():
@@ -346,20 +330,18 @@ class Driver:
         """Step the core, log, do the effects; then the same for what they answer."""
         await self._drain(deque([(event, False)]))
 
-    async def _perform_all(self, effects: Iterable[Effect]) -> None:
+    async def _drain(self, events: deque[tuple[Input, bool]], effects: Iterable[Effect] = ()) -> None:
+        """Do `effects`, then step the core with each event (and whether it is logged already) and do what follows."""
         height = self._state.height
-        follow: deque[tuple[Input, bool]] = deque()
-        for effect in effects:
-            answer = await self._perform(effect)
-            if self._state.height != height:
+        while True:
+            for effect in effects:
+                answer = await self._perform(effect)
+                if self._state.height != height:
+                    return
+                if answer is not None:
+                    events.append(answer)
+            if not events:
                 return
-            if answer is not None:
-                follow.append(answer)
-        await self._drain(follow)
-
-    async def _drain(self, events: deque[tuple[Input, bool]]) -> None:
-        height = self._state.height
-        while events:
             event, logged = events.popleft()
             before = self._state
             state, effects = core.step(before, event)
@@ -372,12 +354,6 @@ class Driver:
                 LOGGER.debug("event=round height=%d round=%d", height, state.round)
                 self._resend_at = trio.current_time() + self._timeouts.resend_s
                 self._observer(RoundEntered(height, state.round))
-            for effect in effects:
-                answer = await self._perform(effect)
-                if self._state.height != height:
-                    return
-                if answer is not None:
-                    events.append(answer)
 
     async def _perform(self, effect: Effect) -> tuple[Input, bool] | None:
         """Do one effect; what it answers, and whether that is logged already."""
@@ -407,29 +383,12 @@ class Driver:
         """Sign through the guard, write, send. None if we may not sign this."""
         if self._abstaining:
             return None
-        state, epoch = self._state, self._validators.epoch
         self._wal.sync()
-        event: Input
-        body: Vote | Proposal
         try:
-            if isinstance(effect, SignVote):
-                body = self._guard.vote(
-                    kind=effect.kind, epoch=epoch, height=state.height, round_=effect.round, value=effect.value
-                )
-                event = VoteReceived(vote=body)
-            else:
-                body = self._guard.proposal(
-                    effect.block,
-                    epoch=epoch,
-                    height=state.height,
-                    round_=effect.round,
-                    valid_round=effect.valid_round,
-                    polka=effect.polka,
-                )
-                event = ProposalReceived(proposal=body, valid=True)
+            body, event = sign(self._guard, effect, epoch=self._validators.epoch, height=self._state.height)
         except GuardError as error:
-            LOGGER.error("event=guard_refused height=%d round=%d", state.height, effect.round)
-            self._observer(SigningRefused(state.height, effect.round, str(error)))
+            LOGGER.error("event=guard_refused height=%d round=%d", self._state.height, effect.round)
+            self._observer(SigningRefused(self._state.height, effect.round, str(error)))
             return None
         self._wal.append(encode_input(event))
         self._checkpoint("vote_written")
@@ -481,16 +440,8 @@ class Driver:
         fresh = trio.current_time() - self._decided_at < self._timeouts.resend_s / 2
         if self._tip.certificate is None or (height == self._tip.height and fresh):
             return
-        if self._may_answer(sender):
+        if self._answers.take(sender, trio.current_time()):
             self._say((sender,), HeightCertificate(certificate=self._tip.certificate))
-
-    def _may_answer(self, sender: Address) -> bool:
-        """At most two answers to one sender in a resend interval."""
-        now = trio.current_time()
-        if now - self._answered.get(sender, -math.inf) < self._timeouts.resend_s / 2:
-            return False
-        self._answered[sender] = now
-        return True
 
     def _say(self, to: Iterable[Address], body: Body) -> None:
         message = encode_message(body)

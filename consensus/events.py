@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nsllm.consensus.block import DecidedBlock
+from nsllm.consensus.core import Step
 from nsllm.consensus.effects import Equivocation
 from nsllm.ids import Address, Digest, Height, Round
 
@@ -63,6 +64,13 @@ class Halted:
 ConsensusEvent = BlockCommitted | RoundEntered | EquivocationSeen | PeerBlamed | SigningRefused | Halted
 
 StepName = Literal["idle", "propose", "prevote", "precommit", "decided", "halted"]
+STEP_NAMES: dict[Step, StepName] = {
+    Step.NEW: "idle",
+    Step.PROPOSE: "propose",
+    Step.PREVOTE: "prevote",
+    Step.PRECOMMIT: "precommit",
+    Step.DECIDED: "decided",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,21 @@ from nsllm.ids import Address, Round
 VOTE_KINDS: tuple[VoteKind, ...] = ("prevote", "precommit")
 
 
+class AnswerRate:
+    """At most one answer to one sender in an interval."""
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._answered: dict[Address, float] = {}
+
+    def take(self, sender: Address, now_s: float) -> bool:
+        """Whether `sender` may have an answer now; if so, the interval begins."""
+        if now_s - self._answered.get(sender, float("-inf")) < self._interval_s:
+            return False
+        self._answered[sender] = now_s
+        return True
+
+
 def last_words(state: State, others: Sequence[Address]) -> list[tuple[Body, Sequence[Address]]]:
     """Messages to repeat, each with its addressees."""
     if state.step is Step.NEW:
