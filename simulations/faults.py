@@ -1,4 +1,4 @@
-"""Scenario `faults`: peers crash and come back, the network parts and heals, announcements get lost. Nothing else may.
+"""Scenario `faults`: peers crash and come back, the power fails, the network parts and heals, announcements get lost.
 
 Faults come one after another, at random moments, while questions are asked of whoever runs. A crash takes what was not
 on disk; a partition holds messages back and lets heartbeats break connections; a third of all announcements is lost.
@@ -59,6 +59,7 @@ async def faults(network: SimulatedNetwork, nursery: trio.Nursery) -> dict[str, 
     return {
         "questions": len(given),
         "crashes": happened["crash"],
+        "blackouts": happened["blackout"],
         "restarts": happened["restart"],
         "partitions": happened["partition"],
         "height": network.running()[0].ledger.height,
@@ -74,6 +75,19 @@ async def crash(network: SimulatedNetwork, nursery: trio.Nursery, rng: random.Ra
     await network.crash(number)
     await trio.sleep(rng.uniform(*AWAY_S))
     await network.start(nursery, number)
+
+
+async def blackout(network: SimulatedNetwork, nursery: trio.Nursery, rng: random.Random) -> None:
+    """The power fails: everybody is killed at one moment, and comes back one by one."""
+    await trio.sleep(rng.uniform(0.0, 3.0))
+    async with trio.open_nursery() as dying:
+        for number in range(len(network.peers)):
+            dying.start_soon(network.crash, number)
+    numbers = list(range(len(network.peers)))
+    rng.shuffle(numbers)
+    for number in numbers:
+        await trio.sleep(rng.uniform(0.0, AWAY_S[1] / len(numbers)))
+        await network.start(nursery, number)
 
 
 async def restart(network: SimulatedNetwork, nursery: trio.Nursery, rng: random.Random) -> None:
@@ -98,7 +112,7 @@ async def partition(network: SimulatedNetwork, _nursery: trio.Nursery, rng: rand
     network.space.heal()
 
 
-KINDS: Final[tuple[Fault, ...]] = (crash, restart, partition)
+KINDS: Final[tuple[Fault, ...]] = (crash, blackout, restart, partition)
 
 
 async def _ask_somebody(network: SimulatedNetwork, rng: random.Random, label: str, given: list[Given]) -> None:

@@ -1,7 +1,8 @@
-"""Whole peers on virtual time: the composition root over an in-memory network, with the stand-in model."""
+"""Whole peers on virtual time (`on_stage`), and the makings of one peer's parts (`cast`)."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,11 +10,24 @@ from pathlib import Path
 import pytest
 import trio
 
+from nsllm import canonical, merkle
+from nsllm.clock import TrioClock
+from nsllm.consensus.certificate import Certificate, Precommit
+from nsllm.consensus.certified import CertifiedRecord, Inclusion
+from nsllm.consensus.header import Header, precommit_digest
+from nsllm.consensus.observation import DimensionScore, ScoreLeaf
+from nsllm.governance.defaults import default_policy
+from nsllm.ids import ZERO_DIGEST, Digest
+from nsllm.node.context import PeerContext
+from nsllm.node.events import EventBus
+from nsllm.node.founding import found, founder
+from nsllm.node.identity import new_identity
 from nsllm.node.peer import Peer
-from nsllm.node.service import ChatCommand, ChatDelta, ChatFinished, ChatStarted, Visibility
-from nsllm.record import Message, Sampling
+from nsllm.node.service import ChatCommand, ChatDelta, ChatFinished, ChatStarted, PeerEvent, Visibility
+from nsllm.offload import InlineOffload
+from nsllm.record import Message, Record, Request, Sampling, SignedRecord, request_key, sign_record
 from nsllm.simulations.network import SimulatedNetwork, quiet
-from nsllm.simulations.virtual import run_virtual
+from nsllm.simulations.virtual import run_virtual, seeded
 
 
 @dataclass
@@ -74,6 +88,105 @@ class Stage:
         with trio.fail_after(120):
             while (await peer.receipt(answer.started.completion_id)).state != "anchored":
                 await trio.sleep(0.1)
+
+
+@dataclass
+class Cast:
+    """A network of four members, seen by its first; `told` is what that one emitted."""
+
+    context: PeerContext
+    identities: list
+    told: list[PeerEvent] = field(default_factory=list)
+
+    def kinds(self) -> list[str]:
+        return [event.kind for event in self.told]
+
+    def record(
+        self, question: str = "why?", *, by: int = 0, text: str = "because", visibility: str = "public"
+    ) -> SignedRecord:
+        record = Record(
+            network=self.context.network_id,
+            request=self.request(question),
+            generator=self.identities[by].address,
+            visibility=visibility,
+            sampling=Sampling(temperature_micro=0),
+            prompt_token_ids=(1,),
+            token_ids=(2, 3),
+            text=text,
+            finish_reason="stop",
+            embedding=b"\x7f" + bytes(383),
+            created_ms=1_000,
+        )
+        return sign_record(self.identities[by].member, record)
+
+    def request(self, question: str) -> Request:
+        message = Message(role="user", content=question)
+        return Request(model="tiny", model_digest=ZERO_DIGEST, messages=(message,), sampling=Sampling())
+
+    def key(self, question: str = "why?") -> Digest:
+        return request_key(self.context.network_id, self.request(question))
+
+    def certified(self, signed: SignedRecord, *, ppm: int = 900_000, signers: int = 3) -> CertifiedRecord:
+        network, validators = self.context.network_id, self.context.validators
+        rubric = self.context.policy.rubric
+        leaf = ScoreLeaf(
+            record=signed.record.digest(),
+            generator=signed.record.generator,
+            request_key=request_key(network, signed.record.request),
+            rubric=rubric.digest(),
+            scores=tuple(DimensionScore(name=name, ppm=ppm) for name in rubric.dimensions),
+            observers=validators.members,
+        )
+        hashed = merkle.leaf_hash(canonical.encode(leaf))
+        header = Header(
+            epoch=0,
+            height=1,
+            time_ms=2_000,
+            parent=Digest(network),
+            proposer=validators.members[0],
+            body_digest=ZERO_DIGEST,
+            scores_root=merkle.root([hashed]),
+            log_size=1,
+            log_root=hashed,
+            state_root=ZERO_DIGEST,
+            validators_hash=validators.digest(),
+            policy_digest=ZERO_DIGEST,
+        )
+        digest = precommit_digest(network, 0, 1, 0, header.id())
+        keys = {identity.address: identity.member for identity in self.identities}
+        votes = tuple(
+            Precommit(validator=address, signature=keys[address].sign(digest))
+            for address in validators.members[:signers]
+        )
+        return CertifiedRecord(
+            signed=signed,
+            leaf=leaf,
+            inclusion=Inclusion(index=0, size=1, path=()),
+            certificate=Certificate(header=header, round=0, precommits=votes),
+        )
+
+
+@pytest.fixture
+def cast() -> Cast:
+    """The makings of one peer's parts: context with recorded events, signed and certified records."""
+    identities = [new_identity(seeded(7, number).randbytes) for number in range(4)]
+    policy = default_policy(Digest(b"\1" * 32), Digest(b"\2" * 32))
+    genesis = found("cast", [founder(identity) for identity in identities], policy, 1_000, local=True)
+    clock = TrioClock(1_000)
+    context = PeerContext(
+        genesis=genesis,
+        network_id=genesis.network_id(),
+        registry=genesis.registry(),
+        validators=genesis.registry().validators(),
+        key=identities[0].member,
+        clock=clock,
+        offload=InlineOffload(),
+        rng=random.Random(7),
+        events=EventBus(clock),
+    )
+    cast = Cast(context, identities)
+    context.events.tap(cast.told.append)
+    return cast
 
 
 @pytest.fixture

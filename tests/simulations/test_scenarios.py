@@ -35,7 +35,7 @@ def test_a_seed_determines_everything_whatever_the_hash_seed() -> None:
 def test_faults_are_as_determined_and_leave_one_history() -> None:
     here = run("faults", peers=4, seed=1)
     assert here == simulate("faults", 1, "3")
-    assert here["crashes"] + here["restarts"] + here["partitions"] == 8
+    assert sum(here[kind] for kind in ("crashes", "blackouts", "restarts", "partitions")) == 8
     assert here["log_size"] >= here["questions"] > 8
 
 
