@@ -28,11 +28,11 @@ help:
 	@echo 'TORCH_PIP_ARGS=... chooses the build of torch'
 
 up: setup
-	@$(BIN)/nsllm models fetch
+	@$(BIN)/nsllm model fetch
 	@once='$(ONCE)'; exec $(BIN)/nsllm demo --peers $(PEERS) --base-port $(BASE_PORT) $${once:+--once}
 
 test: setup-test lint
-	@$(BIN)/nsllm models fetch
+	@$(BIN)/nsllm model fetch
 	@if [ -n "$${TESTS:-}" ]; then set -x; exec $(BIN)/python -m pytest $(TESTS); fi; set -x; \
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not process' && $(BIN)/python -m pytest -m process
 

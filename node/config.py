@@ -49,6 +49,11 @@ def setting(default: T, doc: str, *, unit: str = "", least: int | None = None, m
     return field(default=default, metadata=metadata)
 
 
+def stored(doc: str) -> Path | None:
+    """A setting that names a model: a folder, or a model of the store."""
+    return field(default=None, metadata={"doc": doc, "stored": True})
+
+
 @dataclass(frozen=True, slots=True)
 class ApiConfig:
     """The HTTP side: OpenAI-compatible API, receipts and the status page."""
@@ -81,8 +86,8 @@ class P2pConfig:
 class EngineConfig:
     """What runs the models."""
 
-    text_model: Path | None = setting(None, "Folder of the text model; unset: the default model.")
-    encoder_model: Path | None = setting(None, "Folder of the encoder; unset: the default encoder.")
+    text_model: Path | None = stored("Text model: a folder, or a name of `nsllm model list`; unset: the default.")
+    encoder_model: Path | None = stored("Encoder: a folder, or a name of the same list; unset: the default.")
     backend: Backend = setting(
         "auto", "Path of the text model: the fast one (Llama family, int8), the general one, or what suits."
     )

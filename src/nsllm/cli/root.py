@@ -34,14 +34,14 @@ COMMANDS: Final = {
     "join": "Join the network of an invite.",
     "doctor": "Check this machine and say what to do.",
     "sim": "Run a simulated network from a seed.",
-    "models": "Fetch, list and convert models.",
+    "model": "Fetch, list, add, convert and describe models.",
     "completion": "Print a shell's completion script.",
 }
 SECTIONS: Final = (
     ("Run", ("up", "devnet", "demo")),
     ("Ask and verify", ("ask", "receipt", "verify")),
     ("Look", ("status", "peers", "doctor")),
-    ("Set up", ("init", "invite", "join", "models", "completion")),
+    ("Set up", ("init", "invite", "join", "model", "completion")),
     ("Study", ("sim",)),
 )
 

@@ -1,0 +1,187 @@
+"""`nsllm model`: the models of this machine: fetched, listed, added, converted and described."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from nsllm.cli.terminal import emit, escape, examples, fetching, json_option, note, out
+
+if TYPE_CHECKING:
+    from nsllm.node.engine.about import About
+
+
+@click.group(
+    short_help="Fetch, list, add, convert and describe models.",
+    invoke_without_command=True,
+    epilog=examples(
+        "nsllm model fetch                               # the default models, into $NSLLM_HOME/models",
+        "nsllm model add HuggingFaceTB/SmolLM2-360M-Instruct",
+        "nsllm model list --json",
+        "nsllm model info SmolLM2-360M-Instruct",
+    ),
+)
+@click.pass_context
+def model(ctx: click.Context) -> None:
+    """Fetch, list, add, convert and describe models. Weights are safetensors or GGUF, never pickles; a model's own code
+    is never run. [engine] text_model in config.toml takes a name of the list, or a folder.
+    """  # noqa: D205 - one sentence
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+@model.command(epilog=examples("nsllm model fetch", "NSLLM_HOME=/srv/nsllm nsllm model fetch"))
+@json_option
+def fetch(*, as_json: bool) -> None:
+    """Fetch the default models, check their pinned digests and convert them, once; quick when they are there."""
+    from nsllm.node.config import models_home
+    from nsllm.node.engine.models import ensure_default_models, model_digest
+
+    with fetching() as report:
+        paths = ensure_default_models(models_home(), report)
+    rows = {name: {"folder": str(path), "digest": "0x" + model_digest(path).hex()}
+            for name, path in (("text", paths.text), ("encoder", paths.encoder))}  # fmt: skip
+    if as_json:
+        emit(rows)
+        return
+    for name, row in rows.items():
+        note(f"[green]✓[/] {name:8} {escape(row['folder'])} [dim]{row['digest'][:18]}[/]")
+
+
+@model.command("list", epilog=examples("nsllm model list", "nsllm model list --json"))
+@json_option
+def list_(*, as_json: bool) -> None:
+    """List the models of the store, with the digest that names each."""
+    from nsllm.node.config import models_home
+    from nsllm.node.engine.about import About
+    from nsllm.node.engine.store import list_models, store_of
+
+    store = store_of(models_home())
+    found = list_models(models_home())
+    if as_json:
+        emit({"store": str(store), "models": [asdict(row) for row in found]})
+        return
+    if not found:
+        note(f"no models in {escape(str(store))}; fetch the default ones with: nsllm model fetch")
+    for row in found:
+        if isinstance(row, About):
+            size = f"{row.parameters / 1e6:8.0f} M {row.dtype:9} {row.size_bytes >> 20:7} MB"
+            out().print(
+                f"{escape(row.name):32}{size}  {row.digest[:18]}  {escape(row.licence or 'licence not stated')}"
+            )
+        else:
+            out().print(f"{escape(row.name):32}cannot be used: {escape(row.problem)}", soft_wrap=True)
+
+
+@model.command(
+    epilog=examples(
+        "nsllm model add ~/models/my-model                # copies; --link leaves the files where they are",
+        "nsllm model add HuggingFaceTB/SmolLM2-360M-Instruct --revision main",
+        "nsllm model add ./checkpoint-900 --name my-model-900",
+    )
+)
+@click.argument("source", metavar="DIR-OR-HUB-NAME")
+@click.option("--name", help="Name in the store.  [default: the last part of the source's name]")
+@click.option("--revision", default="main", show_default=True, help="Branch, tag or commit at the hub.")
+@click.option("--link", is_flag=True, help="Link to the files of a folder instead of copying them.")
+@json_option
+def add(*, source: str, name: str | None, revision: str, link: bool, as_json: bool) -> None:
+    """Put a model into the store: a Hugging Face folder of this machine, or a name at the Hugging Face hub. Only
+    safetensors weights; the model is there whole or not at all, and an interrupted download goes on where it stopped.
+    """  # noqa: D205 - one sentence
+    from nsllm.errors import UsageError
+    from nsllm.node.config import models_home
+    from nsllm.node.engine.store import add_folder, add_from_hub
+
+    folder = Path(source).expanduser()
+    with fetching() as report:
+        if folder.is_dir():
+            added = add_folder(models_home(), folder, name or folder.absolute().name, report, link=link)
+        elif link:
+            raise UsageError(f"{source} is no folder, so there is nothing to link to", hint="leave out --link")
+        else:
+            added = add_from_hub(models_home(), source, revision, name or source.rpartition("/")[2], report)
+    if as_json:
+        emit({**asdict(added.about), "left_out": list(added.left_out)})
+        return
+    if added.left_out:
+        note(f"left out: {escape(', '.join(added.left_out))}")
+    _told(added.about)
+
+
+@model.command(epilog=examples("nsllm model convert model.gguf", "nsllm model convert model.gguf /srv/models/my-model"))
+@click.argument("gguf", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("folder", type=click.Path(path_type=Path), required=False)
+@json_option
+def convert(*, gguf: Path, folder: Path | None, as_json: bool) -> None:
+    """Convert the file GGUF of a Llama model to bf16 safetensors: into the store under the file's name, or in FOLDER,
+    which must not exist yet.
+    """  # noqa: D205 - one sentence
+    from nsllm.node.config import models_home
+    from nsllm.node.engine.store import convert_gguf, store_of
+
+    target = store_of(models_home()) / gguf.stem if folder is None else folder.expanduser().absolute()
+    with fetching() as report:
+        about = convert_gguf(models_home(), gguf, target, report)
+    if as_json:
+        emit(asdict(about))
+    else:
+        _told(about)
+
+
+@model.command(epilog=examples("nsllm model info smollm2-135m-instruct", "nsllm model info ./my-model --json"))
+@click.argument("model", metavar="NAME-OR-DIR")
+@json_option
+def info(*, model: str, as_json: bool) -> None:
+    """Describe a model of the store, or of a folder: architecture, parameters, dtype, context, licence, digests."""
+    from nsllm.node.config import models_home
+    from nsllm.node.engine.about import read_about
+    from nsllm.node.engine.store import find
+
+    about = read_about(find(models_home(), model) or Path(model).expanduser().absolute())
+    runs = _runs(about)
+    if as_json:
+        emit({**asdict(about), "runs": runs})
+        return
+    rows = {
+        "name": about.name,
+        "folder": about.folder,
+        "source": about.source or "not stated",
+        "architecture": about.architecture or "not stated",
+        "parameters": f"{about.parameters:,}",
+        "dtype": about.dtype,
+        "context": f"{about.context_tokens:,} tokens" if about.context_tokens else "not stated",
+        "chat template": "yes" if about.chat_template else "no",
+        "licence": f"{about.licence} (says its card)" if about.licence else "not stated",
+        "size": f"{about.size_bytes / (1 << 20):,.0f} MB",
+        "digest": about.digest,
+        "runs here as": f"{runs['dtype']}, digest {runs['digest']}" if runs else "not a text model of this engine",
+    }
+    for label, value in rows.items():
+        out().print(f"[dim]{label:14}[/] {escape(value)}", soft_wrap=True)
+
+
+def _runs(about: About) -> Mapping[str, str] | None:
+    """How this machine would run it as the text model; None if it would not."""
+    from nsllm.node.engine.card import read_text_info
+    from nsllm.node.engine.choice import choose
+    from nsllm.node.errors import NodeError
+
+    folder = Path(about.folder)
+    if about.architecture is None or not about.architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        return None
+    try:
+        runs = read_text_info(folder, choose(folder, "auto"))
+    except NodeError:
+        return None
+    return {"dtype": runs.dtype, "digest": "0x" + runs.digest.hex()}
+
+
+def _told(about: About) -> None:
+    licence = about.licence or "not stated"
+    note(f"[green]✓[/] {escape(about.folder)} [dim]{about.digest[:18]}[/]  licence {escape(licence)}")
+    note(f'  use it: [engine\\] text_model = "{escape(about.name)}" in config.toml')
