@@ -17,6 +17,7 @@ from nsllm.node.engine.backend import Cache, Encoder, Read
 from nsllm.node.engine.fast.blocks import BlockPool, Lease
 from nsllm.node.engine.fast.chat import ChatText
 from nsllm.node.engine.fast.encoder import BertEncoder, runs
+from nsllm.node.engine.fast.memory import trim
 from nsllm.node.engine.fast.native import BLOCK_TOKENS, NativeModel, Run
 from nsllm.node.engine.fast.shape import Shape, read_shape
 from nsllm.node.engine.fast.weights import Numerics, load_weights
@@ -54,6 +55,7 @@ class FastBackend:
             )
         blocks = _block_count(shape, numerics, cache_mb)
         weights = load_weights(text, shape, numerics)
+        trim()
         self._model = NativeModel(library, shape, weights, numerics, blocks=blocks, threads=threads)
         self.pool = BlockPool(blocks, BLOCK_TOKENS, spare=SIDE_CONTEXTS * _context_blocks(shape))
         self.embed = _encoder(encoder).embed

@@ -45,7 +45,7 @@ class LlamaWeights:
     """All of a model."""
 
     embedding: torch.Tensor
-    """(vocabulary, hidden), bfloat16 or float32; mapped from the file if it is so there."""
+    """(vocabulary, hidden), bfloat16 or float32."""
     qkv: tuple[PackedLinear, ...]
     out: tuple[PackedLinear, ...]
     gate_up: tuple[PackedLinear, ...]
@@ -81,7 +81,8 @@ def load_weights(folder: Path, shape: Shape, numerics: Numerics) -> LlamaWeights
     """Read a folder's safetensors, one layer in memory at a time."""
     with ExitStack() as stack:
         source = _Source(folder, stack)
-        packed = partial(pack, Arena(_packed_bytes(shape, numerics)), numerics=numerics)
+        arena = Arena(_packed_bytes(shape, numerics))
+        packed = partial(pack, arena, numerics=numerics)
         qkv, out, gate_up, down, query_norms, key_norms = [], [], [], [], [], []
         for prefix in (f"model.layers.{i}." for i in range(shape.layers)):
             attention, mlp = prefix + "self_attn.", prefix + "mlp."
@@ -101,7 +102,7 @@ def load_weights(folder: Path, shape: Shape, numerics: Numerics) -> LlamaWeights
                 key_norms.append(source.read(attention + "k_norm.weight"))
         head = source.read("model.embed_tokens.weight" if shape.tied else "lm_head.weight")
         return LlamaWeights(
-            embedding=source.as_stored("model.embed_tokens.weight"),
+            embedding=arena.keep(source.as_stored("model.embed_tokens.weight")),
             qkv=tuple(qkv),
             out=tuple(out),
             gate_up=tuple(gate_up),
@@ -120,13 +121,16 @@ def rope_table(shape: Shape, positions: int) -> tuple[torch.Tensor, torch.Tensor
 
 
 def _packed_bytes(shape: Shape, numerics: Numerics) -> int:
-    """Of all linear layers, tiles and offsets, a little more than enough."""
+    """Of all linear layers, tiles and offsets, and of the embedding; a little more than enough."""
     width = shape.heads * shape.head_dim
     both = 2 * shape.kv_heads * shape.head_dim
     pairs = [(shape.hidden, width + both), (width, shape.hidden), (shape.hidden, 2 * shape.inner)]
     pairs = [*pairs, (shape.inner, shape.hidden)] * shape.layers + [(shape.hidden, shape.vocabulary)]
     number_bytes = 1 if numerics == "int8" else 4
-    return sum((outputs + COLS) * (inputs * number_bytes + 4 * (inputs // GROUP + 1)) for inputs, outputs in pairs)
+    embedding_bytes = shape.vocabulary * shape.hidden * 4
+    return embedding_bytes + sum(
+        (outputs + COLS) * (inputs * number_bytes + 4 * (inputs // GROUP + 1)) for inputs, outputs in pairs
+    )
 
 
 class _Source:
