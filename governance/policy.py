@@ -62,9 +62,11 @@ class Policy(Value, frozen=True, kw_only=True):
         """Weighted sum of a leaf's dimensions, rounded down.
 
         Raises:
-            PolicyError: the leaf was scored under another rubric.
+            PolicyError: the leaf was scored under another rubric, or its dimensions are not the rubric's.
         """
         if leaf.rubric != self.rubric.digest():
             raise PolicyError(f"scores under rubric {leaf.rubric.hex()[:16]}, the policy has another")
+        if tuple(score.name for score in leaf.scores) != self.rubric.dimensions:
+            raise PolicyError(f"{len(leaf.scores)} scores that are not the rubric's {len(self.rubric.dimensions)}")
         total = sum(w.ppm * s.ppm for w, s in zip(self.weights, leaf.scores, strict=True))
         return Ppm(total // PPM_ONE)

@@ -102,13 +102,15 @@ class Publisher:
 
     async def _take_up(self) -> None:
         """Records that stand on disk only."""
-        self._left_on_disk = False
         try:
-            for completion in await self._completions.unpublished(PENDING_LIMIT):
-                if completion.signed is not None:
-                    self.publish(completion.signed)
+            found = await self._completions.unpublished(PENDING_LIMIT)
         except NsllmError as error:
             self._failed(None, error)
+            return
+        self._left_on_disk = len(found) == PENDING_LIMIT  # there may be more
+        for completion in found:
+            if completion.signed is not None:
+                self.publish(completion.signed)
 
     async def _carry(self, signed: SignedRecord) -> None:
         """One record to its end. Trouble of our own (a full disk) is told, and tried again until the record expires."""
