@@ -137,7 +137,13 @@ class Net:
 
     def until_ready(self, *indices: int) -> None:
         for index in indices:
-            self.until(lambda i=index: self.get(i, "/readyz").status_code == 200, f"peer {index} ready")
+            self.until(lambda i=index: self._ready(i), f"peer {index} ready")
+
+    def _ready(self, index: int) -> bool:
+        process = self.processes.get(index)
+        if process is not None and process.poll() is not None:
+            raise AssertionError(f"peer {index} ended with {process.returncode}")
+        return self.get(index, "/readyz").status_code == 200
 
     def until_level(self, *indices: int) -> None:
         """Wait until these peers (or all) have the same blocks and the same log, and nothing more to anchor."""
@@ -236,11 +242,13 @@ class DevnetProcess(Net):
 
 
 def _free_base(first: int, count: int) -> int:
-    """The first of `count` free ports in a row; another run on this machine looks elsewhere."""
-    start = first + os.getpid() % 64 * 16
+    """The first of `count` free ports in a row, less than 1000 above `first`: libp2p's ports stand 1000 above. Another
+    run on this machine begins elsewhere.
+    """
+    start = first + os.getpid() % 50 * 16
     return next(
         base
-        for base in range(start, start + 2000, 16)
+        for base in range(start, first + 1000, 16)
         if all(is_free("127.0.0.1", port) for port in range(base, base + count))
     )
 
@@ -251,7 +259,7 @@ def _lenient(paths: ModelPaths) -> Policy:
     return changed(policy, toxicity_max_ppm=PPM_ONE, coherence_min_ppm=Ppm(0), reuse_min_ppm=Ppm(0))
 
 
-def _lay_out_tiny(folder: Path, models: ModelPaths, *, peers: int, first_port: int = 13000) -> Net:
+def _lay_out_tiny(folder: Path, models: ModelPaths, *, peers: int, first_port: int = 12000) -> Net:
     """Folders of a network of tiny models; nothing runs yet."""
     base = _free_base(first_port, peers)
     devnet = lay_out(folder, peers=peers, base_port=base, policy=lambda: _lenient(models), clock=SystemClock())
@@ -287,7 +295,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> ModelPaths:
 
 @pytest.fixture(scope="session")
 def _tiny_net(tmp_path_factory: pytest.TempPathFactory, tiny_models: ModelPaths) -> Iterator[Net]:
-    net = _lay_out_tiny(tmp_path_factory.mktemp("tiny") / "net", tiny_models, peers=4, first_port=12000)
+    net = _lay_out_tiny(tmp_path_factory.mktemp("tiny") / "net", tiny_models, peers=4, first_port=10000)
     last = load_config(net.places[3].data_dir)
     save_config(replace(last, api=replace(last.api, key=net.key)))
     yield net

@@ -71,7 +71,7 @@ def test_a_validator_killed_in_consensus(tiny_net, tmp_path, moment: str, nth: i
     net.until_level()
     certify(net, 3)
     signed = [line for line in text.splitlines() if line.startswith("signed ")]
-    assert len(signed) >= lives
+    assert len(signed) >= (lives if moment.startswith("vote") else 1)
     assert contradictions(text) == []
     for index in range(4):
         assert "equivocation" not in net.log(index)[seen[index] :]
