@@ -22,7 +22,7 @@ from nsllm.node.engine.models import ModelPaths, ensure_default_models, model_di
 from nsllm.node.errors import DataFolderError
 from nsllm.node.founding import found, founder
 from nsllm.node.identity import Identity, open_identity
-from nsllm.node.ports import choose
+from nsllm.node.tcp_ports import choose
 
 P2P_PORT_FILE: Final = "p2p.port"
 FIRST_P2P_PORT: Final = 4700

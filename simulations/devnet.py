@@ -27,8 +27,8 @@ from nsllm.ids import Address, PeerId
 from nsllm.node.config import CONFIG_FILE, GENESIS_FILE, P2pConfig, PeerConfig, models_home
 from nsllm.node.founding import found, founder
 from nsllm.node.identity import Identity, locked, open_identity
-from nsllm.node.ports import EPHEMERAL_FROM, TRIES, choose, require_free
 from nsllm.node.settings import load_config, save_config
+from nsllm.node.tcp_ports import EPHEMERAL_FROM, TRIES, choose, require_free
 from nsllm.simulations.errors import DevnetError
 
 if TYPE_CHECKING:

@@ -29,8 +29,8 @@ from nsllm.ids import PPM_ONE, Ppm
 from nsllm.node.config import EngineConfig, models_home
 from nsllm.node.engine.models import ModelPaths, ensure_default_models, model_digest
 from nsllm.node.engine.tiny import build_tiny_models
-from nsllm.node.ports import any_free, is_free
 from nsllm.node.settings import load_config, save_config
+from nsllm.node.tcp_ports import any_free, is_free
 from nsllm.simulations.devnet import lay_out
 
 FAULTY = Path(__file__).with_name("faulty_peer.py")

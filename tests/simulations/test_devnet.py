@@ -18,8 +18,8 @@ from nsllm.ids import Digest, TimeMs
 from nsllm.node.config import CONFIG_FILE
 from nsllm.node.errors import DataFolderError, PortError
 from nsllm.node.identity import locked
-from nsllm.node.ports import is_free
 from nsllm.node.settings import load_config
+from nsllm.node.tcp_ports import is_free
 from nsllm.simulations import devnet as module
 from nsllm.simulations.devnet import Devnet, DevnetEvent, lay_out, log_tail, run_devnet
 from nsllm.simulations.errors import DevnetError

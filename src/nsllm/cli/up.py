@@ -84,7 +84,7 @@ def run_up(config: PeerConfig, *, as_json: bool) -> None:
     from nsllm.clock import SystemClock
     from nsllm.node.data_folder import settle
     from nsllm.node.identity import locked
-    from nsllm.node.ports import any_free, require_free
+    from nsllm.node.tcp_ports import any_free, require_free
 
     logging.basicConfig(level=config.log_level.upper(), format=LOG_FORMAT)
     with locked(config.data_dir):
