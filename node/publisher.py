@@ -201,7 +201,8 @@ class Publisher:
 
         async def push(holder: Address) -> None:
             nonlocal acknowledged
-            acknowledged += await self._push(holder, certified)
+            if await self._push(holder, certified):
+                acknowledged += 1
 
         async with trio.open_nursery() as nursery:
             for address in self._cache.holders_of_record(certified):
