@@ -70,9 +70,8 @@ def list_(*, as_json: bool) -> None:
     for row in found:
         if isinstance(row, About):
             size = f"{row.parameters / 1e6:8.0f} M {row.dtype:9} {row.size_bytes >> 20:7} MB"
-            out().print(
-                f"{escape(row.name):32}{size}  {row.digest[:18]}  {escape(row.licence or 'licence not stated')}"
-            )
+            tail = f"{row.digest[:18]}  {escape(row.licence or 'licence not stated')}"
+            out().print(f"{escape(row.name):32}{size}  {tail}", soft_wrap=True)
         else:
             out().print(f"{escape(row.name):32}cannot be used: {escape(row.problem)}", soft_wrap=True)
 

@@ -80,13 +80,14 @@ async def test_its_refusals_are_ours(over, running, failure, kind):
 
 
 async def test_its_failure_in_mid_answer_is_told(over, running):
+    running.service.pace_s = 0.05  # the failure overtakes what is still on its way there, never what has arrived
     running.service.fail_after = (2, EngineError("the worker died"))
     got = []
     with pytest.raises(EngineError, match=r"the upstream failed \(HTTP 500, engine_failed\)"):
         async with (await over(running)).generate(chat(), Sampling()) as events:
             async for item in events:
                 got.append(item)  # noqa: PERF401 - it breaks off
-    assert [piece.text for piece in got] == ["The ", "sky "]
+    assert [piece.text for piece in got] in (["The "], ["The ", "sky "])
 
 
 async def test_leaving_stops_its_generation(over, running):

@@ -330,6 +330,16 @@ async def test_an_answer_that_has_begun_is_not_begun_again(engine, server, more,
     assert len(server.requests) == 1
 
 
+async def test_what_came_before_an_error_is_handed_out(engine, server):
+    server.replies = [says(SSE + delta("Hello ") + delta("wörld") + event({"error": {"message": PROMPT}}))]
+    got = []
+    with pytest.raises(EngineError, match="HTTP 500"):
+        async with (await engine()).generate(CHAT, Sampling()) as events:
+            async for item in events:
+                got.append(item)  # noqa: PERF401 - it breaks off
+    assert [piece.text for piece in got] == ["Hello ", "wörld"]
+
+
 async def test_a_broken_connection_in_mid_answer_is_an_error(engine, server):
     chunked = SSE.replace("Connection: close", "Transfer-Encoding: chunked")
     first = delta("Hello")
