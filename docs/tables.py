@@ -25,7 +25,7 @@ FOLDERS: Final = {
     "examples": "programs that the documents show and CI runs",
     "benchmarks": "where the numbers in the code come from",
     "scripts": "what `make` runs to set a machine up",
-    "deploy": "Dockerfile, compose file and Kubernetes manifests of a peer in front of vLLM; parsed by tests, never run",
+    "deploy": "container files of a peer in front of vLLM; parsed by tests, never run",
 }
 """Folders of the repository that are no rooms."""
 
