@@ -25,6 +25,9 @@ Wish = Literal["auto", "fast", "general"]
 QUANTIZED: Final = ("bfloat16", "float16")
 """Stored dtypes that the fast path runs in int8; a model that is stored in float32 is meant to run in float32."""
 
+SCHEMES: Final = {"int8": "int8: the weights of an output share a scale, 64 activations of a row do"}
+"""How a dtype is computed; another way needs another text, so that digests tell the two apart."""
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -72,7 +75,7 @@ def running_digest(folder: Path, choice: Choice) -> Digest:
     digest = model_digest(folder)
     if choice.dtype == model_dtype(read_config(folder)):
         return digest
-    return canonical.digest("model", b"", canonical.pack({"files": digest, "runs": choice.dtype}))
+    return canonical.digest("model", b"", canonical.pack({"files": digest, "runs": SCHEMES[choice.dtype]}))
 
 
 def text_digest(paths: ModelPaths) -> Digest:

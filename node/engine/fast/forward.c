@@ -43,8 +43,9 @@ typedef struct {
 } Linear;
 
 typedef struct {
-    const Linear *qkv, *out, *gate_up, *down; /* (layers,) each; norm weights are folded in */
+    const Linear *qkv, *out, *gate_up, *down; /* (layers,) each */
     const Linear *head;
+    const float *norms; /* (2 * layers + 1, hidden) in the order of their use */
     const void *embedding;              /* (vocabulary, hidden) bfloat16 or float32 */
     const float *cosine, *sine;         /* (positions, head_dim / 2) */
     const float *query_norm, *key_norm; /* (layers, head_dim) or null: Qwen3 */
@@ -401,11 +402,12 @@ static void prepare(const Work *work, int32_t row, const float *x, int32_t count
         memcpy((float *)work->input + (int64_t)row * count, x, (size_t)count * sizeof *x);
 }
 
-static void normalize(const Work *work, int32_t from, int32_t row) {
+/* Row `from` of x, normalized, as row `row` of the input; `number` of the norms in their order. */
+static void normalize(const Work *work, int32_t from, int32_t row, int32_t number) {
     int32_t hidden = work->model->hidden;
-    const float *x = work->x + (int64_t)from * hidden;
+    const float *x = work->x + (int64_t)from * hidden, *weight = work->model->norms + (int64_t)number * hidden;
     float *room = work->mixed + (int64_t)row * hidden, scale = inverse_rms(x, hidden, work->model->epsilon);
-    for (int32_t i = 0; i < hidden; i++) room[i] = x[i] * scale;
+    for (int32_t i = 0; i < hidden; i++) room[i] = x[i] * scale * weight[i];
     prepare(work, row, room, hidden);
 }
 
@@ -589,7 +591,7 @@ static void forward_share(Team *team, int32_t id, void *argument) {
         for (int32_t i = 0; i < m->hidden; i += 16) store(x + i, load_cached(m->embedding, at + i, m->embedding_bf16));
     }
     for (int32_t layer = 0; layer < m->layers; layer++) {
-        for (int32_t row = first; row < last; row++) normalize(work, row, row);
+        for (int32_t row = first; row < last; row++) normalize(work, row, row, 2 * layer);
         barrier(team);
         apply(&m->qkv[layer], m->int8, work->input, work->scales, b->rows, work->h, 0, team, id);
         barrier(team);
@@ -602,7 +604,7 @@ static void forward_share(Team *team, int32_t id, void *argument) {
         barrier(team);
         apply(&m->out[layer], m->int8, work->input, work->scales, b->rows, work->x, 1, team, id);
         barrier(team);
-        for (int32_t row = first; row < last; row++) normalize(work, row, row);
+        for (int32_t row = first; row < last; row++) normalize(work, row, row, 2 * layer + 1);
         barrier(team);
         apply(&m->gate_up[layer], m->int8, work->input, work->scales, b->rows, work->h, 0, team, id);
         barrier(team);
@@ -612,7 +614,7 @@ static void forward_share(Team *team, int32_t id, void *argument) {
         barrier(team);
     }
     first = (int64_t)b->wanted_rows * id / team->size, last = (int64_t)b->wanted_rows * (id + 1) / team->size;
-    for (int32_t row = first; row < last; row++) normalize(work, b->wanted[row], row);
+    for (int32_t row = first; row < last; row++) normalize(work, b->wanted[row], row, 2 * m->layers);
     barrier(team);
     apply(m->head, m->int8, work->input, work->scales, b->wanted_rows, b->logits, 0, team, id);
 }

@@ -30,7 +30,7 @@ class _Linear(Structure):
 class _Model(Structure):
     _fields_ = (
         *((name, POINTER(_Linear)) for name in ("qkv", "out", "gate_up", "down", "head")),
-        *((name, c_void_p) for name in ("embedding", "cosine", "sine", "query_norm", "key_norm")),
+        *((name, c_void_p) for name in ("norms", "embedding", "cosine", "sine", "query_norm", "key_norm")),
         *((name, c_int32) for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "inner", "vocabulary")),
         *((name, c_int32) for name in ("int8", "embedding_bf16", "cache_bf16")),
         ("epsilon", c_float),
@@ -88,6 +88,7 @@ class NativeModel:
             gate_up=self._linears(weights.gate_up),
             down=self._linears(weights.down),
             head=self._linears([weights.head]),
+            norms=weights.norms.data_ptr(),
             embedding=weights.embedding.data_ptr(),
             cosine=cosine.data_ptr(),
             sine=sine.data_ptr(),
