@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import trio
 
 from nsllm.node import executors as module
 from nsllm.node.errors import EngineError
 from nsllm.p2p.errors import MisbehaviourError
+from nsllm.p2p.protocols.generate import GENERATE
 from nsllm.record import Sampling
 from nsllm.simulations.standin import StandInEngine
 
@@ -51,9 +53,13 @@ def test_a_private_question_is_never_handed_on(on_stage) -> None:
         told: list[str] = []
         peer.parts.context.events.tap(lambda event: told.append(event.kind))
         break_engine(peer)
+        sent: set[str] = set()
+        stage.network.space._on_event = lambda event: sent.add(event[4])
         with pytest.raises(EngineError, match="worker is down"):
             await stage.ask(peer, "What is my secret?", visibility="private")
+        await trio.sleep(1)
         assert "generation_delegated" not in told
+        assert GENERATE not in sent
 
     on_stage(play)
 
