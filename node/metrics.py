@@ -1,28 +1,64 @@
-"""The peer's own Prometheus metrics, fed by its events; the HTTP side adds its own to the same registry."""
+"""The peer's own Prometheus metrics: events are counted, state is read at each scrape."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from nsllm.node.service import PeerEvent
 
-EVENTS: Final = "nsllm_events"
-
 
 class PeerMetrics:
-    """Counts events by kind, and reads gauges when somebody scrapes."""
+    """Counts events by kind; gauges read what `watch` gives them whenever somebody scrapes."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
-        self._events = Counter(EVENTS, "What happened in this peer, by kind", ["kind"], registry=registry)
+        self._events = Counter("nsllm_events", "What happened in this peer, by kind", ["kind"], registry=registry)
+        self._height = Gauge("nsllm_consensus_height", "Height of the last committed block", registry=registry)
+        self._halted = Gauge("nsllm_consensus_halted", "1 if consensus has halted here, else 0", registry=registry)
+        self._log_size = Gauge("nsllm_network_log_size", "Entries of the network log", registry=registry)
+        self._connected = Gauge("nsllm_peers_connected", "Peers with a live connection", registry=registry)
+        self._running = Gauge("nsllm_generations_running", "Generations that run now", registry=registry)
+        self._waiting = Gauge("nsllm_generations_waiting", "Generations that wait for a slot", registry=registry)
+        self._restarts = Gauge("nsllm_engine_restarts", "Restarts of the model worker so far", registry=registry)
+        self._hits = Gauge("nsllm_cache_hits", "Answers served from the cache so far", registry=registry)
+        self._misses = Gauge("nsllm_cache_misses", "Look-ups that found nothing so far", registry=registry)
+        self._refused = Gauge("nsllm_cache_refused", "Found records that did not verify so far", registry=registry)
 
     def count(self, event: PeerEvent) -> None:
         """A tap for `nsllm.node.events.EventBus`."""
         self._events.labels(kind=event.kind).inc()
 
-    def gauge(self, name: str, meaning: str, read: Callable[[], float]) -> None:
-        """A gauge that `read` supplies at every scrape."""
-        Gauge(f"nsllm_{name}", meaning, registry=self.registry).set_function(read)
+    def watch(
+        self,
+        *,
+        height: Callable[[], int],
+        halted: Callable[[], bool],
+        log_size: Callable[[], int],
+        connected: Callable[[], int],
+        generations: Callable[[], tuple[int, int, int]],
+        look_ups: Callable[[], tuple[int, int, int]],
+    ) -> None:
+        """Say where the gauges read from; each call is cheap.
+
+        Args:
+            height: of the last committed block.
+            halted: whether consensus has.
+            log_size: entries of the network log.
+            connected: peers.
+            generations: running, waiting, restarts of the worker.
+            look_ups: hits, misses, refused records.
+        """
+        self._height.set_function(height)
+        self._halted.set_function(halted)
+        self._log_size.set_function(log_size)
+        self._connected.set_function(connected)
+        for position, gauge in enumerate((self._running, self._waiting, self._restarts)):
+            gauge.set_function(_part(generations, position))
+        for position, gauge in enumerate((self._hits, self._misses, self._refused)):
+            gauge.set_function(_part(look_ups, position))
+
+
+def _part(read: Callable[[], tuple[int, int, int]], position: int) -> Callable[[], int]:
+    return lambda: read()[position]

@@ -139,6 +139,7 @@ class Parts:
         self._announcer = Announcer(network, self.directory, on_block=self._heard_block, on_card=self._presence.on_card)
         self._announcements, self._to_announce = trio.open_memory_channel[Header](16)
         self._serve_protocols()
+        self._watch()
         ledger.subscribe(self._decided)
 
     def running(self) -> tuple[tuple[str, Callable[[], Awaitable[None]]], ...]:
@@ -159,6 +160,23 @@ class Parts:
         if self._keeper is not None:
             tasks.append(("keeper", self._keeper.run))
         return tuple(tasks)
+
+    def _watch(self) -> None:
+        """Tell the gauges where to read."""
+        ledger, engine, counters = self._stores.ledger, self._world.engine, self.cache.counters
+
+        def generations() -> tuple[int, int, int]:
+            info = engine.info()
+            return info.active, info.queued, info.restarts
+
+        self.metrics.watch(
+            height=lambda: ledger.height,
+            halted=lambda: self.agreement.halted is not None,
+            log_size=lambda: ledger.log_size,
+            connected=lambda: len(self._world.network.connected()),
+            generations=generations,
+            look_ups=lambda: (counters.hits_local + counters.hits_remote, counters.misses, counters.refused),
+        )
 
     def _make_examiner(self) -> Examiner:
         info = self._world.engine.info()
