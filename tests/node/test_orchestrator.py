@@ -185,6 +185,22 @@ def test_a_holder_that_is_slow_beyond_the_deadline_costs_a_generation(on_stage, 
     on_stage(play)
 
 
+def test_a_look_up_that_hangs_holds_an_answer_up_no_longer_than_its_deadline(on_stage, monkeypatch) -> None:
+    async def play(stage) -> None:
+        peer = stage.peers[0]
+
+        async def hang(_key) -> None:
+            await trio.sleep_forever()
+
+        monkeypatch.setattr(peer.parts.cache, "remote", hang)
+        began = trio.current_time()
+        answer = await stage.ask(peer, "How do tides work?")
+        assert answer.started.source.kind == "engine"
+        assert trio.current_time() - began < module.LOOKUP_DEADLINE_S + 2
+
+    on_stage(play)
+
+
 def test_an_answer_too_large_for_a_record_is_given_and_not_published(on_stage) -> None:
     async def play(stage) -> None:
         peer = stage.peers[0]
