@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -39,6 +40,8 @@ LOGGED: Final = frozenset(
 """Kinds of events that are audit events; asked by membership only."""
 BACKLOG: Final = 4096
 CHECKPOINT_S: Final = 60.0
+LAST_WORDS_S: Final = 1.0
+"""How long a peer that stops goes on writing down what it did."""
 MAX_VALUE_CHARS: Final = 120
 
 
@@ -60,19 +63,32 @@ class Auditor:
             log.error("audit_backlog_full kind=%s limit=%d", event.kind, BACKLOG)
 
     async def run(self) -> None:
-        """Append until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._append_all)
-            nursery.start_soon(self._hand_out_checkpoints)
+        """Append until cancelled, and then what is still queued."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._append_all)
+                nursery.start_soon(self._hand_out_checkpoints)
+        finally:
+            with trio.move_on_after(LAST_WORDS_S) as scope:
+                scope.shield = True
+                await self._append_rest()
 
     async def _append_all(self) -> None:
         async for event in self._queue:
-            fields = {name: _plain(value) for name, value in event.fields.items() if value is not None}
-            private = fields.pop("visibility", "") == "private"
-            try:
-                await self._peer_log.append(event.kind, fields, private=private)
-            except NsllmError as error:
-                log.error("audit_failed kind=%s error=%s", event.kind, error)
+            await self._append(event)
+
+    async def _append_rest(self) -> None:
+        with suppress(trio.WouldBlock):
+            while True:
+                await self._append(self._queue.receive_nowait())
+
+    async def _append(self, event: PeerEvent) -> None:
+        fields = {name: _plain(value) for name, value in event.fields.items() if value is not None}
+        private = fields.pop("visibility", "") == "private"
+        try:
+            await self._peer_log.append(event.kind, fields, private=private)
+        except NsllmError as error:
+            log.error("audit_failed kind=%s error=%s", event.kind, error)
 
     async def _hand_out_checkpoints(self) -> None:
         """Into our own ledger's pool: it rides with the next block of records that we propose."""

@@ -80,6 +80,20 @@ def test_checkpoints_ride_with_blocks_of_records(on_stage) -> None:
     on_stage(play, peers=1)
 
 
+def test_a_peer_that_stops_writes_down_what_it_did_last(on_stage) -> None:
+    async def play(stage) -> None:
+        peer = stage.peers[0]
+        for number in range(50):
+            peer.parts.context.events.emit("withheld", completion=f"chatcmpl-{number}", visibility="public")
+        stage.network.stop(0)
+        await trio.sleep(1)
+        await stage.start(0)
+        kinds = [entry.kind for entry in await logged(stage.network.peers[0].peer)]
+        assert kinds.count("withheld") == 50
+
+    on_stage(play, peers=1)
+
+
 async def test_a_full_disk_or_backlog_is_told_and_stops_nothing(autojump_clock, nursery, caplog) -> None:
     class Log:
         size = 0
