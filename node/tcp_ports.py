@@ -7,24 +7,11 @@ from collections.abc import Iterable
 from typing import Final
 
 from nsllm.node.errors import PortError
+from nsllm.p2p.tcp_port import is_free
 
 TRIES: Final = 512
 EPHEMERAL_FROM: Final = 32768
 """Linux hands out ports from here on to outgoing connections (ip_local_port_range): a restart could find them taken."""
-
-
-def is_free(host: str, port: int) -> bool:
-    """Whether a listener could bind `port` on `host` now."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # As listeners do: a connection that lingers in TIME_WAIT is no hindrance, another listener is.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            probe.listen(1)
-        except OSError:
-            return False
-    return True
 
 
 def any_free(host: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import socket
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -25,6 +24,7 @@ from nsllm.p2p.guard import StreamGuard, StreamLimits
 from nsllm.p2p.libp2p_stream import Libp2pStream
 from nsllm.p2p.libp2p_transport import GuardedTcp
 from nsllm.p2p.network import Stream
+from nsllm.p2p.tcp_port import is_free
 
 log = logging.getLogger(__name__)
 
@@ -100,15 +100,8 @@ def is_taken(address: str) -> bool:
     of the other's connections.
     """
     listen = multiaddr.Multiaddr(address)
-    family, host = (socket.AF_INET6, "ip6") if "/ip6/" in address else (socket.AF_INET, "ip4")
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((listen.value_for_protocol(host), int(listen.value_for_protocol("tcp"))))
-            probe.listen(1)
-        except OSError:
-            return True
-    return False
+    host = listen.value_for_protocol("ip6" if "/ip6/" in address else "ip4")
+    return not is_free(host, int(listen.value_for_protocol("tcp")))
 
 
 def parse(address: str) -> tuple[Any, str]:

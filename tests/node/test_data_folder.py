@@ -16,7 +16,8 @@ from nsllm.node.data_folder import Settled, settle
 from nsllm.node.errors import DataFolderError, PortError
 from nsllm.node.founding import found, founder
 from nsllm.node.identity import new_identity
-from nsllm.node.tcp_ports import any_free, choose, is_free, require_free
+from nsllm.node.tcp_ports import any_free, choose, require_free
+from nsllm.p2p.tcp_port import is_free
 
 POLICY = default_policy(Digest(bytes(32)), Digest(bytes(32)))
 OTHERS = [founder(new_identity(random.Random(seed).randbytes)) for seed in range(3)]

@@ -30,7 +30,8 @@ from nsllm.node.config import EngineConfig, models_home
 from nsllm.node.engine.models import ModelPaths, ensure_default_models, model_digest
 from nsllm.node.engine.tiny import build_tiny_models
 from nsllm.node.settings import load_config, save_config
-from nsllm.node.tcp_ports import any_free, is_free
+from nsllm.node.tcp_ports import any_free
+from nsllm.p2p.tcp_port import is_free
 from nsllm.simulations.devnet import lay_out
 
 FAULTY = Path(__file__).with_name("faulty_peer.py")
@@ -281,6 +282,7 @@ def _start_devnet(folder: Path, *, peers: int, base_port: int) -> DevnetProcess:
     line = process.stdout.readline()
     assert line, log.read_text()
     told = json.loads(line)
+    assert "peers" in told, f"{line!r}\n{log.read_text()}"
     places = tuple(
         Place(p["index"], Path(p["data_dir"]), p["url"], p["address"], p["multiaddr"]) for p in told["peers"]
     )

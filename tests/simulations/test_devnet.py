@@ -19,7 +19,7 @@ from nsllm.node.config import CONFIG_FILE
 from nsllm.node.errors import DataFolderError, PortError
 from nsllm.node.identity import locked
 from nsllm.node.settings import load_config
-from nsllm.node.tcp_ports import is_free
+from nsllm.p2p.tcp_port import is_free
 from nsllm.simulations import devnet as module
 from nsllm.simulations.devnet import Devnet, DevnetEvent, lay_out, log_tail, run_devnet
 from nsllm.simulations.errors import DevnetError

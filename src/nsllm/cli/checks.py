@@ -27,7 +27,7 @@ from nsllm.node.data_folder import P2P_PORT_FILE
 from nsllm.node.engine.models import ENCODER_FOLDER, NEED_BYTES, TEXT_FOLDER, model_digest
 from nsllm.node.identity import KEYS_FOLDER, LOCK_FILE
 from nsllm.node.settings import load_config
-from nsllm.node.tcp_ports import is_free
+from nsllm.p2p.tcp_port import is_free
 
 State = Literal["ok", "warn", "fail"]
 
