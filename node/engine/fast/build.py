@@ -1,4 +1,4 @@
-"""The compiled forward pass: `forward.c`, built once for this machine by its C compiler and kept."""
+"""The compiled kernels: every C file of this folder in one library, built once for this machine and kept."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ def find_compiler() -> str | None:
 def build(folder: Path) -> Path:
     """The shared library below `folder`, compiled if it is not there yet (about 3 s). Blocks.
 
-    Its name covers source, flags and processor, so a home folder that several machines share holds one for each.
+    Its name covers sources, flags and processor, so a home folder that several machines share holds one for each.
 
     Raises:
         EngineError: no compiler, or it fails; says how.
     """
-    source = resources.files(__package__).joinpath("forward.c").read_bytes()
-    name = hashlib.sha256(b"\0".join([source, " ".join(FLAGS).encode(), _processor()])).hexdigest()[:24]
-    target = folder / f"forward-{name}.so"
+    sources = _sources()
+    told = [part for name, text in sources.items() for part in (name.encode(), text)]
+    key = hashlib.sha256(b"\0".join([*told, " ".join(FLAGS).encode(), _processor()])).hexdigest()[:24]
+    target = folder / f"kernels-{key}.so"
     if target.is_file():
         return target
     compiler = find_compiler()
@@ -48,8 +49,10 @@ def build(folder: Path) -> Path:
         raise EngineError("no C compiler (cc, gcc, clang) is installed", hint="install gcc, or set engine.backend")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        (Path(work) / "forward.c").write_bytes(source)
-        command = [compiler, *FLAGS, "forward.c", "-o", "forward.so", "-lm"]
+        for name, text in sources.items():
+            (Path(work) / name).write_bytes(text)
+        units = [name for name in sources if name.endswith(".c")]
+        command = [compiler, *FLAGS, *units, "-o", "kernels.so", "-lm"]
         try:
             done = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=LIMIT_S, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -57,9 +60,16 @@ def build(folder: Path) -> Path:
         if done.returncode:
             said = (done.stderr.strip().splitlines() or ["nothing"])[0]
             raise EngineError(f"{compiler} cannot compile the fast path: {said}", hint="set engine.backend to general")
-        (Path(work) / "forward.so").replace(target)
+        (Path(work) / "kernels.so").replace(target)
     log.info("kernels_built compiler=%s file=%s", compiler, target)
     return target
+
+
+def _sources() -> dict[str, bytes]:
+    """C files and headers beside this module, by name, in order."""
+    folder = resources.files(__package__)
+    files = sorted((file for file in folder.iterdir() if file.name.endswith((".c", ".h"))), key=lambda file: file.name)
+    return {file.name: file.read_bytes() for file in files}
 
 
 def _processor() -> bytes:
