@@ -66,6 +66,11 @@ class FastBackend:
         self.tokens = self._chat.tokens
         self.text = self._chat.text
 
+    @property
+    def logits(self) -> torch.Tensor:
+        """(rows, vocabulary) float32: those that `forward` gave last, in its order, from row 0 on; in place."""
+        return self._model.logits
+
     def open(self, token_ids: Sequence[int], most: int, *, side: bool) -> Lease | None:
         """A sequence, with what is known of its beginning; None if there is no room now."""
         return self.pool.open(token_ids, most, side=side)

@@ -18,6 +18,8 @@ from nsllm.node.errors import EngineError
 
 BLOCK_TOKENS: Final = 32
 """Tokens in a block of keys and values; `forward.c`."""
+LOGIT_ROWS: Final = 256
+"""Rows of logits that there is room for from the beginning; their memory is used as they are first written."""
 
 
 class _Linear(Structure):
@@ -79,7 +81,9 @@ class NativeModel:
         dtype = torch.bfloat16 if numerics == "int8" else torch.float32
         block_numbers = shape.layers * 2 * shape.kv_heads * BLOCK_TOKENS * shape.head_dim
         self._blocks = reserve(blocks * block_numbers * dtype.itemsize)
-        self._logits = torch.empty(0, shape.vocabulary)
+        self.logits = _logits(LOGIT_ROWS, shape.vocabulary)
+        """(rows, vocabulary) float32: each call writes those that it is asked for from row 0 on. The same memory all
+        the time, unless a call asks for more rows than it has."""
         cosine, sine = rope_table(shape, min(shape.context_tokens, blocks * BLOCK_TOKENS))
         self._kept: list[object] = [cosine, sine]
         self._model = _Model(
@@ -132,9 +136,9 @@ class NativeModel:
             ends.append(run.start + count)
         packed = torch.tensor([tokens, [p for _, p in rows], [s for s, _ in rows]], dtype=torch.int32)
         chosen = torch.tensor(wanted, dtype=torch.int32)
-        if len(wanted) > len(self._logits):
-            self._logits = torch.empty(len(wanted), self._shape.vocabulary)
-        logits = self._logits[: len(wanted)]
+        if len(wanted) > len(self.logits):
+            self.logits = _logits(len(wanted), self._shape.vocabulary)
+        logits = self.logits[: len(wanted)]
         batch = _Batch(
             tokens=packed[0].data_ptr(),
             positions=packed[1].data_ptr(),
@@ -179,3 +183,7 @@ class NativeModel:
         )
         self._kept.append(array)
         return array
+
+
+def _logits(rows: int, vocabulary: int) -> torch.Tensor:
+    return reserve(rows * vocabulary * 4).view(torch.float32).view(rows, vocabulary)
