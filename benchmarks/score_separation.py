@@ -32,7 +32,7 @@ from nsllm.governance.policy import Policy
 from nsllm.governance.validation import judge
 from nsllm.governance.validator import TextItem
 from nsllm.node.engine.models import default_home, ensure_default_models
-from nsllm.node.engine.port import Engine, Piece
+from nsllm.node.engine.port import Engine, EngineRequest, Piece
 from nsllm.node.engine.supervisor import WorkerEngine
 from nsllm.plugins.inline import InlinePluginHost
 from nsllm.record import Message, Sampling
@@ -83,7 +83,7 @@ def auc(good: Sequence[float], bad: Sequence[float]) -> float:
 
 async def generate(engine: Engine, question: str, seed: int, max_tokens: int) -> str:
     sampling = Sampling(seed=seed, max_tokens=max_tokens)
-    async with engine.generate((Message(role="user", content=question),), sampling) as stream:
+    async with engine.generate(EngineRequest((Message(role="user", content=question),), sampling)) as stream:
         return "".join([event.text async for event in stream if isinstance(event, Piece)]).strip()
 
 

@@ -12,7 +12,7 @@ import trio
 from nsllm.consensus.registry import Member
 from nsllm.ids import PeerId, hex0x
 from nsllm.node.context import PeerContext
-from nsllm.node.engine.port import Done, Engine, Piece
+from nsllm.node.engine.port import Done, Engine, EngineRequest, Piece
 from nsllm.node.errors import InvalidRequestError, OverloadedError
 from nsllm.p2p.directory import PeerDirectory
 from nsllm.p2p.errors import DeadlineError, MisbehaviourError, NetworkError
@@ -36,21 +36,20 @@ class Executors:
         self._directory = directory
 
     @asynccontextmanager
-    async def generate(self, request: Request, visibility: Visibility) -> AsyncGenerator[AsyncIterator[Piece | Done]]:
+    async def generate(
+        self, request: Request, visibility: Visibility, asked: EngineRequest
+    ) -> AsyncGenerator[AsyncIterator[Piece | Done]]:
         """Stream one answer from our engine, or from a member with the model if ours is down; private requests stay.
+
+        `asked` is the same for our engine, with what only an engine at hand can do: images, log-probabilities.
 
         Raises:
             ServiceError, EngineError: as `Engine.generate`; that of our own engine if no other member can help.
             NetworkError: another member's generation broke off, or went beyond its bounds.
         """
-        if visibility != "private" and self._engine.info().state != "ready":
-            remote = GenerateRequest(
-                model=request.model,
-                model_digest=request.model_digest,
-                messages=request.messages,
-                sampling=request.sampling,
-                visibility=visibility,
-            )
+        can_move = not asked.images and asked.top_logprobs is None
+        if visibility != "private" and can_move and self._engine.info().state != "ready":
+            remote = GenerateRequest(request=request, visibility=visibility)
             for executor in self._others(request):
                 async with AsyncExitStack() as stack:
                     try:
@@ -62,7 +61,7 @@ class Executors:
                     self._context.events.emit("generation_delegated", executor=executor)
                     yield _bounded(_translated(first, events), executor, request.sampling.max_tokens)
                     return
-        async with self._engine.generate(request.messages, request.sampling) as pieces:
+        async with self._engine.generate(asked) as pieces:
             yield pieces
 
     @asynccontextmanager
@@ -76,12 +75,14 @@ class Executors:
             OverloadedError: our own callers come first; somebody waits already.
         """
         info = self._engine.info()
-        if request.model_digest != info.text.digest:
-            raise InvalidRequestError(f"model {request.model_digest.hex()[:16]} is not served here")
+        wanted = request.request.model_digest
+        if wanted != info.text.digest:
+            raise InvalidRequestError(f"model {wanted.hex()[:16]} is not served here")
         if info.queued:
             raise OverloadedError(f"{info.queued} generations wait here already")
         log.info("generation_for member=%s", hex0x(member.address))
-        async with self._engine.generate(request.messages, request.sampling) as pieces:
+        asked = EngineRequest.of(request.request, client=hex0x(member.address))
+        async with self._engine.generate(asked) as pieces:
             yield _spoken(pieces)
 
     def _others(self, request: Request) -> list[PeerId]:

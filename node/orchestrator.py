@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import trio
@@ -24,7 +24,7 @@ from nsllm.governance.validator import Validator
 from nsllm.ids import Digest, Ppm, hex0x
 from nsllm.node.completions import Completions, State
 from nsllm.node.context import PeerContext
-from nsllm.node.engine.port import Done, Engine
+from nsllm.node.engine.port import Done, Engine, EngineRequest
 from nsllm.node.errors import EngineError, UnknownModelError
 from nsllm.node.executors import Executors
 from nsllm.node.federated_cache import FederatedCache, Found
@@ -122,7 +122,14 @@ class Orchestrator:
                 f"model {command.model!r} is not served here", hint=f"this peer serves {model.name!r}", param="model"
             )
         request = Request(
-            model=model.name, model_digest=model.digest, messages=command.messages, sampling=command.sampling
+            model=model.name,
+            model_digest=model.digest,
+            messages=command.messages,
+            sampling=command.sampling,
+            form=command.form,
+            tools=command.tools,
+            guide=command.guide,
+            attachments=command.attachments,
         )
         (embedding,) = await self._engine.embed([request.question()])
         return _Question(
@@ -186,9 +193,15 @@ class Orchestrator:
         done: Done | None = None
         started = False
         reader = SafetyReader(self._validator, question.request.messages, self._context.policy)
+        command = question.command
+        asked = replace(
+            EngineRequest.of(question.request, client=command.client),
+            images=command.images,
+            top_logprobs=command.top_logprobs,
+        )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(reader.run)
-            async with self._executors.generate(question.request, question.visibility) as pieces:
+            async with self._executors.generate(question.request, question.visibility, asked) as pieces:
                 async for piece in pieces:
                     if not started:
                         started = True

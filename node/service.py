@@ -12,8 +12,9 @@ from typing import Any, Literal, Protocol
 
 import trio
 
-from nsllm.node.engine.port import EngineInfo, ModelInfo
-from nsllm.record import Message, Sampling, Visibility
+from nsllm.ids import Digest
+from nsllm.node.engine.port import EngineInfo, ModelInfo, TokenLogprob
+from nsllm.record import Guide, Message, Sampling, Tool, Visibility
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,18 @@ class ChatCommand:
     sampling: Sampling
     visibility: Visibility | None
     """None: the peer's default."""
+    form: Literal["chat", "text"] = "chat"
+    """`text`: the only message is the prompt as it stands."""
+    tools: tuple[Tool, ...] = ()
+    guide: Guide | None = None
+    images: tuple[bytes, ...] = ()
+    """PNG files for a model that sees."""
+    attachments: tuple[Digest, ...] = ()
+    """Digests of what was attached, whether the model sees it or reads its description."""
+    top_logprobs: int | None = None
+    """Alternatives to be told with each token; None: no log-probabilities at all."""
+    client: str = ""
+    """Who asks: generations that wait are started in turns between clients."""
     reuse: bool = True
     """False where a cached answer may not stand in (logprobs, n > 1, tools)."""
 
@@ -59,6 +72,8 @@ class ChatDelta:
     """Text as it comes."""
 
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Of the tokens since the last delta, if they were asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import trio
 
 from nsllm.governance.ports import Likelihood
 from nsllm.ids import Digest
-from nsllm.node.engine.port import Done, EngineInfo, ModelInfo, Piece
+from nsllm.node.engine.port import Done, EngineInfo, EngineRequest, ModelInfo, Piece
 from nsllm.record import EMBEDDING_DIMENSIONS, Message, Sampling
 
 NAME: Final = "stand-in (no language model)"
@@ -76,13 +76,11 @@ class StandInEngine:
         )
 
     @asynccontextmanager
-    async def generate(
-        self, messages: Sequence[Message], sampling: Sampling
-    ) -> AsyncGenerator[AsyncIterator[Piece | Done]]:
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[AsyncIterator[Piece | Done]]:
         """Stream words that depend on the question and the seed."""
         self._active += 1
         try:
-            yield self._stream(messages, sampling)
+            yield self._stream(request.messages, request.sampling)
         finally:
             self._active -= 1
 

@@ -78,6 +78,10 @@ def _defaults(card: Mapping[str, Any]) -> Sampling:
 
     top_k = card.get("top_k")
     return Sampling(
+        min_p_micro=0,
+        presence_penalty_micro=0,
+        frequency_penalty_micro=0,
+        min_tokens=0,
         temperature_micro=micro("temperature"),
         top_p_micro=micro("top_p"),
         top_k=top_k if isinstance(top_k, int) else 0,

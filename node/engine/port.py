@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 from nsllm.governance.ports import JudgeModels
 from nsllm.ids import Digest
-from nsllm.record import Message, Sampling
+from nsllm.record import Guide, Message, Request, Sampling, Tool
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,55 @@ class EngineInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One generation that is asked of an engine."""
+
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    form: Literal["chat", "text"] = "chat"
+    """`text`: the only message is the prompt as it stands."""
+    tools: tuple[Tool, ...] = ()
+    guide: Guide | None = None
+    images: tuple[bytes, ...] = ()
+    """PNG files for a model that sees, in the order of their places in the messages."""
+    top_logprobs: int | None = None
+    """How many alternatives are told with each token; None: not even the token's own probability."""
+    client: str = ""
+    """Who asks, in any words: waiting generations are started in turns between clients."""
+
+    @classmethod
+    def of(cls, request: Request, *, client: str = "") -> EngineRequest:
+        """What a cacheable request asks of the engine."""
+        return cls(
+            messages=request.messages,
+            sampling=request.sampling,
+            form=request.form,
+            tools=request.tools,
+            guide=request.guide,
+            client=client,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token's natural log-probability under the distribution before sampling parameters, as OpenAI reports it."""
+
+    token: bytes
+    """What the token spells; not always whole characters."""
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()
+    """The most likely tokens in its place, most likely first."""
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """Tokens as they come; `text` is complete UTF-8 and may be empty while a character is unfinished."""
 
     token_ids: tuple[int, ...]
     """Empty: unknown, see `Done.counted`."""
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One for each token, if they were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +127,14 @@ class Engine(JudgeModels, Protocol):
         """Present state; cheap."""
         ...
 
-    def generate(
-        self, messages: Sequence[Message], sampling: Sampling
-    ) -> AbstractAsyncContextManager[AsyncIterator[Piece | Done]]:
+    def generate(self, request: EngineRequest) -> AbstractAsyncContextManager[AsyncIterator[Piece | Done]]:
         """Stream one answer; leaving the context cancels it in the worker within one step.
 
         Raises (on entering or while iterating):
             ContextOverflowError: the prompt plus one token does not fit the model's context; says both numbers.
             OverloadedError: the queue is full.
+            InvalidRequestError: the engine cannot do what is asked, such as images for a model that does not see; names
+                the parameter.
             EngineError: the worker died; it is being restarted.
         """
         ...

@@ -29,7 +29,7 @@ from nsllm.node.engine.answer import AnswerStream, next_reply
 from nsllm.node.engine.card import read_encoder_info, read_text_info
 from nsllm.node.engine.choice import Wish, choose
 from nsllm.node.engine.link import WorkerLink, WorkerSettings, open_worker
-from nsllm.node.engine.port import Done, EngineInfo, Piece
+from nsllm.node.engine.port import Done, EngineInfo, EngineRequest, Piece
 from nsllm.node.engine.protocol import (
     MAX_BATCH,
     Cancel,
@@ -185,9 +185,7 @@ class WorkerEngine:
             yield self
             nursery.cancel_scope.cancel()
 
-    def generate(
-        self, messages: Sequence[Message], sampling: Sampling
-    ) -> AbstractAsyncContextManager[AsyncIterator[Piece | Done]]:
+    def generate(self, request: EngineRequest) -> AbstractAsyncContextManager[AsyncIterator[Piece | Done]]:
         """Stream one answer, see `Engine.generate`. Token ids include the end token if the model chose it.
 
         Raises:
@@ -196,7 +194,7 @@ class WorkerEngine:
             OverloadedError: on entering: the queue is full.
             EngineError: on entering or while iterating.
         """
-        return self._generate(tuple(messages), self._complete(sampling))
+        return self._generate(request.messages, self._complete(request.sampling))
 
     async def embed(self, texts: Sequence[str]) -> list[tuple[float, ...]]:
         """Unit vectors, 384 floats a text."""

@@ -26,7 +26,7 @@ import trio
 from nsllm import __version__, canonical
 from nsllm.governance.ports import Likelihood
 from nsllm.ids import Digest
-from nsllm.node.engine.port import Done, Engine, EngineInfo, ModelInfo, Piece
+from nsllm.node.engine.port import Done, Engine, EngineInfo, EngineRequest, ModelInfo, Piece
 from nsllm.node.engine.upstream_answer import UpstreamAnswer
 from nsllm.node.engine.upstream_wire import PASSING, ListedModel, Listing, refusal, request_body
 from nsllm.node.errors import EngineError, OverloadedError
@@ -163,9 +163,7 @@ class UpstreamEngine:
                     await self._poked.wait()
                 self._poked = trio.Event()
 
-    def generate(
-        self, messages: Sequence[Message], sampling: Sampling
-    ) -> AbstractAsyncContextManager[AsyncIterator[Piece | Done]]:
+    def generate(self, request: EngineRequest) -> AbstractAsyncContextManager[AsyncIterator[Piece | Done]]:
         """Stream one answer, see `Engine.generate`; leaving the context closes the request at the server.
 
         Attempts that fail before the first token are made again, at most twice. `Done.sampling` holds what was asked
@@ -177,8 +175,8 @@ class UpstreamEngine:
             OverloadedError: on entering: our queue is full, or the server's is.
             EngineError: the server is away, slow, or talks nonsense.
         """
-        max_tokens = sampling.max_tokens or self._max_tokens
-        return self._generate(tuple(messages), msgspec.structs.replace(sampling, max_tokens=max_tokens))
+        max_tokens = request.sampling.max_tokens or self._max_tokens
+        return self._generate(request.messages, msgspec.structs.replace(request.sampling, max_tokens=max_tokens))
 
     async def embed(self, texts: Sequence[str]) -> list[tuple[float, ...]]:
         """Unit vectors of the local encoder."""

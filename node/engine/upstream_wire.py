@@ -98,6 +98,9 @@ def request_body(model: str, messages: Sequence[Message], sampling: Sampling, ow
     micro = {
         "temperature": sampling.temperature_micro,
         "top_p": sampling.top_p_micro,
+        "min_p": sampling.min_p_micro,
+        "presence_penalty": sampling.presence_penalty_micro,
+        "frequency_penalty": sampling.frequency_penalty_micro,
         "repeat_penalty" if owner == "llamacpp" else "repetition_penalty": sampling.repetition_penalty_micro,
     }
     body: dict[str, object] = {
@@ -114,6 +117,10 @@ def request_body(model: str, messages: Sequence[Message], sampling: Sampling, ow
         body["seed"] = sampling.seed
     if sampling.max_tokens is not None:
         body["max_tokens"] = sampling.max_tokens
+    if sampling.min_tokens is not None:
+        body["min_tokens"] = sampling.min_tokens
+    if sampling.logit_bias:
+        body["logit_bias"] = {str(token): bias / MICRO for token, bias in sampling.logit_bias}
     if sampling.stop:
         body["stop"] = list(sampling.stop)
     if owner == "nsllm":

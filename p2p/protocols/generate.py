@@ -16,13 +16,13 @@ from msgspec import Meta
 from nsllm.canonical import Value
 from nsllm.consensus.registry import Member
 from nsllm.errors import NsllmError
-from nsllm.ids import CountField, DigestField, PeerId
+from nsllm.ids import CountField, PeerId
 from nsllm.p2p.directory import PeerDirectory
 from nsllm.p2p.errors import MisbehaviourError
 from nsllm.p2p.framing import FramedStream
 from nsllm.p2p.network import Network, Stream, StreamHandler
 from nsllm.p2p.protocols.dialogue import MEMBERS_ONLY, REQUEST_S, Refused, refusal, refused_by, within
-from nsllm.record import MAX_TEXT_CHARS, Message, Sampling, TextField, TokenField
+from nsllm.record import MAX_TEXT_CHARS, Request, Sampling, TextField, TokenField
 
 GENERATE: Final = "/nsllm/generate/1"
 MAX_GENERATE_BYTES: Final = 1024 * 1024
@@ -34,11 +34,8 @@ TOTAL_S: Final = 900.0
 class GenerateRequest(Value, frozen=True, kw_only=True):
     """What the other peer is to complete."""
 
-    model: Annotated[str, Meta(min_length=1, max_length=256)]
-    model_digest: DigestField
-    """The executor refuses rather than answer with other weights."""
-    messages: Annotated[tuple[Message, ...], Meta(min_length=1, max_length=256)]
-    sampling: Sampling
+    request: Request
+    """The executor refuses rather than answer with other weights than `model_digest`."""
     visibility: Literal["group", "public"]
 
 

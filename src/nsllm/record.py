@@ -32,10 +32,40 @@ EMBEDDING_DIMENSIONS: Final = 384
 
 Micro = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 """A real parameter times 1,000,000: temperature 0.2 is 200,000."""
+SignedMicro = Annotated[int, Meta(ge=-1_000_000_000, le=1_000_000_000)]
+"""The same with a sign: a presence penalty of -0.5 is -500,000."""
 TextField = Annotated[str, Meta(max_length=MAX_TEXT_CHARS)]
 TokenField = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Visibility = Literal["private", "group", "public"]
+NameField = Annotated[str, Meta(min_length=1, max_length=64)]
 FinishReason = Literal["stop", "length", "content_filter"]
+
+
+class ToolCall(Value, frozen=True, kw_only=True):
+    """A function that the assistant asks its caller to run."""
+
+    id: Annotated[str, Meta(min_length=1, max_length=64)]
+    name: NameField
+    arguments: TextField
+    """JSON text as the model wrote it; may be invalid."""
+
+
+class Tool(Value, frozen=True, kw_only=True):
+    """A function that the assistant may ask for."""
+
+    name: NameField
+    description: TextField = ""
+    parameters: TextField = ""
+    """JSON schema of the arguments, as JSON text without spaces and with sorted keys; empty: none are taken."""
+
+
+class Guide(Value, frozen=True, kw_only=True):
+    """What the whole answer must match."""
+
+    kind: Literal["json_object", "json_schema", "regex", "choice", "grammar"]
+    text: TextField = ""
+    """The schema (as `Tool.parameters`), the regular expression, the choices (a JSON list), the grammar (Lark as
+    llguidance reads it); empty for `json_object`."""
 
 
 class Message(Value, frozen=True, kw_only=True):
@@ -43,6 +73,10 @@ class Message(Value, frozen=True, kw_only=True):
 
     role: Literal["system", "user", "assistant", "tool"]
     content: TextField
+    tool_calls: Annotated[tuple[ToolCall, ...], Meta(max_length=64)] = ()
+    """Of the assistant."""
+    tool_call_id: Annotated[str, Meta(max_length=64)] = ""
+    """Of a tool: which call this is the result of."""
 
 
 class Sampling(Value, frozen=True, kw_only=True):
@@ -54,9 +88,16 @@ class Sampling(Value, frozen=True, kw_only=True):
     temperature_micro: Micro | None = None
     top_p_micro: Micro | None = None
     top_k: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+    min_p_micro: Micro | None = None
     repetition_penalty_micro: Micro | None = None
+    presence_penalty_micro: SignedMicro | None = None
+    frequency_penalty_micro: SignedMicro | None = None
+    logit_bias: Annotated[tuple[tuple[TokenField, SignedMicro], ...], Meta(max_length=1024)] = ()
+    """(token, what is added to its logit), by rising token."""
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     max_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+    """The answer does not end by itself before; stop strings wait as well."""
     stop: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=4)] = ()
 
 
@@ -70,6 +111,10 @@ class Request(Value, frozen=True, kw_only=True):
     messages: Annotated[tuple[Message, ...], Meta(min_length=1, max_length=256)]
     sampling: Sampling
     """As the caller set them; unset ones stay None here."""
+    form: Literal["chat", "text"] = "chat"
+    """`text`: the only message is the prompt as it stands, without the model's chat template."""
+    tools: Annotated[tuple[Tool, ...], Meta(max_length=64)] = ()
+    guide: Guide | None = None
     attachments: Annotated[tuple[DigestField, ...], Meta(max_length=64)] = ()
 
     def question(self) -> str:

@@ -21,7 +21,7 @@ class DownEngine(StandInEngine):
     def info(self):
         return replace(super().info(), state="restarting")
 
-    def generate(self, messages, sampling):
+    def generate(self, request):
         raise EngineError("the model worker is down", hint="ask again in a moment")
 
 

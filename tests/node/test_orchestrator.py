@@ -11,7 +11,7 @@ from nsllm.node import orchestrator as module
 from nsllm.node.engine.port import Piece
 from nsllm.node.service import ChatCommand, ChatDelta, ChatFinished, ChatStarted
 from nsllm.plugins.inline import InlinePluginHost
-from nsllm.record import Message, Sampling
+from nsllm.record import Message, Request, Sampling, request_key
 from nsllm.simulations.standin import StandInEngine
 
 TOXIC = "you fucking stupid piece of shit, i will kill you, die you worthless idiot. "
@@ -120,12 +120,29 @@ def test_layers_that_fail_while_they_read_along_end_the_answer(on_stage, monkeyp
     on_stage(play, peers=1)
 
 
+def _key(peer, question: str):
+    model = peer.models()[0]
+    message = Message(role="user", content=question)
+    request = Request(model=model.name, model_digest=model.digest, messages=(message,), sampling=Sampling())
+    return request_key(peer.parts.context.network_id, request)
+
+
+async def _held_elsewhere(stage):
+    """A question whose record is anchored, and a peer that does not hold it: placement follows the digests."""
+    first, *others = stage.peers
+    for load in ("weight", "trains", "wind", "water", "snow", "crowds"):
+        question = f"How do bridges carry {load}?"
+        await stage.anchored(first, await stage.ask(first, question))
+        await trio.sleep(30)
+        for peer in others:
+            if await peer.parts.cache.local(_key(peer, question)) is None:
+                return question, peer
+    raise AssertionError("every peer holds every record itself")
+
+
 def test_a_hit_elsewhere_cancels_the_generation_that_ran_beside_the_look_up(on_stage, monkeypatch) -> None:
     async def play(stage) -> None:
-        first, *others = stage.peers
-        answer = await stage.ask(first, "How do bridges carry weight?")
-        await stage.anchored(first, answer)
-        await trio.sleep(30)
+        question, peer = await _held_elsewhere(stage)
         ran: list[str] = []
         stream = StandInEngine._stream
 
@@ -139,14 +156,10 @@ def test_a_hit_elsewhere_cancels_the_generation_that_ran_beside_the_look_up(on_s
                 ran.append("left")
 
         monkeypatch.setattr(StandInEngine, "_stream", watched)
-        for peer in others:
-            before = (await peer.status()).cache["hits_remote"]
-            again = await stage.ask(peer, "How do bridges carry weight?")
-            assert again.started.source.kind == "cache"
-            if (await peer.status()).cache["hits_remote"] > before:
-                break
-        else:
-            pytest.fail("every peer holds the record itself")
+        before = (await peer.status()).cache["hits_remote"]
+        again = await stage.ask(peer, question)
+        assert again.started.source.kind == "cache"
+        assert (await peer.status()).cache["hits_remote"] == before + 1
         assert "ended" not in ran
         assert peer._world.engine.info().active == 0
 
@@ -155,9 +168,7 @@ def test_a_hit_elsewhere_cancels_the_generation_that_ran_beside_the_look_up(on_s
 
 def test_a_holder_that_is_slow_beyond_the_deadline_costs_a_generation(on_stage, monkeypatch) -> None:
     async def play(stage) -> None:
-        first, *others = stage.peers
-        await stage.anchored(first, await stage.ask(first, "How do bridges carry weight?"))
-        await trio.sleep(30)
+        question, asker = await _held_elsewhere(stage)
         for peer in stage.peers:
             lookup = peer.parts.cache.lookup
 
@@ -166,21 +177,9 @@ def test_a_holder_that_is_slow_beyond_the_deadline_costs_a_generation(on_stage, 
                 return await lookup(key, member=member)
 
             monkeypatch.setattr(peer.parts.cache, "lookup", slow)
-        for peer in others:
-            if await peer.parts.cache.local(peer.parts.context.genesis and _key(peer)) is None:
-                again = await stage.ask(peer, "How do bridges carry weight?")
-                assert again.started.source.kind == "engine"
-                assert again.finished.publication == "pending"
-                return
-        pytest.fail("every peer holds the record itself")
-
-    def _key(peer):
-        from nsllm.record import Request, request_key
-
-        model = peer.models()[0]
-        message = Message(role="user", content="How do bridges carry weight?")
-        request = Request(model=model.name, model_digest=model.digest, messages=(message,), sampling=Sampling())
-        return request_key(peer.parts.context.network_id, request)
+        again = await stage.ask(asker, question)
+        assert again.started.source.kind == "engine"
+        assert again.finished.publication == "pending"
 
     on_stage(play)
 

@@ -40,7 +40,7 @@ from nsllm.p2p.protocols.generate import (
     serve_generate,
 )
 from nsllm.p2p.protocols.mesh import MAX_MESH_BYTES, MESH, MeshAnswer, MeshClient, MeshFrame, serve_mesh
-from nsllm.record import Message, Sampling
+from nsllm.record import Message, Request, Sampling
 
 ECHO = "/test/echo/1"
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
@@ -396,10 +396,12 @@ async def test_a_caller_that_leaves_stops_a_completion() -> None:
     one, other = network(1), network(2)
     one.handle(GENERATE, serve_generate(directory_of(1, 2), execute))
     request = GenerateRequest(
-        model="m",
-        model_digest=ZERO_DIGEST,
-        messages=(Message(role="user", content="hi"),),
-        sampling=Sampling(),
+        request=Request(
+            model="m",
+            model_digest=ZERO_DIGEST,
+            messages=(Message(role="user", content="hi"),),
+            sampling=Sampling(),
+        ),
         visibility="group",
     )
     async with running(one, other):

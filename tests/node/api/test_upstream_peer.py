@@ -7,7 +7,7 @@ import random
 import pytest
 import trio
 
-from nsllm.node.engine.port import Done
+from nsllm.node.engine.port import Done, EngineRequest
 from nsllm.node.engine.upstream import Upstream, UpstreamEngine
 from nsllm.node.errors import ContextOverflowError, EngineError, InvalidRequestError, OverloadedError
 from nsllm.record import Message, Sampling
@@ -36,7 +36,7 @@ def over(nursery):
 
 
 async def collect(engine, messages, sampling=None):
-    async with engine.generate(messages, sampling or Sampling()) as events:
+    async with engine.generate(EngineRequest(messages, sampling or Sampling())) as events:
         *pieces, done = [item async for item in events]
     assert isinstance(done, Done)
     return "".join(piece.text for piece in pieces), done
@@ -84,7 +84,7 @@ async def test_its_failure_in_mid_answer_is_told(over, running):
     running.service.fail_after = (2, EngineError("the worker died"))
     got = []
     with pytest.raises(EngineError, match=r"the upstream failed \(HTTP 500, engine_failed\)"):
-        async with (await over(running)).generate(chat(), Sampling()) as events:
+        async with (await over(running)).generate(EngineRequest(chat(), Sampling())) as events:
             async for item in events:
                 got.append(item)  # noqa: PERF401 - it breaks off
     assert [piece.text for piece in got] in (["The "], ["The ", "sky "])
@@ -93,7 +93,7 @@ async def test_its_failure_in_mid_answer_is_told(over, running):
 async def test_leaving_stops_its_generation(over, running):
     running.service.pace_s = 0.01
     running.service.words = ("more ",) * 10_000
-    async with (await over(running)).generate(chat(), Sampling()) as events:
+    async with (await over(running)).generate(EngineRequest(chat(), Sampling())) as events:
         await anext(aiter(events))
     with trio.fail_after(10):
         await running.service.cancelled.wait()

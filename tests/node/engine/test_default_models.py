@@ -14,7 +14,7 @@ from nsllm.node.engine.backend import Read
 from nsllm.node.engine.choice import choose, text_digest
 from nsllm.node.engine.fast.backend import FastBackend
 from nsllm.node.engine.models import default_home, ensure_default_models, model_digest
-from nsllm.node.engine.port import Piece
+from nsllm.node.engine.port import EngineRequest, Piece
 from nsllm.node.engine.supervisor import WorkerEngine
 from nsllm.record import Message, Sampling
 
@@ -44,7 +44,7 @@ def user(text):
 
 
 async def answer(engine, question, **sampling):
-    async with engine.generate(user(question), Sampling(**sampling)) as stream:
+    async with engine.generate(EngineRequest(user(question), Sampling(**sampling))) as stream:
         events = [event async for event in stream]
     return "".join(event.text for event in events if isinstance(event, Piece)), events[-1]
 

@@ -16,7 +16,7 @@ import trio
 
 from nsllm.content import Text
 from nsllm.node.engine.link import WorkerSettings
-from nsllm.node.engine.port import Done, Piece
+from nsllm.node.engine.port import Done, EngineRequest, Piece
 from nsllm.node.engine.supervisor import WorkerEngine
 from nsllm.node.errors import ContextOverflowError, EngineError, InvalidRequestError, ModelMissingError, OverloadedError
 from nsllm.record import Message, Sampling
@@ -38,7 +38,7 @@ def patient(tiny, **changes):
 
 
 async def collect(engine, prompt, sampling):
-    async with engine.generate(prompt, sampling) as stream:
+    async with engine.generate(EngineRequest(prompt, sampling)) as stream:
         events = [event async for event in stream]
     assert isinstance(events[-1], Done)
     return events[:-1], events[-1]
@@ -62,7 +62,11 @@ async def test_answers_embeddings_and_likelihoods(tiny):
             temperature_micro=1_000_000,
             top_p_micro=1_000_000,
             top_k=0,
+            min_p_micro=0,
             repetition_penalty_micro=1_000_000,
+            presence_penalty_micro=0,
+            frequency_penalty_micro=0,
+            min_tokens=0,
             seed=random.Random(3).getrandbits(48),
             max_tokens=20,
         )
@@ -103,7 +107,7 @@ def _modules_of_a_peer():
 async def test_leaving_early_frees_the_slot_and_a_full_queue_refuses(tiny):
     engine = engine_of(tiny, max_active=1, max_queue=1)
     async with engine.running(), trio.open_nursery() as nursery:
-        async with engine.generate(user("hi"), LONG) as stream:
+        async with engine.generate(EngineRequest(user("hi"), LONG)) as stream:
             assert isinstance(await anext(stream), Piece)
             waiting = []
             nursery.start_soon(lambda: _store(waiting, collect(engine, user("second"), Sampling(max_tokens=3, seed=1))))
@@ -149,7 +153,7 @@ async def test_a_killed_worker_fails_its_generations_and_is_replaced(tiny):
         later = []
         async with trio.open_nursery() as nursery:
             with pytest.raises(EngineError, match="died over this request"):
-                async with engine.generate(user("hi"), LONG) as stream:
+                async with engine.generate(EngineRequest(user("hi"), LONG)) as stream:
                     await anext(stream)
                     nursery.start_soon(lambda: _store(later, collect(engine, user("x"), Sampling(max_tokens=2))))
                     await until(lambda: engine.info().queued == 1)

@@ -12,7 +12,7 @@ import trio
 
 from nsllm.errors import NsllmError
 from nsllm.node.engine import upstream as module
-from nsllm.node.engine.port import Done, Piece
+from nsllm.node.engine.port import Done, EngineRequest, Piece
 from nsllm.node.engine.sse import MAX_EVENT_BYTES, EventReader
 from nsllm.node.engine.upstream import Upstream, UpstreamEngine, upstream_digest
 from nsllm.node.engine.upstream_wire import parse_chunk, refusal, request_body
@@ -136,7 +136,7 @@ def engine(server, nursery, monkeypatch):
 
 
 async def collect(engine: UpstreamEngine, sampling: Sampling | None = None) -> tuple[list[Piece], Done]:
-    async with engine.generate(CHAT, sampling or Sampling()) as events:
+    async with engine.generate(EngineRequest(CHAT, sampling or Sampling())) as events:
         *pieces, done = [item async for item in events]
     assert isinstance(done, Done)
     return pieces, done
@@ -199,7 +199,7 @@ def test_every_parameter_is_spelled_as_the_server_spells_it(owner, differs):
 @pytest.mark.parametrize("name", Sampling.__struct_fields__)
 def test_no_parameter_is_forgotten(name):
     """Whoever adds one to `Sampling` is told to spell it for upstreams, too."""
-    values = {"stop": ("x",), "temperature_micro": 500_000}
+    values = {"stop": ("x",), "logit_bias": ((3, 1),), "temperature_micro": 500_000}
     one = Sampling(**{name: values.get(name, 3)})
     assert request_body(MODEL, CHAT, one, None) != request_body(MODEL, CHAT, Sampling(), None)
 
@@ -323,7 +323,7 @@ async def test_an_answer_that_has_begun_is_not_begun_again(engine, server, more,
     server.replies = [says(SSE + delta("Hello") + more)]
     got = []
     with pytest.raises(EngineError, match=match):
-        async with (await engine()).generate(CHAT, Sampling()) as events:
+        async with (await engine()).generate(EngineRequest(CHAT, Sampling())) as events:
             async for item in events:
                 got.append(item)  # noqa: PERF401 - it breaks off
     assert [piece.text for piece in got] == ["Hello"]
@@ -334,7 +334,7 @@ async def test_what_came_before_an_error_is_handed_out(engine, server):
     server.replies = [says(SSE + delta("Hello ") + delta("wörld") + event({"error": {"message": PROMPT}}))]
     got = []
     with pytest.raises(EngineError, match="HTTP 500"):
-        async with (await engine()).generate(CHAT, Sampling()) as events:
+        async with (await engine()).generate(EngineRequest(CHAT, Sampling())) as events:
             async for item in events:
                 got.append(item)  # noqa: PERF401 - it breaks off
     assert [piece.text for piece in got] == ["Hello ", "wörld"]
@@ -375,7 +375,7 @@ async def test_silence_between_tokens_ends_the_request(engine, server):
 async def test_leaving_closes_the_request_at_the_server(engine, server):
     server.replies = [says(SSE + delta("Hello"), then=until_left)]
     made = await engine()
-    async with made.generate(CHAT, Sampling()) as events:
+    async with made.generate(EngineRequest(CHAT, Sampling())) as events:
         assert (await anext(aiter(events))).text == "Hello"
         assert made.info().active == 1
     with trio.fail_after(10):

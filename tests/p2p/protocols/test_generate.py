@@ -26,13 +26,15 @@ from nsllm.p2p.protocols.generate import (
     generate,
     serve_generate,
 )
-from nsllm.record import Message, Sampling
+from nsllm.record import Message, Request, Sampling
 
 REQUEST = GenerateRequest(
-    model="m",
-    model_digest=ZERO_DIGEST,
-    messages=(Message(role="user", content="hi"),),
-    sampling=Sampling(),
+    request=Request(
+        model="m",
+        model_digest=ZERO_DIGEST,
+        messages=(Message(role="user", content="hi"),),
+        sampling=Sampling(),
+    ),
     visibility="public",
 )
 DONE = GenerateDone(finish_reason="stop", prompt_token_ids=(1,), sampling=Sampling(seed=1))
