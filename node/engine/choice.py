@@ -28,6 +28,9 @@ QUANTIZED: Final = ("bfloat16", "float16")
 SCHEMES: Final = {"int8": "int8: the weights of an output share a scale, 64 activations of a row do"}
 """How a dtype is computed; another way needs another text, so that digests tell the two apart."""
 
+PACKED_LEAST_BYTES: Final = 16 << 20
+"""Smaller models are packed faster than a file is looked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -76,6 +79,15 @@ def running_digest(folder: Path, choice: Choice) -> Digest:
     if choice.dtype == model_dtype(read_config(folder)):
         return digest
     return canonical.digest("model", b"", canonical.pack({"files": digest, "runs": SCHEMES[choice.dtype]}))
+
+
+def packed_place(folder: Path, choice: Choice, digest: Digest) -> Path | None:
+    """Where workers keep the packed weights of a model that runs under this digest: the file's folder and its name's
+    beginning. None where that would not pay.
+    """  # noqa: D205 - one sentence
+    if choice.library is None or sum(path.stat().st_size for path in folder.glob("*.safetensors")) < PACKED_LEAST_BYTES:
+        return None
+    return default_home(os.environ).absolute() / "packed" / digest.hex()
 
 
 def text_digest(paths: ModelPaths) -> Digest:

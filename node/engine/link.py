@@ -44,6 +44,8 @@ class WorkerSettings:
     """The compiled fast path; None: the general path."""
     cache_mb: int = 512
     """Memory for keys and values on the fast path."""
+    packed: Path | None = None
+    """Folder and model name of the fast path's packed weights; None: they are packed at each start."""
     load_limit_s: float = 180.0
     """Until both models are loaded."""
     ping_interval_s: float = 2.0
@@ -161,6 +163,8 @@ async def open_worker(settings: WorkerSettings) -> AsyncIterator[WorkerLink]:
         command += ["--dtype", settings.dtype, "--cache-mb", str(settings.cache_mb)]
         if settings.library is not None:
             command += ["--library", str(settings.library)]
+        if settings.packed is not None:
+            command += ["--packed", str(settings.packed)]
         try:
             # Not trio's open_process: it forks in a helper thread, and the kernel's parent-death signal, which the
             # worker asks for, fires when that thread ends.

@@ -27,7 +27,7 @@ from nsllm.errors import EncodingError
 from nsllm.governance.ports import Likelihood
 from nsllm.node.engine.answer import AnswerStream, next_reply
 from nsllm.node.engine.card import read_encoder_info, read_text_info
-from nsllm.node.engine.choice import Wish, choose
+from nsllm.node.engine.choice import Wish, choose, packed_place
 from nsllm.node.engine.link import WorkerLink, WorkerSettings, open_worker
 from nsllm.node.engine.port import Done, EngineInfo, EngineRequest, Piece
 from nsllm.node.engine.protocol import (
@@ -120,6 +120,7 @@ class WorkerEngine:
             dtype=choice.dtype,
             library=choice.library,
             cache_mb=cache_mb,
+            packed=packed_place(text, choice, self._text.digest),
         )
         self._max_queue = max_queue
         self._max_tokens = max_tokens

@@ -46,6 +46,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--library", type=Path, help="compiled fast path; without it, the general path")
     parser.add_argument("--dtype", default="float32", help="what the fast path computes in")
     parser.add_argument("--cache-mb", type=int, default=512)
+    parser.add_argument("--packed", type=Path, help="FOLDER/MODEL of the fast path's packed weights")
     options = parser.parse_args(arguments)
     connection = socket.socket(fileno=options.fd)
     _die_with(options.parent, connection)
@@ -92,6 +93,7 @@ def load_backend(options: argparse.Namespace) -> Backend:
 
         return TransformersBackend(options.text, options.encoder)
     from nsllm.node.engine.fast.backend import FastBackend
+    from nsllm.node.engine.fast.packed import Place
 
     return FastBackend(
         options.text,
@@ -100,6 +102,7 @@ def load_backend(options: argparse.Namespace) -> Backend:
         options.dtype,
         threads=options.threads,
         cache_mb=options.cache_mb,
+        packed=None if options.packed is None else Place(options.packed.parent, options.packed.name),
     )
 
 

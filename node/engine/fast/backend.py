@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,7 @@ from nsllm.node.engine.fast.chat import ChatText
 from nsllm.node.engine.fast.encoder import BertEncoder, runs
 from nsllm.node.engine.fast.memory import trim
 from nsllm.node.engine.fast.native import BLOCK_TOKENS, NativeModel, Run
+from nsllm.node.engine.fast.packed import Place, keep_packed
 from nsllm.node.engine.fast.shape import Shape, read_shape
 from nsllm.node.engine.fast.weights import Numerics, load_weights
 from nsllm.node.errors import ConfigError
@@ -37,13 +39,22 @@ class FastBackend:
         numerics: what the linear layers compute in.
         threads: that compute.
         cache_mb: memory for keys and values; more if one generation and one judgement at full context need it.
+        packed: where the packed weights stand, or are put for the next worker; None: only in memory.
 
     Raises:
         ConfigError: the files do not fit each other.
     """
 
     def __init__(
-        self, text: Path, encoder: Path, library: Path, numerics: Numerics, *, threads: int, cache_mb: int
+        self,
+        text: Path,
+        encoder: Path,
+        library: Path,
+        numerics: Numerics,
+        *,
+        threads: int,
+        cache_mb: int,
+        packed: Place | None = None,
     ) -> None:
         shape = read_shape(json.loads((text / "config.json").read_bytes()))
         if shape is None:
@@ -54,7 +65,8 @@ class FastBackend:
                 f"{text}: the tokenizer's ids go to {self._chat.last_token_id}, the model knows {shape.vocabulary}"
             )
         blocks = _block_count(shape, numerics, cache_mb)
-        weights = load_weights(text, shape, numerics)
+        make = partial(load_weights, text, shape, numerics)
+        weights = make() if packed is None else keep_packed(make, packed, library)
         trim()
         self._model = NativeModel(library, shape, weights, numerics, blocks=blocks, threads=threads)
         self.pool = BlockPool(blocks, BLOCK_TOKENS, spare=SIDE_CONTEXTS * _context_blocks(shape))
