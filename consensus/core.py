@@ -17,9 +17,12 @@ its lines. 2f+1 in the paper is `ValidatorSet.quorum` here, which is safe for ev
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, assert_never
+
+import msgspec
+from msgspec.structs import replace
 
 from nsllm.consensus.block import DecidedBlock
 from nsllm.consensus.certificate import Certificate, Precommit
@@ -79,9 +82,8 @@ class Candidate:
     valid: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class State:
-    """One validator's state at one height."""
+class State(msgspec.Struct, frozen=True, kw_only=True):
+    """One validator's state at one height. A struct, since its copies are most of what the core does."""
 
     validators: ValidatorSet
     me: Address
@@ -92,10 +94,10 @@ class State:
     """lockedValue and lockedRound."""
     valid: Choice | None = None
     """validValue and validRound."""
-    proposals: Mapping[Round, Proposal] = field(default_factory=dict[Round, Proposal])
+    proposals: Mapping[Round, Proposal] = msgspec.field(default_factory=dict[Round, Proposal])
     """First proposal of each round, from the round before the current one up to the horizon."""
-    candidates: Mapping[Digest, Candidate] = field(default_factory=dict[Digest, Candidate])
-    tally: Tally = field(default_factory=Tally)
+    candidates: Mapping[Digest, Candidate] = msgspec.field(default_factory=dict[Digest, Candidate])
+    tally: Tally = msgspec.field(default_factory=Tally)
     prevote_timer: bool = False
     """Line 34 has fired in this round."""
     precommit_timer: bool = False

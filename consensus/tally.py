@@ -11,8 +11,10 @@ Rounds far above the current one are remembered as one vote a validator: enough 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import Final
+
+import msgspec
+from msgspec.structs import replace
 
 from nsllm.consensus.vote import Vote, VoteKind
 from nsllm.ids import Address, Digest, Round
@@ -23,16 +25,15 @@ MAX_ROUNDS_AHEAD: Final = 4
 Slot = tuple[VoteKind, Round]
 
 
-@dataclass(frozen=True, slots=True)
-class Tally:
+class Tally(msgspec.Struct, frozen=True):
     """Votes of one height by slot and validator, in order of arrival."""
 
-    slots: Mapping[Slot, Mapping[Address, tuple[Vote, ...]]] = field(
+    slots: Mapping[Slot, Mapping[Address, tuple[Vote, ...]]] = msgspec.field(
         default_factory=dict[Slot, dict[Address, tuple[Vote, ...]]]
     )
-    far: Mapping[Address, Vote] = field(default_factory=dict[Address, Vote])
+    far: Mapping[Address, Vote] = msgspec.field(default_factory=dict[Address, Vote])
     """Of each validator the highest vote above the horizon."""
-    reached: Mapping[Address, Round] = field(default_factory=dict[Address, Round])
+    reached: Mapping[Address, Round] = msgspec.field(default_factory=dict[Address, Round])
     """Highest round in which each validator was heard."""
     accused: frozenset[tuple[Slot, Address]] = frozenset()
 

@@ -27,12 +27,12 @@ class ValidatorSet(Value, frozen=True, kw_only=True, dict=True):
         """Number of validators, n."""
         return len(self.members)
 
-    @property
+    @cached_property
     def faults(self) -> int:
         """Byzantine validators tolerated, f = floor((n-1)/3)."""
         return (self.size - 1) // 3
 
-    @property
+    @cached_property
     def quorum(self) -> int:
         """floor((n+f)/2)+1: any two quorums share an honest validator for every n (2f+1 does not, for 19 of 4..32)."""
         return (self.size + self.faults) // 2 + 1
