@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Literal
 
 import trio
 
 from nsllm.node.engine.port import Done, Piece
-from nsllm.node.engine.protocol import Finished, FromWorker, Refused, Tokens
+from nsllm.node.engine.protocol import Embedded, Gain, Judged, Refused, Started
 from nsllm.node.errors import ContextOverflowError, EngineError, InvalidRequestError
 from nsllm.record import Sampling
+
+Reply = Started | Gain | Embedded | Judged | Refused
+"""What a job hears from its worker."""
 
 
 class AnswerStream:
@@ -17,7 +21,7 @@ class AnswerStream:
 
     def __init__(
         self,
-        replies: trio.MemoryReceiveChannel[FromWorker],
+        replies: trio.MemoryReceiveChannel[Reply],
         prompt_token_ids: tuple[int, ...],
         sampling: Sampling,
         finished: deque[tuple[int, float]],
@@ -28,6 +32,8 @@ class AnswerStream:
         self._finished = finished
         self._started_s = trio.current_time()
         self._tokens = 0
+        self._reason: Literal["stop", "length"] | None = None
+        """Why the generation has ended."""
         self._ended = False
 
     def __aiter__(self) -> AnswerStream:
@@ -36,22 +42,23 @@ class AnswerStream:
     async def __anext__(self) -> Piece | Done:
         if self._ended:
             raise StopAsyncIteration
-        message = await next_reply(self._replies)
-        if isinstance(message, Tokens):
-            self._tokens += len(message.token_ids)
-            return Piece(token_ids=message.token_ids, text=message.text)
-        assert isinstance(message, Finished)
-        self._ended = True
-        self._finished.append((self._tokens, trio.current_time() - self._started_s))
-        return Done(message.reason, self._prompt_token_ids, self._sampling)
+        if self._reason is not None:
+            self._ended = True
+            self._finished.append((self._tokens, trio.current_time() - self._started_s))
+            return Done(self._reason, self._prompt_token_ids, self._sampling)
+        gain = await next_reply(self._replies)
+        assert isinstance(gain, Gain)
+        self._tokens += len(gain.token_ids)
+        self._reason = gain.reason
+        return Piece(token_ids=gain.token_ids, text=gain.text, logprobs=gain.logprobs)
 
 
-async def next_reply(replies: trio.MemoryReceiveChannel[FromWorker]) -> FromWorker:
+async def next_reply(replies: trio.MemoryReceiveChannel[Reply]) -> Reply:
     """The next reply of a job.
 
     Raises:
         ContextOverflowError, InvalidRequestError: the worker refused the job.
-        EngineError: the worker died.
+        EngineError: the worker died, or failed over this job.
     """
     try:
         message = await replies.receive()
@@ -61,6 +68,8 @@ async def next_reply(replies: trio.MemoryReceiveChannel[FromWorker]) -> FromWork
         ) from None
     if isinstance(message, Refused):
         if message.kind == "overflow":
-            raise ContextOverflowError(message.message, hint="shorten the conversation", param="messages")
-        raise InvalidRequestError(message.message, param="messages")
+            raise ContextOverflowError(message.message, hint="shorten the conversation", param=message.param)
+        if message.kind == "failed":
+            raise EngineError(f"the model worker failed over this request: {message.message}")
+        raise InvalidRequestError(message.message, param=message.param)
     return message

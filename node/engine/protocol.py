@@ -13,7 +13,8 @@ import msgspec
 from msgspec import Meta
 
 from nsllm.errors import EncodingError
-from nsllm.record import Message, Sampling
+from nsllm.node.engine.port import EngineRequest, TokenLogprob
+from nsllm.record import Message
 
 HEAD_BYTES: Final = 4
 MAX_FRAME_BYTES: Final = 16 << 20
@@ -25,12 +26,11 @@ Conversation = tuple[Message, ...]
 
 
 class Generate(msgspec.Struct, frozen=True, tag=True):
-    """Start a generation. Answered by `Started`, `Tokens`…, `Finished`; or by `Refused`."""
+    """Start a generation. Answered by `Started` and its share of each `Step`; or by `Refused`, at any time."""
 
     job: int
-    messages: Conversation
-    sampling: Sampling
-    """Complete but for `max_tokens`, which None leaves to `max_tokens_cap`."""
+    request: EngineRequest
+    """Its sampling is complete but for `max_tokens`, which None leaves to `max_tokens_cap`."""
     max_tokens_cap: int
 
 
@@ -73,19 +73,46 @@ class Started(msgspec.Struct, frozen=True, tag=True):
     max_tokens: int
 
 
-class Tokens(msgspec.Struct, frozen=True, tag=True):
-    """New tokens, and the text that they completed."""
+class Gain(msgspec.Struct, frozen=True, array_like=True):
+    """What a step gave one generation."""
 
     job: int
     token_ids: tuple[int, ...]
     text: str
+    """Complete characters that these tokens and earlier ones spell."""
+    reason: Literal["stop", "length"] | None = None
+    """The generation has ended, and why."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One a token, if they were asked for."""
 
 
-class Finished(msgspec.Struct, frozen=True, tag=True):
-    """End of a generation."""
+class Load(msgspec.Struct, frozen=True, array_like=True):
+    """How full the worker is after a step, and what the step took. Blocks are 0 of 0 where nobody counts them."""
 
-    job: int
-    reason: Literal["stop", "length"]
+    step_s: float
+    """Time of the whole step: forward pass, choices, text."""
+    rows: int
+    """Tokens that the forward pass read."""
+    running: int
+    """Generations that the step read tokens of."""
+    waiting: int
+    """Generations that the worker has no room for yet."""
+    prompt_tokens: int
+    """Of `rows`: tokens of prompts."""
+    queried_tokens: int
+    """Tokens of the prompts that got room since the last step."""
+    found_tokens: int
+    """Of those: tokens whose keys and values were known already."""
+    used_blocks: int
+    """Of keys and values, held by some sequence."""
+    blocks: int
+
+
+class Step(msgspec.Struct, frozen=True, tag=True):
+    """One step of the worker, for all generations at once."""
+
+    gains: tuple[Gain, ...]
+    load: Load
 
 
 class Embedded(msgspec.Struct, frozen=True, tag=True):
@@ -104,11 +131,14 @@ class Judged(msgspec.Struct, frozen=True, tag=True):
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
-    """The job cannot be done, by its caller's doing."""
+    """The job cannot be done, or not be finished; other jobs are not touched."""
 
     job: int
-    kind: Literal["overflow", "invalid"]
+    kind: Literal["overflow", "invalid", "failed"]
+    """The caller's doing, but for `failed`: a mistake of ours or of the model's files."""
     message: str
+    param: str | None = None
+    """The request field that is at fault."""
 
 
 class Pong(msgspec.Struct, frozen=True, tag=True):
@@ -116,7 +146,7 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
 
 
 ToWorker = Generate | Embed | Judge | Cancel | Ping
-FromWorker = Ready | Started | Tokens | Finished | Embedded | Judged | Refused | Pong
+FromWorker = Ready | Started | Step | Embedded | Judged | Refused | Pong
 M = TypeVar("M")
 
 
@@ -130,8 +160,8 @@ def _plain_text(value: object) -> str:
 _encoder: Final = msgspec.msgpack.Encoder(enc_hook=_plain_text)
 
 
-def frame(message: ToWorker | FromWorker) -> bytes:
-    """The message as it goes over the socket.
+def frame(message: msgspec.Struct) -> bytes:
+    """The message as it goes over a socket.
 
     Raises:
         EncodingError: longer than `MAX_FRAME_BYTES`.

@@ -19,16 +19,17 @@ from nsllm.node.engine.protocol import (
     Cancel,
     Embed,
     Embedded,
-    Finished,
     FromWorker,
+    Gain,
     Generate,
     Judge,
     Judged,
+    Load,
     Ping,
     Pong,
     Refused,
     Started,
-    Tokens,
+    Step,
     ToWorker,
 )
 from nsllm.node.engine.sampler import Sampler
@@ -122,9 +123,12 @@ class Scheduler:
                 reads.append(one.next_read(budget))
                 budget -= len(reads[-1].token_ids)
         if reads:
-            for generation, logits in zip(running, self._backend.forward(reads), strict=True):
-                if len(logits):
-                    self._accept(generation, logits[0])
+            gains = [
+                self._accept(generation, logits[0])
+                for generation, logits in zip(running, self._backend.forward(reads), strict=True)
+                if len(logits)
+            ]
+            self._send(Step(tuple(gains), Load(0.0, 0, 0, 0, 0, 0, 0, 0, 0)))
 
     def side(self) -> None:
         """One piece of side work, of the first kind in rotation that has any."""
@@ -147,37 +151,38 @@ class Scheduler:
             self._backend.close(cache)
 
     def _start(self, message: Generate) -> None:
+        request = message.request
         context = self._backend.context_tokens
-        chars = sum(len(turn.content) for turn in message.messages)
+        chars = sum(len(turn.content) for turn in request.messages)
         if chars > context * self._backend.longest_token_chars:
             at_least = chars // self._backend.longest_token_chars
             self._refuse_overflow(message.job, f"at least {at_least}")
             return
         try:
-            prompt = self._backend.chat_tokens(message.messages)
+            prompt = self._backend.chat_tokens(request.messages)
         except TemplateError as error:
-            self._send(Refused(job=message.job, kind="invalid", message=str(error)))
+            self._send(Refused(job=message.job, kind="invalid", message=str(error), param="messages"))
             return
         if len(prompt) + 1 > context:
             self._refuse_overflow(message.job, str(len(prompt)))
             return
-        max_tokens = min(message.sampling.max_tokens or message.max_tokens_cap, context - len(prompt))
+        max_tokens = min(request.sampling.max_tokens or message.max_tokens_cap, context - len(prompt))
         self._generations[message.job] = Generation(
             job=message.job,
             prompt=prompt,
             max_tokens=max_tokens,
-            sampler=Sampler(message.sampling, prompt),
-            stream=TextStream(self._backend.text, message.sampling.stop),
+            sampler=Sampler(request.sampling, prompt),
+            stream=TextStream(self._backend.text, request.sampling.stop),
         )
         self._send(Started(job=message.job, prompt_token_ids=tuple(prompt), max_tokens=max_tokens))
 
     def _refuse_overflow(self, job: int, tokens: str) -> None:
         context = self._backend.context_tokens
         said = f"the conversation is {tokens} tokens long, this model's context is {context} tokens, answer included"
-        self._send(Refused(job=job, kind="overflow", message=said))
+        self._send(Refused(job=job, kind="overflow", message=said, param="messages"))
 
-    def _accept(self, generation: Generation, logits: torch.Tensor) -> None:
-        """Choose the next token from `logits` (vocabulary,), say it, and end the generation if that ends it."""
+    def _accept(self, generation: Generation, logits: torch.Tensor) -> Gain:
+        """Choose the next token from `logits` (vocabulary,), and end the generation if that ends it."""
         token = generation.sampler.choose(logits)
         generation.tokens.append(token)
         reason: Literal["stop", "length"] | None = None
@@ -189,10 +194,9 @@ class Scheduler:
                 reason = "stop"
             elif len(generation.tokens) >= generation.max_tokens:
                 text, reason = text + generation.stream.finish(), "length"
-        self._send(Tokens(job=generation.job, token_ids=(token,), text=text))
         if reason is not None:
             self._drop(generation.job)
-            self._send(Finished(job=generation.job, reason=reason))
+        return Gain(generation.job, (token,), text, reason)
 
     def _embedding(self, message: Embed) -> Generator[None]:
         vectors = [b""] * len(message.texts)
@@ -213,7 +217,7 @@ class Scheduler:
             try:
                 prompt = self._backend.chat_tokens(conversation)
             except TemplateError as error:
-                self._send(Refused(job=message.job, kind="invalid", message=str(error)))
+                self._send(Refused(job=message.job, kind="invalid", message=str(error), param="messages"))
                 return
             total = 0.0
             if tokens:

@@ -25,18 +25,18 @@ import trio
 
 from nsllm.errors import EncodingError
 from nsllm.governance.ports import Likelihood
-from nsllm.node.engine.answer import AnswerStream, next_reply
+from nsllm.node.engine.answer import AnswerStream, Reply, next_reply
 from nsllm.node.engine.card import read_encoder_info, read_text_info
 from nsllm.node.engine.choice import Wish, choose, packed_place
+from nsllm.node.engine.devices import HERE, Devices
 from nsllm.node.engine.link import WorkerLink, WorkerSettings, open_worker
+from nsllm.node.engine.models import read_config
 from nsllm.node.engine.port import Done, EngineInfo, EngineRequest, Piece
 from nsllm.node.engine.protocol import (
     MAX_BATCH,
     Cancel,
     Embed,
     Embedded,
-    Finished,
-    FromWorker,
     Generate,
     Judge,
     Judged,
@@ -44,7 +44,7 @@ from nsllm.node.engine.protocol import (
     Ready,
     Refused,
     Started,
-    Tokens,
+    Step,
     ToWorker,
 )
 from nsllm.node.errors import EngineError, InvalidRequestError, OverloadedError
@@ -80,6 +80,7 @@ class WorkerEngine:
         max_queue: generations that may wait beside those that run; more are refused.
         rng: source of seeds for callers that give none.
         backend: which path runs the text model; `auto` takes the fast one where it can.
+        devices: where the general path runs the text model.
         cache_mb: memory for keys and values on the fast path.
         max_active: generations that run at once.
         max_tokens: length of an answer when the caller sets none.
@@ -101,6 +102,7 @@ class WorkerEngine:
         max_queue: int,
         rng: random.Random,
         backend: Wish = "auto",
+        devices: Devices = HERE,
         cache_mb: int = 512,
         max_active: int = 32,
         max_tokens: int = 512,
@@ -108,7 +110,8 @@ class WorkerEngine:
         settings: WorkerSettings | None = None,
         pause_s: float = 0.5,
     ) -> None:
-        choice = choose(text, backend)
+        choice = choose(text, devices.path(backend))
+        devices.check_model(read_config(text))
         self._text = read_text_info(text, choice)
         self._encoder = read_encoder_info(encoder)
         base = settings or WorkerSettings(text=text, encoder=encoder, threads=threads)
@@ -117,6 +120,7 @@ class WorkerEngine:
             text=text,
             encoder=encoder,
             threads=threads,
+            devices=devices,
             dtype=choice.dtype,
             library=choice.library,
             cache_mb=cache_mb,
@@ -130,7 +134,7 @@ class WorkerEngine:
         self._failed_starts = 0
         self._slots = trio.Semaphore(max_active, max_value=max_active)
         self._side_slots = trio.Semaphore(MAX_SIDE_JOBS, max_value=MAX_SIDE_JOBS)
-        self._jobs: dict[int, trio.MemorySendChannel[FromWorker]] = {}
+        self._jobs: dict[int, trio.MemorySendChannel[Reply]] = {}
         """Running jobs; a channel that is closed says that the worker died."""
         self._numbers = itertools.count(1)
         self._link: WorkerLink | None = None
@@ -195,7 +199,7 @@ class WorkerEngine:
             OverloadedError: on entering: the queue is full.
             EngineError: on entering or while iterating.
         """
-        return self._generate(request.messages, self._complete(request.sampling))
+        return self._generate(replace(request, sampling=self._complete(request.sampling)))
 
     async def embed(self, texts: Sequence[str]) -> list[tuple[float, ...]]:
         """Unit vectors, 384 floats a text."""
@@ -232,7 +236,7 @@ class WorkerEngine:
         return Sampling(**merged)
 
     @asynccontextmanager
-    async def _generate(self, messages: tuple[Message, ...], sampling: Sampling) -> AsyncIterator[AnswerStream]:
+    async def _generate(self, request: EngineRequest) -> AsyncIterator[AnswerStream]:
         if self._slots.statistics().tasks_waiting >= self._max_queue and self._slots.value == 0:
             raise OverloadedError(
                 f"{self._active} answers are being written and {self._max_queue} wait", hint="try again in a moment"
@@ -241,11 +245,11 @@ class WorkerEngine:
             self._active += 1
             try:
                 link = await self._ready_link()
-                make = partial(Generate, messages=messages, sampling=sampling, max_tokens_cap=self._max_tokens)
+                make = partial(Generate, request=request, max_tokens_cap=self._max_tokens)
                 with self._job(link, make) as replies:
                     first = await next_reply(replies)
                     assert isinstance(first, Started)
-                    effective = msgspec.structs.replace(sampling, max_tokens=first.max_tokens)
+                    effective = msgspec.structs.replace(request.sampling, max_tokens=first.max_tokens)
                     yield AnswerStream(replies, first.prompt_token_ids, effective, self._finished)
             finally:
                 self._active -= 1
@@ -270,11 +274,11 @@ class WorkerEngine:
             return reply
 
     @contextmanager
-    def _job(self, link: WorkerLink, make: Callable[..., ToWorker]) -> Iterator[trio.MemoryReceiveChannel[FromWorker]]:
+    def _job(self, link: WorkerLink, make: Callable[..., ToWorker]) -> Iterator[trio.MemoryReceiveChannel[Reply]]:
         """Post a job; its replies. Leaving early cancels it in the worker."""
         job = next(self._numbers)
         # Not bounded here but by the job: one message a token, and `max_tokens` of them.
-        send, replies = trio.open_memory_channel[FromWorker](math.inf)
+        send, replies = trio.open_memory_channel[Reply](math.inf)
         try:
             link.post(make(job=job))
         except EncodingError as error:
@@ -347,13 +351,20 @@ class WorkerEngine:
                         self._change("ready")
                     case Pong():
                         pass
-                    case Started() | Tokens():
-                        if message.job in self._jobs:
-                            self._jobs[message.job].send_nowait(message)
-                    case Finished() | Embedded() | Judged() | Refused():
-                        send = self._jobs.pop(message.job, None)
-                        if send is not None:
-                            send.send_nowait(message)
-                            send.close()
+                    case Step():
+                        for gain in message.gains:
+                            self._give(gain, last=gain.reason is not None)
+                    case Started():
+                        self._give(message, last=False)
+                    case Embedded() | Judged() | Refused():
+                        self._give(message, last=True)
                     case _:
                         assert_never(message)
+
+    def _give(self, reply: Reply, *, last: bool) -> None:
+        """Hand a reply to its job, unless that has left."""
+        send = self._jobs.pop(reply.job, None) if last else self._jobs.get(reply.job)
+        if send is not None:
+            send.send_nowait(reply)
+            if last:
+                send.close()

@@ -9,14 +9,44 @@ from hypothesis import strategies as st
 from nsllm.content import Text
 from nsllm.errors import EncodingError
 from nsllm.node.engine import protocol
-from nsllm.node.engine.protocol import Cancel, Embed, Generate, Judged, Ping, Tokens, frame, peer_reader, worker_reader
-from nsllm.record import Message, Sampling
+from nsllm.node.engine.port import EngineRequest, TokenLogprob
+from nsllm.node.engine.protocol import (
+    Cancel,
+    Embed,
+    Gain,
+    Generate,
+    Judged,
+    Load,
+    Ping,
+    Refused,
+    Step,
+    frame,
+    peer_reader,
+    worker_reader,
+)
+from nsllm.record import Guide, Message, Sampling, Tool, ToolCall
+
+EVERYTHING = EngineRequest(
+    messages=(
+        Message(role="user", content="hé"),
+        Message(role="assistant", content="", tool_calls=(ToolCall(id="c", name="f", arguments="{}"),)),
+        Message(role="tool", content="5", tool_call_id="c"),
+    ),
+    sampling=Sampling(seed=-5, stop=("x",), logit_bias=((4, -3),), min_p_micro=1),
+    form="text",
+    tools=(Tool(name="f", parameters='{"type":"object"}'),),
+    guide=Guide(kind="regex", text="a+"),
+    images=(b"\x89PNG", b""),
+    top_logprobs=3,
+    client="203.0.113.9",
+)
+"""Every field set, none as it is when it is not."""
 
 
 @given(st.lists(st.integers(1, 7), max_size=40))
 def test_messages_survive_any_cutting(cuts):
     messages = [
-        Generate(1, (Message(role="user", content="hé"),), Sampling(seed=-5, stop=("x",)), 512),
+        Generate(1, EVERYTHING, 512),
         Embed(2, ("a", "b")),
         Cancel(1),
         Ping(),
@@ -30,7 +60,10 @@ def test_messages_survive_any_cutting(cuts):
 
 
 def test_what_a_worker_says_survives_too():
-    messages = [Tokens(1, (5, 6), "hi"), Judged(2, ((-1.5, 3),))]
+    told = TokenLogprob(b"\xf0", -1.5, ((b"a", -0.5), (b"\xf0", -1.5)))
+    gains = (Gain(1, (5, 6), "hi"), Gain(3, (7,), "", "stop", (told,)))
+    load = Load(0.02, 9, 2, 0, 7, 40, 32, 5, 100)
+    messages = [Step(gains, load), Judged(2, ((-1.5, 3),)), Refused(1, "failed", "no", "guide")]
     assert peer_reader().feed(b"".join(map(frame, messages))) == messages
 
 

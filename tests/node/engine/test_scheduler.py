@@ -8,11 +8,11 @@ import msgspec
 import pytest
 import torch
 
+from nsllm.node.engine.port import EngineRequest
 from nsllm.node.engine.protocol import (
     Cancel,
     Embed,
     Embedded,
-    Finished,
     Generate,
     Judge,
     Judged,
@@ -20,7 +20,7 @@ from nsllm.node.engine.protocol import (
     Pong,
     Refused,
     Started,
-    Tokens,
+    Step,
 )
 from nsllm.node.engine.scheduler import CHUNK_TOKENS, Scheduler
 from nsllm.record import Message, Sampling
@@ -56,11 +56,20 @@ class Desk:
             self.turn()
         pytest.fail("the scheduler does not come to an end")
 
+    def ask(self, job, messages, sampling, cap=512, **asked):
+        self.scheduler.handle(Generate(job, EngineRequest(messages, sampling, **asked), cap))
+
+    def gains(self, job=1):
+        return [gain for m in self.said if isinstance(m, Step) for gain in m.gains if gain.job == job]
+
     def tokens(self, job=1):
-        return [i for m in self.said if isinstance(m, Tokens) and m.job == job for i in m.token_ids]
+        return [i for gain in self.gains(job) for i in gain.token_ids]
 
     def text(self, job=1):
-        return "".join(m.text for m in self.said if isinstance(m, Tokens) and m.job == job)
+        return "".join(gain.text for gain in self.gains(job))
+
+    def reason(self, job=1):
+        return self.gains(job)[-1].reason
 
     def only(self, kind):
         (message,) = [m for m in self.said if isinstance(m, kind)]
@@ -74,7 +83,7 @@ def desk(backend):
 
 def generated(backend, prompt, sampling, job=1):
     desk = Desk(backend)
-    desk.scheduler.handle(Generate(job, prompt, sampling, 512))
+    desk.ask(job, prompt, sampling)
     desk.finish()
     return desk
 
@@ -87,7 +96,7 @@ def reference(general):
         ids = torch.tensor([general.chat_tokens(user(text))])
         options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": count, "do_sample": False, **options}
         with torch.inference_mode():
-            return general._model.generate(ids, **options)[0, ids.shape[1] :].tolist()
+            return general._model._model.generate(ids, **options)[0, ids.shape[1] :].tolist()
 
     return greedy
 
@@ -101,7 +110,7 @@ def test_a_long_prompt_is_read_in_chunks(desk, backend, reference):
     text = "x" * 200
     chunks = math.ceil(len(backend.chat_tokens(user(text))) / CHUNK_TOKENS)
     assert chunks > 2
-    desk.scheduler.handle(Generate(1, user(text), with_(max_tokens=5), 512))
+    desk.ask(1, user(text), with_(max_tokens=5))
     for _ in range(chunks - 1):
         desk.turn()
     assert desk.tokens() == []
@@ -119,7 +128,7 @@ def test_generations_side_by_side_give_what_they_give_alone(desk, backend):
         3: (user("3"), GREEDY),
     }
     for job, (prompt, sampling) in jobs.items():
-        desk.scheduler.handle(Generate(job, prompt, sampling, 512))
+        desk.ask(job, prompt, sampling)
         desk.turn()
     desk.scheduler.handle(Judge(4, ((user("q"), "answer"),)))
     desk.finish()
@@ -146,19 +155,19 @@ def test_pieces_join_to_the_decoded_tokens(backend):
 
 
 def test_the_start_tells_prompt_and_length(desk, backend):
-    desk.scheduler.handle(Generate(1, user("hi"), with_(max_tokens=None), 12))
+    desk.ask(1, user("hi"), with_(max_tokens=None), 12)
     started = desk.only(Started)
     assert list(started.prompt_token_ids) == backend.chat_tokens(user("hi"))
     assert started.max_tokens == 12
     desk.finish()
-    assert desk.only(Finished).reason == "length"
+    assert desk.reason() == "length"
     assert len(desk.tokens()) == 12
 
 
 def test_length_is_what_the_context_leaves(desk, backend):
     text = "x" * 220
     room = backend.context_tokens - len(backend.chat_tokens(user(text)))
-    desk.scheduler.handle(Generate(1, user(text), with_(max_tokens=1000), 512))
+    desk.ask(1, user(text), with_(max_tokens=1000))
     assert desk.only(Started).max_tokens == room
     desk.finish()
     assert len(desk.tokens()) == room
@@ -166,7 +175,7 @@ def test_length_is_what_the_context_leaves(desk, backend):
 
 def test_a_prompt_beyond_the_context_is_refused_with_both_numbers(desk, backend):
     prompt = user("x" * 300)
-    desk.scheduler.handle(Generate(1, prompt, GREEDY, 512))
+    desk.ask(1, prompt, GREEDY)
     refused = desk.only(Refused)
     assert refused.kind == "overflow"
     assert str(len(backend.chat_tokens(prompt))) in refused.message
@@ -176,12 +185,12 @@ def test_a_prompt_beyond_the_context_is_refused_with_both_numbers(desk, backend)
 
 def test_a_huge_prompt_is_refused_unread(desk, backend, monkeypatch):
     monkeypatch.setattr(backend, "chat_tokens", lambda _messages: pytest.fail("read"))
-    desk.scheduler.handle(Generate(1, user("x" * 100_000), GREEDY, 512))
+    desk.ask(1, user("x" * 100_000), GREEDY)
     assert "at least" in desk.only(Refused).message
 
 
 def test_a_conversation_that_the_template_refuses(desk):
-    desk.scheduler.handle(Generate(1, (Message(role="tool", content="x"),), GREEDY, 512))
+    desk.ask(1, (Message(role="tool", content="x"),), GREEDY)
     refused = desk.only(Refused)
     assert refused.kind == "invalid"
     assert "tools are unknown" in refused.message
@@ -190,25 +199,25 @@ def test_a_conversation_that_the_template_refuses(desk):
 def test_the_end_token_stops_and_is_told(desk, backend, monkeypatch, reference):
     ids = reference("hi", 8)
     monkeypatch.setattr(backend, "end_token_ids", frozenset([ids[5]]))
-    desk.scheduler.handle(Generate(1, user("hi"), GREEDY, 512))
+    desk.ask(1, user("hi"), GREEDY)
     desk.finish()
     assert desk.tokens() == ids[:6]
     assert desk.text() == backend.text(ids[:5])
-    assert desk.only(Finished).reason == "stop"
+    assert desk.reason() == "stop"
 
 
 def test_a_stop_string_over_token_borders(desk, backend, reference):
     text = backend.text(reference("Hello 世界", 30))
     stop = text[10:13]
-    desk.scheduler.handle(Generate(1, user("Hello 世界"), with_(stop=(stop,)), 512))
+    desk.ask(1, user("Hello 世界"), with_(stop=(stop,)))
     desk.finish()
     assert desk.text() == text[: text.index(stop)]
-    assert desk.only(Finished).reason == "stop"
+    assert desk.reason() == "stop"
     assert len(desk.tokens()) < 30
 
 
 def test_cancelling_frees_at_once(desk):
-    desk.scheduler.handle(Generate(1, user("hi"), GREEDY, 512))
+    desk.ask(1, user("hi"), GREEDY)
     desk.scheduler.handle(Embed(2, ("a",)))
     desk.scheduler.handle(Judge(3, ((user("q"), "a"),)))
     desk.turn()
@@ -222,10 +231,10 @@ def test_cancelling_frees_at_once(desk):
 
 
 def test_a_long_prompt_never_stalls_a_running_stream(desk):
-    desk.scheduler.handle(Generate(1, user("hi"), with_(max_tokens=100), 512))
+    desk.ask(1, user("hi"), with_(max_tokens=100))
     desk.turn()
     before = len(desk.tokens())
-    desk.scheduler.handle(Generate(2, user("y" * 200), GREEDY, 512))
+    desk.ask(2, user("y" * 200), GREEDY)
     for turn in range(1, 4):
         desk.turn()
         assert len(desk.tokens()) == before + turn
@@ -234,7 +243,7 @@ def test_a_long_prompt_never_stalls_a_running_stream(desk):
 
 def test_short_prompts_are_read_together(desk):
     for job in (1, 2, 3):
-        desk.scheduler.handle(Generate(job, user("hello, you"), GREEDY, 512))
+        desk.ask(job, user("hello, you"), GREEDY)
     desk.turn()
     assert [len(desk.tokens(job)) for job in (1, 2, 3)] == [1, 1, 0]  # 64 tokens a turn hold two prompts
     desk.turn()
@@ -247,7 +256,7 @@ def test_who_finds_no_room_waits_in_turn_and_joins_as_soon_as_there_is_some(fast
     most = with_(max_tokens=200)
     jobs = range(1, 13)
     for job in jobs:
-        desk.scheduler.handle(Generate(job, user(f"{job}"), most, 512))
+        desk.ask(job, user(f"{job}"), most)
     for _ in range(12):
         desk.turn()
     begun = [job for job in jobs if desk.tokens(job)]
@@ -269,8 +278,8 @@ def test_who_finds_no_room_waits_in_turn_and_joins_as_soon_as_there_is_some(fast
 def test_whatever_is_cancelled_gives_its_room_back(fast):
     desk = Desk(fast)
     free = fast.pool.free
-    desk.scheduler.handle(Generate(1, user("x" * 100), GREEDY, 512))
-    desk.scheduler.handle(Generate(2, user("hi"), GREEDY, 512))
+    desk.ask(1, user("x" * 100), GREEDY)
+    desk.ask(2, user("hi"), GREEDY)
     desk.scheduler.handle(Judge(3, ((user("q" * 100), "answer" * 10),)))
     for _ in range(2):
         desk.turn()
@@ -286,7 +295,7 @@ def test_a_shared_beginning_is_read_once(fast):
     system = Message(role="system", content="s" * 130)
     desk = Desk(fast)
     for job, turns in ((1, 3), (2, 1)):
-        desk.scheduler.handle(Generate(job, (system, *user(f"{job}?")), with_(max_tokens=3), 512))
+        desk.ask(job, (system, *user(f"{job}?")), with_(max_tokens=3))
         for _ in range(turns - 1):
             desk.turn()
             assert desk.tokens(job) == []
@@ -296,7 +305,7 @@ def test_a_shared_beginning_is_read_once(fast):
 
 
 def test_embedding_and_judging_end_during_a_generation(desk):
-    desk.scheduler.handle(Generate(1, user("hi"), with_(max_tokens=100), 512))
+    desk.ask(1, user("hi"), with_(max_tokens=100))
     desk.turn()
     desk.scheduler.handle(Embed(2, ("a",)))
     desk.scheduler.handle(Judge(3, ((user("q"), "answer"),)))
@@ -352,7 +361,7 @@ def judged(backend, *items):
 def test_likelihood_is_that_of_one_forward_pass(backend, general, question, answer):
     prompt, tokens = backend.chat_tokens(user(question)), backend.tokens(answer)
     with torch.inference_mode():
-        logits = general._model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+        logits = general._model._model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
     expected = logits.log_softmax(-1)[torch.arange(len(tokens)), torch.tensor(tokens)].mean()
     ((mean, count),) = judged(backend, (user(question), answer))
     assert mean == pytest.approx(float(expected), abs=1e-5)
