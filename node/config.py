@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from nsllm.consensus.registry import Role
 from nsllm.content import redact
+from nsllm.node.engine.devices import Devices, Parallel
 from nsllm.node.engine.models import default_home
 from nsllm.node.errors import ConfigError
 from nsllm.record import Visibility
@@ -98,6 +99,12 @@ class EngineConfig:
     max_tokens_default: int = setting(
         256, "Length of an answer where the request does not say.", unit="tokens", least=1, most=1_000_000
     )
+    parallel: Parallel = setting(
+        "none", "How a model of the general path is spread over several devices: layer after layer, or each layer cut."
+    )
+    devices: tuple[str, ...] = setting(
+        (), "Devices of the general path, such as `cuda:0`; empty: this machine's processor.", most=64
+    )
     upstream_url: str = setting(
         "",
         "OpenAI-compatible server that writes the answers (vLLM, SGLang, llama-server, Ollama); empty: none.",
@@ -119,6 +126,16 @@ class EngineConfig:
     upstream_between_tokens_s: int = setting(
         30, "Longest silence of the upstream in mid-answer.", unit="seconds", least=1, most=3600
     )
+
+    def spread(self) -> Devices:
+        """Where the text model runs.
+
+        Raises:
+            ConfigError: devices that do not fit each other, or the chosen path.
+        """
+        devices = Devices(self.parallel, self.devices)
+        devices.path(self.backend)
+        return devices
 
     def upstream_base(self) -> str:
         """The upstream's URL up to and including `/v1`; empty if there is none.
@@ -194,6 +211,7 @@ class PeerConfig:
 
     def __post_init__(self) -> None:
         self.engine.upstream_base()
+        self.engine.spread()
         if not self.api.key and not is_loopback(self.api.host):
             raise ConfigError(
                 f"api.host is {self.api.host!r}, beyond loopback, and there is no api.key: anybody who reaches this"

@@ -63,6 +63,7 @@ def real_world(settled: Settled, checkpoint: Callable[[str], None] | None = None
         text=paths.text,
         encoder=paths.encoder,
         backend=config.engine.backend,
+        devices=config.engine.spread(),
         threads=config.engine.threads,
         cache_mb=config.engine.cache_mb,
         max_queue=config.engine.max_queue,

@@ -1,21 +1,25 @@
-"""The general path: whatever `AutoModelForCausalLM` loads, eager, one sequence at a time.
+"""The general path: whatever `AutoModelForCausalLM` loads, eager, one sequence at a time, on one device or several.
 
 Imported in the worker process only.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import jinja2
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.distributed import DistributedConfig
 
 from nsllm.node.engine.backend import Cache, Read, TemplateError, template_alarm
 from nsllm.node.engine.card import ENCODER_TOKENS
+from nsllm.node.engine.devices import CPU, HERE, Devices
+from nsllm.node.errors import ConfigError
 from nsllm.record import Message
 
 EMBED_BATCH_TOKENS: Final = 512
@@ -31,8 +35,101 @@ SAFE: Final[dict[str, Any]] = {"local_files_only": True, "trust_remote_code": Fa
 class GeneralCache:
     """transformers' own cache of one sequence."""
 
+    number: int
+    """Of all sequences that its model ever opened."""
     keys_values: DynamicCache
     read: int = 0
+
+
+class Model(Protocol):
+    """A causal language model: its sequences and its forward pass."""
+
+    @property
+    def config(self) -> Any:
+        """Its configuration, as transformers reads it."""
+        ...
+
+    @property
+    def end_token_ids(self) -> frozenset[int]:
+        """Tokens that end an answer, as its generation configuration says."""
+        ...
+
+    def open(self) -> GeneralCache:
+        """An empty sequence."""
+        ...
+
+    def close(self, cache: GeneralCache) -> None:
+        """Nobody reads on in it."""
+        ...
+
+    def forward(self, reads: Sequence[Read]) -> list[torch.Tensor]:
+        """Read tokens at the end of each sequence; logits (keep, vocabulary) of each, float32 on the CPU."""
+        ...
+
+
+class CausalModel:
+    """A model in this process: the whole of it, or its share of one that several ranks run.
+
+    Args:
+        folder: of the model.
+        devices: where it runs; with `tensor` this process has met the other ranks already.
+        device_map: modules to devices, for `pipeline`; None: accelerate fills the devices evenly.
+        options: more of them for `from_pretrained`.
+
+    Raises:
+        ConfigError: the model cannot be cut, or does not fit the devices.
+    """
+
+    def __init__(
+        self, folder: Path, devices: Devices = HERE, device_map: dict[str, str] | None = None, **options: Any
+    ) -> None:
+        if devices.parallel == "tensor":
+            if not AutoConfig.from_pretrained(folder, **SAFE).base_model_tp_plan:
+                raise ConfigError(
+                    f"transformers has no plan for cutting {folder.name} into ranks",
+                    hint='set engine.parallel to "pipeline"',
+                )
+            options["distributed_config"] = DistributedConfig(tp_size=devices.ranks)
+        elif devices.parallel == "pipeline":
+            options["device_map"] = device_map or ("balanced" if devices.cuda else CPU)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True, **options, **SAFE)
+        self._model = (model.to(devices.local(0)) if devices.parallel == "none" else model).eval()
+        if devices.parallel == "pipeline" and devices.cuda:
+            elsewhere = {str(place) for place in self._model.hf_device_map.values()} & {CPU, "disk"}
+            if elsewhere:
+                raise ConfigError(
+                    f"{folder.name} does not fit into {', '.join(devices.names)}: parts of it went to the"
+                    f" {' and '.join(sorted(elsewhere))}",
+                    hint="name more GPUs in engine.devices",
+                )
+        self.config = self._model.config
+        self.end_token_ids = frozenset(_end_tokens(self._model.generation_config.eos_token_id))
+        self._numbers = itertools.count(1)
+
+    def open(self) -> GeneralCache:
+        """An empty sequence; there is always room."""
+        return GeneralCache(next(self._numbers), DynamicCache(config=self.config))
+
+    def close(self, cache: GeneralCache) -> None:
+        """Nothing: the cache goes with its last user."""
+
+    def forward(self, reads: Sequence[Read]) -> list[torch.Tensor]:
+        """See `Model`: one sequence after another."""
+        return [self._forward_one(read) for read in reads]
+
+    def _forward_one(self, read: Read) -> torch.Tensor:
+        assert isinstance(read.cache, GeneralCache)
+        read.cache.read += len(read.token_ids)
+        with torch.inference_mode():
+            # 0 would keep all: one row is the least that there is.
+            out = self._model(
+                input_ids=torch.tensor([list(read.token_ids)], device=self._model.device),
+                past_key_values=read.cache.keys_values,
+                use_cache=True,
+                logits_to_keep=max(1, read.keep),
+            )
+            logits: torch.Tensor = out.logits[0, out.logits.shape[1] - read.keep :].float().cpu()
+            return logits
 
 
 class TransformersEncoder:
@@ -61,16 +158,21 @@ class TransformersEncoder:
 
 
 class TransformersBackend:
-    """Eager transformers, one sequence at a time: what a generation gives never depends on its neighbours."""
+    """Eager transformers, one sequence at a time: what a generation gives never depends on its neighbours.
 
-    def __init__(self, text: Path, encoder: Path) -> None:
+    Args:
+        text: folder of the text model's tokenizer, and of the model if `model` is None.
+        encoder: folder of the encoder, which runs on the CPU.
+        model: the text model, where it is spread over devices.
+    """
+
+    def __init__(self, text: Path, encoder: Path, model: Model | None = None) -> None:
         self._tokenizer = AutoTokenizer.from_pretrained(text, **SAFE)
-        self._model = AutoModelForCausalLM.from_pretrained(text, dtype="auto", use_safetensors=True, **SAFE).eval()
+        self._model = model or CausalModel(text)
         self.embed = TransformersEncoder(encoder).embed
         config = self._model.config
         self.context_tokens: int = getattr(config, "max_position_embeddings", None) or config.n_positions
-        self.end_token_ids = frozenset(_end_tokens(self._model.generation_config.eos_token_id))
-        self.end_token_ids |= frozenset(_end_tokens(self._tokenizer.eos_token_id))
+        self.end_token_ids = self._model.end_token_ids | frozenset(_end_tokens(self._tokenizer.eos_token_id))
         self.longest_token_chars = max(len(token) for token in self._tokenizer.get_vocab())
 
     def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
@@ -98,35 +200,22 @@ class TransformersBackend:
     def open(self, token_ids: Sequence[int], most: int, *, side: bool) -> GeneralCache:
         """An empty sequence; there is always room."""
         del token_ids, most, side
-        return GeneralCache(DynamicCache(config=self._model.config))
+        return self._model.open()
 
     def close(self, cache: Cache) -> None:
-        """Nothing: the cache goes with its last user."""
+        """Nobody reads on in it."""
+        assert isinstance(cache, GeneralCache)
+        self._model.close(cache)
 
     def forward(self, reads: Sequence[Read]) -> list[torch.Tensor]:
-        """Read tokens at the end of each sequence, one after another; logits (keep, vocabulary) of each."""
-        return [self._forward_one(read) for read in reads]
+        """Read tokens at the end of each sequence; logits (keep, vocabulary) of each."""
+        return self._model.forward(reads)
 
     def log_probabilities(self, logits: torch.Tensor, token_ids: Sequence[int]) -> list[float]:
         """Natural log-probability of each token under its row of `logits` (tokens, vocabulary)."""
         wanted = torch.tensor(token_ids, dtype=torch.long).unsqueeze(1)
         values: list[float] = (logits.gather(1, wanted).squeeze(1) - logits.logsumexp(1)).tolist()
         return values
-
-    def _forward_one(self, read: Read) -> torch.Tensor:
-        assert isinstance(read.cache, GeneralCache)
-        read.cache.read += len(read.token_ids)
-        with torch.inference_mode():
-            ids = torch.tensor([list(read.token_ids)])
-            # 0 would keep all: one row is the least that there is.
-            out = self._model(
-                input_ids=ids,
-                past_key_values=read.cache.keys_values,
-                use_cache=True,
-                logits_to_keep=max(1, read.keep),
-            )
-            logits: torch.Tensor = out.logits[0, out.logits.shape[1] - read.keep :].float()
-            return logits
 
 
 def _end_tokens(value: int | list[int] | None) -> list[int]:

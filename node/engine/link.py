@@ -18,6 +18,7 @@ from typing import Final
 import trio
 
 from nsllm.errors import EncodingError
+from nsllm.node.engine.devices import HERE, Devices
 from nsllm.node.engine.protocol import FromWorker, Ping, ToWorker, frame, peer_reader
 from nsllm.node.errors import EngineError
 
@@ -46,6 +47,8 @@ class WorkerSettings:
     """Memory for keys and values on the fast path."""
     packed: Path | None = None
     """Folder and model name of the fast path's packed weights; None: they are packed at each start."""
+    devices: Devices = HERE
+    """Where the general path runs the text model."""
     load_limit_s: float = 180.0
     """Until both models are loaded."""
     ping_interval_s: float = 2.0
@@ -161,6 +164,7 @@ async def open_worker(settings: WorkerSettings) -> AsyncIterator[WorkerLink]:
         command += ["--parent", str(os.getpid()), "--threads", str(settings.threads)]
         command += ["--text", str(settings.text), "--encoder", str(settings.encoder)]
         command += ["--dtype", settings.dtype, "--cache-mb", str(settings.cache_mb)]
+        command += ["--parallel", settings.devices.parallel, "--devices", ",".join(settings.devices.names)]
         if settings.library is not None:
             command += ["--library", str(settings.library)]
         if settings.packed is not None:
@@ -174,7 +178,7 @@ async def open_worker(settings: WorkerSettings) -> AsyncIterator[WorkerLink]:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 pass_fds=[theirs.fileno()],
-                env=_environment(settings.threads),
+                env=_environment(settings),
             )
         except OSError as error:
             ours.close()
@@ -193,12 +197,13 @@ async def open_worker(settings: WorkerSettings) -> AsyncIterator[WorkerLink]:
                 process.stderr.close()
 
 
-def _environment(threads: int) -> dict[str, str]:
-    """Set before torch is imported: threads that sleep while they wait, no network, quiet libraries."""
+def _environment(settings: WorkerSettings) -> dict[str, str]:
+    """Set before torch is imported: threads that sleep while they wait, GPUs, no network, quiet libraries."""
     return {
         **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
+        **settings.devices.environment(os.environ),
+        "OMP_NUM_THREADS": str(settings.threads),
+        "MKL_NUM_THREADS": str(settings.threads),
         "OMP_WAIT_POLICY": "passive",
         "GOMP_SPINCOUNT": "0",
         "KMP_BLOCKTIME": "0",

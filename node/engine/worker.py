@@ -9,30 +9,25 @@ SIGTERM, and leaves SIGINT to the peer. A bug ends it with a trace; the supervis
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import gc
-import os
 import select
-import signal
 import socket
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import psutil
 
+from nsllm.node.engine.devices import Devices
+from nsllm.node.engine.parent import die_with
 from nsllm.node.engine.protocol import FromWorker, Ready, frame, worker_reader
 
 if TYPE_CHECKING:
     from nsllm.node.engine.backend import Backend
+    from nsllm.node.engine.general import Model
 
 READ_BYTES: Final = 1 << 16
-PR_SET_PDEATHSIG: Final = 1
-OOM_SCORE: Final = "500"
-"""Under memory pressure the kernel takes the worker before the peer."""
 
 
 def main(arguments: list[str]) -> int:
@@ -47,9 +42,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--dtype", default="float32", help="what the fast path computes in")
     parser.add_argument("--cache-mb", type=int, default=512)
     parser.add_argument("--packed", type=Path, help="FOLDER/MODEL of the fast path's packed weights")
+    parser.add_argument("--parallel", default="none", help="how the general path spreads a model over --devices")
+    parser.add_argument("--devices", default="", help="such as cuda:0,cuda:1")
     options = parser.parse_args(arguments)
     connection = socket.socket(fileno=options.fd)
-    _die_with(options.parent, connection)
+    die_with(options.parent, connection)
     serve(connection, options)
     return 0
 
@@ -89,9 +86,16 @@ def serve(connection: socket.socket, options: argparse.Namespace) -> None:
 def load_backend(options: argparse.Namespace) -> Backend:
     """The backend that the peer chose. Imports of the other one cost seconds, so it is not imported."""
     if options.library is None:
-        from nsllm.node.engine.general import TransformersBackend
+        from nsllm.node.engine.general import CausalModel, TransformersBackend
 
-        return TransformersBackend(options.text, options.encoder)
+        devices = Devices(options.parallel, tuple(name for name in options.devices.split(",") if name))
+        if devices.parallel == "tensor":
+            from nsllm.node.engine.ranks.leader import lead
+
+            model: Model = lead(options.text, devices, options.threads)
+        else:
+            model = CausalModel(options.text, devices)
+        return TransformersBackend(options.text, options.encoder, model)
     from nsllm.node.engine.fast.backend import FastBackend
     from nsllm.node.engine.fast.packed import Place
 
@@ -104,27 +108,6 @@ def load_backend(options: argparse.Namespace) -> Backend:
         cache_mb=options.cache_mb,
         packed=None if options.packed is None else Place(options.packed.parent, options.packed.name),
     )
-
-
-def _die_with(parent: int, connection: socket.socket) -> None:
-    """End with the peer, whatever ends it, also in the middle of a computation."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        with contextlib.suppress(OSError):  # not every container lets us
-            Path("/proc/self/oom_score_adj").write_text(OOM_SCORE, encoding="ascii")
-    if os.getppid() != parent:  # it died before we asked to be told
-        sys.exit(0)
-    threading.Thread(target=_exit_at_end, args=(connection.fileno(),), name="parent-watch", daemon=True).start()
-
-
-def _exit_at_end(fd: int) -> None:
-    """Leave the process when the other end of the socket is closed; touches no data."""
-    poll = select.poll()
-    poll.register(fd, 0)  # POLLHUP and POLLERR are always told
-    poll.poll()
-    os._exit(0)
 
 
 if __name__ == "__main__":
