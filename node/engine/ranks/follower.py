@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from nsllm.node.engine.backend import Read
 from nsllm.node.engine.devices import Devices
 from nsllm.node.engine.parent import die_with
-from nsllm.node.engine.ranks.steps import Step, step_reader
+from nsllm.node.engine.ranks.passes import Pass, pass_reader
 
 if TYPE_CHECKING:
     from nsllm.node.engine.general import CausalModel, GeneralCache
@@ -54,21 +54,21 @@ def main(arguments: list[str]) -> int:
 
 def follow(connection: socket.socket, model: CausalModel) -> None:
     """Make the passes that come, in order, until the connection ends."""
-    reader = step_reader()
+    reader = pass_reader()
     sequences: dict[int, GeneralCache] = {}
     while data := connection.recv(READ_BYTES):
-        for step in reader.feed(data):
-            take(step, model, sequences)
+        for told in reader.feed(data):
+            take(told, model, sequences)
 
 
-def take(step: Step, model: CausalModel, sequences: dict[int, GeneralCache]) -> None:
+def take(told: Pass, model: CausalModel, sequences: dict[int, GeneralCache]) -> None:
     """One pass."""
-    for number in step.closed:
+    for number in told.closed:
         sequences.pop(number, None)
-    for part in step.parts:
+    for part in told.parts:
         if part.sequence not in sequences:
             sequences[part.sequence] = model.open()
-    model.forward([Read(sequences[part.sequence], part.token_ids, part.keep) for part in step.parts])
+    model.forward([Read(sequences[part.sequence], part.token_ids, part.keep) for part in told.parts])
 
 
 if __name__ == "__main__":

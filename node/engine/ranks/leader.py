@@ -25,7 +25,7 @@ from nsllm.node.engine.devices import Devices
 from nsllm.node.engine.general import CausalModel, GeneralCache
 from nsllm.node.engine.protocol import frame
 from nsllm.node.engine.ranks.meeting import LOOPBACK, environment, meet
-from nsllm.node.engine.ranks.steps import Part, Step
+from nsllm.node.engine.ranks.passes import Part, Pass
 from nsllm.node.errors import EngineError
 
 LAST_WORDS_S: Final = 1.0
@@ -64,7 +64,7 @@ class LeadingModel:
         for read in reads:
             assert isinstance(read.cache, GeneralCache)
             parts.append(Part(read.cache.number, tuple(read.token_ids), read.keep))
-        data = frame(Step(tuple(self._closed), tuple(parts)))
+        data = frame(Pass(tuple(self._closed), tuple(parts)))
         self._closed.clear()
         for follower in self._followers:
             follower.connection.sendall(data)

@@ -1,7 +1,7 @@
 """What the leading rank tells the others: each pass of the model, in order. Length-prefixed MessagePack, one way.
 
-Everything that a rank needs to do its share of a pass stands in a step, so that all ranks go through the same passes
-over the same tokens; what comes out of them only the leader reads.
+Everything that a rank needs for its share of a pass stands in it, so that all ranks go through the same passes over the
+same tokens; what comes out of them only the leader reads.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
     keep: int
 
 
-class Step(msgspec.Struct, frozen=True, array_like=True):
+class Pass(msgspec.Struct, frozen=True, array_like=True):
     """One pass of the model."""
 
     closed: tuple[int, ...]
-    """Sequences that ended since the last step."""
+    """Sequences that ended since the last one."""
     parts: tuple[Part, ...]
 
 
-def step_reader() -> FrameReader[Step]:
+def pass_reader() -> FrameReader[Pass]:
     """For a follower's end."""
-    return FrameReader(msgspec.msgpack.Decoder(Step))
+    return FrameReader(msgspec.msgpack.Decoder(Pass))
