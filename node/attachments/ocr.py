@@ -1,0 +1,80 @@
+"""Text in pictures, read by PP-OCRv6 (rapidocr on onnxruntime, one thread). Runs in the worker only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image
+
+from nsllm.node.attachments.attached import PLACE
+from nsllm.node.attachments.pins import pinned
+
+MODELS: Final = {
+    "Det": ("PP-OCRv6_det_small.onnx", "090f04abcd9d9a7498bc4ebf677e4cb9bdce1fe4197ddb7e529f1ef44e1ff94f"),
+    "Cls": ("ch_ppocr_mobile_v2.0_cls_mobile.onnx", "e47acedf663230f8863ff1ab0e64dd2d82b838fceb5957146dab185a89d6215c"),
+    "Rec": ("PP-OCRv6_rec_small.onnx", "6f327246b50388f3c176ae304bd95767ea6dc0c9ae92153ef8cbe210b3c14884"),
+}
+"""Of rapidocr 3.10.0, Apache-2.0."""
+LEAST_SURE: Final = 0.6
+"""Text that the model is less sure of is left out: roofs and leaves have letters in them, too."""
+MAX_BOXES: Final = 300
+"""Stretches of text that are read; a dense page has about a hundred lines."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Text that stands in one piece; pixels from the top left."""
+
+    text: str
+    left: float
+    middle: float
+    """Of its height, from the top."""
+    height: float
+
+
+class Ocr:
+    """Reads text; loads its models when it is made."""
+
+    def __init__(self) -> None:
+        from rapidocr import RapidOCR
+
+        params: dict[str, Any] = {
+            "Global.log_level": "critical",
+            "Global.text_score": LEAST_SURE,
+            "Det.max_candidates": MAX_BOXES,
+            "EngineConfig.onnxruntime.intra_op_num_threads": 1,
+            "EngineConfig.onnxruntime.inter_op_num_threads": 1,
+        }
+        for task, (file, sha256) in MODELS.items():
+            params[f"{task}.model_path"] = str(pinned("rapidocr", f"models/{file}", sha256))
+        self._engine = RapidOCR(params=params)
+
+    def read(self, image: Image.Image) -> list[str]:
+        """The lines of text in a picture, from top to bottom; what stands side by side is one line."""
+        result = self._engine(np.asarray(image)[:, :, ::-1])  # (height, width, 3), blue first
+        if not result.txts:
+            return []
+        stretches = []
+        for text, box in zip(result.txts, result.boxes, strict=True):  # box: (4, 2), clockwise from the top left
+            top, bottom = float(box[:, 1].min()), float(box[:, 1].max())
+            stretches.append(Stretch(text, float(box[:, 0].min()), (top + bottom) / 2, bottom - top))
+        return lines(stretches)
+
+
+def lines(stretches: Sequence[Stretch]) -> list[str]:
+    """Stretches as lines: one belongs to the line above it if it begins no more than half its height lower."""
+    rows: list[list[Stretch]] = []
+    for one in sorted(stretches, key=lambda one: (one.middle, one.left)):
+        if rows and one.middle - rows[-1][0].middle <= min(one.height, rows[-1][0].height) / 2:
+            rows[-1].append(one)
+        else:
+            rows.append([one])
+    return ["  ".join(_tame(one.text) for one in sorted(row, key=lambda one: one.left)) for row in rows]
+
+
+def _tame(text: str) -> str:
+    """Without what means something to a chat template or to us: a picture may come from anybody."""
+    return " ".join(text.replace(PLACE, "").replace("<|", "< |").replace("|>", "| >").split())
