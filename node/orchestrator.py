@@ -22,6 +22,8 @@ from nsllm.errors import NsllmError
 from nsllm.governance.validation import Decision
 from nsllm.governance.validator import Validator
 from nsllm.ids import Digest, Ppm, hex0x
+from nsllm.node.attachments.attend import Attended, attend
+from nsllm.node.attachments.port import Describer
 from nsllm.node.completions import Completions, State
 from nsllm.node.context import PeerContext
 from nsllm.node.engine.port import Done, Engine, EngineRequest
@@ -56,6 +58,7 @@ class _Question:
     visibility: Visibility
     request: Request
     key: Digest
+    attended: Attended
     embedding: tuple[float, ...]
     created_ms: int
 
@@ -68,6 +71,7 @@ class Orchestrator:
         *,
         context: PeerContext,
         engine: Engine,
+        describer: Describer,
         executors: Executors,
         cache: FederatedCache,
         validator: Validator,
@@ -77,6 +81,7 @@ class Orchestrator:
     ) -> None:
         self._context = context
         self._engine = engine
+        self._describer = describer
         self._executors = executors
         self._cache = cache
         self._validator = validator
@@ -121,15 +126,16 @@ class Orchestrator:
             raise UnknownModelError(
                 f"model {command.model!r} is not served here", hint=f"this peer serves {model.name!r}", param="model"
             )
+        attended = await attend(command.messages, command.attached, self._describer, sees=model.sees)
         request = Request(
             model=model.name,
             model_digest=model.digest,
-            messages=command.messages,
+            messages=attended.messages,
             sampling=command.sampling,
             form=command.form,
             tools=command.tools,
             guide=command.guide,
-            attachments=command.attachments,
+            attachments=attended.digests,
         )
         (embedding,) = await self._engine.embed([request.question()])
         return _Question(
@@ -138,6 +144,7 @@ class Orchestrator:
             visibility=command.visibility or self._default_visibility,
             request=request,
             key=request_key(self._context.network_id, request),
+            attended=attended,
             embedding=embedding,
             created_ms=self._context.clock.now_ms(),
         )
@@ -191,12 +198,11 @@ class Orchestrator:
         token_ids: list[int] = []
         started = False
         done: Done | None = None
-        started = False
         reader = SafetyReader(self._validator, question.request.messages, self._context.policy)
         command = question.command
         asked = replace(
             EngineRequest.of(question.request, client=command.client),
-            images=command.images,
+            images=question.attended.images,
             top_logprobs=command.top_logprobs,
         )
         async with trio.open_nursery() as nursery:
@@ -214,7 +220,8 @@ class Orchestrator:
                     if piece.text:
                         texts.append(piece.text)
                         reader.read(piece.text)
-                        await send.send(ChatDelta(piece.text))
+                    if piece.text or piece.logprobs:
+                        await _say(send, ChatDelta(piece.text, piece.logprobs))
                     if reader.withheld is not None:
                         break
             nursery.cancel_scope.cancel()
@@ -337,10 +344,19 @@ class Orchestrator:
             created_s=question.created_ms // 1000,
             source=source,
             visibility=question.visibility,
+            attachments=question.attended.notes,
         )
 
     def _own_source(self) -> Source:
         return Source(kind="engine", generator=hex0x(self._context.address))
+
+
+async def _say(send: trio.MemorySendChannel[ChatEvent], event: ChatEvent) -> None:
+    """Send, and give up the turn only if the reader is behind: generating pauses often enough."""
+    try:
+        send.send_nowait(event)
+    except trio.WouldBlock:
+        await send.send(event)
 
 
 def _unpublishable(signed: SignedRecord, decision: Decision) -> str:

@@ -112,6 +112,7 @@ class Parts:
         self.orchestrator = Orchestrator(
             context=context,
             engine=engine,
+            describer=world.describer,
             executors=self._executors,
             cache=self.cache,
             validator=Validator(engine, world.plugins),

@@ -12,7 +12,8 @@ from typing import Any, Literal, Protocol
 
 import trio
 
-from nsllm.ids import Digest
+from nsllm.node.attachments.attached import Attached
+from nsllm.node.attachments.attend import Note
 from nsllm.node.engine.port import EngineInfo, ModelInfo, TokenLogprob
 from nsllm.record import Guide, Message, Sampling, Tool, Visibility
 
@@ -30,10 +31,8 @@ class ChatCommand:
     """`text`: the only message is the prompt as it stands."""
     tools: tuple[Tool, ...] = ()
     guide: Guide | None = None
-    images: tuple[bytes, ...] = ()
-    """PNG files for a model that sees."""
-    attachments: tuple[Digest, ...] = ()
-    """Digests of what was attached, whether the model sees it or reads its description."""
+    attached: tuple[Attached, ...] = ()
+    """Pictures and tables, one for each `PLACE` in the messages, in order."""
     top_logprobs: int | None = None
     """Alternatives to be told with each token; None: no log-probabilities at all."""
     client: str = ""
@@ -65,6 +64,8 @@ class ChatStarted:
     created_s: int
     source: Source
     visibility: Visibility
+    attachments: tuple[Note, ...] = ()
+    """How what was attached was used."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from nsllm.clock import Clock, SystemClock
+from nsllm.node.attachments.host import WorkerDescriber
+from nsllm.node.attachments.port import Describer, TablesOnly
 from nsllm.node.config import EngineConfig, PeerConfig
 from nsllm.node.data_folder import Settled, model_paths
 from nsllm.node.engine.port import Engine
@@ -44,6 +46,8 @@ class World:
     """Where the peer's databases stand."""
     serve_api: bool
     """Whether the HTTP side runs; a simulation asks the peer directly."""
+    describer: Describer = field(default_factory=TablesOnly)
+    """Looks at what is attached to questions."""
     observer: Callable[[PeerEvent], None] = lambda _event: None
     """Told of every event of the peer, at once and in order."""
     checkpoint: Callable[[str], None] = lambda _name: None
@@ -73,6 +77,7 @@ def real_world(settled: Settled, checkpoint: Callable[[str], None] | None = None
     )
     upstream = _upstream(config.engine, worker, rng)
     plugins = PluginHost(config.plugins.enabled)
+    describer = WorkerDescriber()
     network = Libp2pNetwork(
         secret=settled.identity.libp2p_secret, listen=config.p2p.listen, local=settled.genesis.local
     )
@@ -83,9 +88,15 @@ def real_world(settled: Settled, checkpoint: Callable[[str], None] | None = None
         network=network,
         engine=upstream or worker,
         plugins=plugins,
-        services=(partial(worker.run), *((partial(upstream.run),) if upstream else ()), partial(plugins.run)),
+        services=(
+            partial(worker.run),
+            *((partial(upstream.run),) if upstream else ()),
+            partial(plugins.run),
+            partial(describer.run),
+        ),
         folder=config.data_dir,
         serve_api=True,
+        describer=describer,
         checkpoint=checkpoint or (lambda _name: None),
     )
 

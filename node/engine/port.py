@@ -29,6 +29,8 @@ class ModelInfo:
     """None: an upstream that does not say."""
     defaults: Sampling
     """The model card's sampling parameters; an upstream keeps its own."""
+    sees: bool = False
+    """Whether it takes pictures as they are; a model that does not reads descriptions of them."""
     stand_in: bool = False
     """True for a stand-in of a simulation: shown wherever the model is named."""
     upstream: bool = False
