@@ -7,10 +7,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
+from nsllm.node.engine.card import read_text_info
+from nsllm.node.engine.choice import choose
 from nsllm.node.engine.models import model_digest, model_dtype, read_config
+from nsllm.node.engine.needs import worker_bytes
 from nsllm.node.engine.weights import read_weights
+from nsllm.node.errors import NodeError
 
 SOURCE: Final = ".nsllm-source.json"
 """Beside a model of the store: where it came from."""
@@ -27,6 +31,7 @@ class About:
     folder: str
     architecture: str | None
     parameters: int
+    """Numbers that are stored; scales of quantized weights among them."""
     dtype: str
     context_tokens: int | None
     digest: str
@@ -63,6 +68,37 @@ def read_about(folder: Path) -> About:
         size_bytes=sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
         chat_template=_has_chat_template(folder),
         source=_read_source(folder),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """How a worker of this machine would run a text model."""
+
+    path: Literal["fast", "general"]
+    dtype: str
+    digest: str
+    """That names the model in records then, 0x…"""
+    memory_mb: int
+    """About as much as its worker takes, with room for keys and values."""
+
+
+def read_runs(about: About, cache_mb: int) -> Runs | None:
+    """How the model would run with `cache_mb` for keys and values; None if it is no text model that runs here."""
+    if about.architecture is None or not about.architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        return None
+    folder = Path(about.folder)
+    try:
+        choice = choose(folder, "auto")
+        info = read_text_info(folder, choice)
+        size_bytes = worker_bytes(folder, choice, cache_mb)
+    except NodeError:
+        return None
+    return Runs(
+        path="general" if choice.library is None else "fast",
+        dtype=info.dtype,
+        digest="0x" + info.digest.hex(),
+        memory_mb=size_bytes >> 20,
     )
 
 

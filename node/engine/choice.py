@@ -22,7 +22,7 @@ from nsllm.node.errors import ConfigError, EngineError
 log = logging.getLogger(__name__)
 
 Wish = Literal["auto", "fast", "general"]
-QUANTIZED: Final = ("bfloat16", "float16")
+QUANTIZED: Final = ("bfloat16", "float16", "int8")
 """Stored dtypes that the fast path runs in int8; a model that is stored in float32 is meant to run in float32."""
 
 SCHEMES: Final = {"int8": "int8: the weights of an output share a scale, 64 activations of a row do"}
@@ -52,17 +52,24 @@ def choose(folder: Path, wish: Wish) -> Choice:
     config = read_config(folder)
     stored = model_dtype(config)
     general = Choice(stored, None)
-    if wish == "general":
+    if wish == "general" and stored != "int8":
         return general
     if read_shape(config) is None or not (folder / "tokenizer.json").is_file():
         reason = "it is not of the Llama family, or differs from it"
     elif stored not in {*QUANTIZED, "float32"}:
         reason = f"its dtype is {stored}"
+    elif wish == "general":
+        reason = "the general path does not run int8"
     else:
         try:
             return Choice("int8" if stored in QUANTIZED else stored, build(default_home(os.environ) / "kernels"))
         except EngineError as error:
             reason = error.message
+    if stored == "int8":
+        raise ConfigError(
+            f"{folder} is stored in int8, which only the fast path runs: {reason}",
+            hint="use the model that it was made from",
+        )
     if wish == "fast":
         raise ConfigError(f"engine.backend is fast, but cannot run {folder}: {reason}", hint='set it to "auto"')
     log.info("general_path folder=%s reason=%s", folder, reason)
@@ -76,7 +83,7 @@ def running_digest(folder: Path, choice: Choice) -> Digest:
         ModelMissingError: no usable model there.
     """
     digest = model_digest(folder)
-    if choice.dtype == model_dtype(read_config(folder)):
+    if choice.dtype not in SCHEMES:  # as it is stored
         return digest
     return canonical.digest("model", b"", canonical.pack({"files": digest, "runs": SCHEMES[choice.dtype]}))
 

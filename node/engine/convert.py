@@ -4,8 +4,8 @@ Written by hand rather than through transformers, whose GGUF loader needs accele
 SmolLM's digit splitting, and refuses to save what it loaded. This one streams tensor by tensor (about 400 MB), and its
 output depends on the input file alone, so that every machine gets the same model digest.
 
-Runs as a child process (`python -m nsllm.node.engine.convert GGUF FOLDER`), which prints `done total` lines (tensors),
-so that the peer's memory stays small. Imports neither torch nor transformers.
+Runs as a child process (`python -m nsllm.node.engine.convert GGUF-OR-FOLDER FOLDER DTYPE`), which prints `done total`
+lines (tensors), so that the peer's memory stays small. Imports neither torch nor transformers.
 
 Sources: GGUF specification (ggml-org/ggml docs/gguf.md); llama.cpp `convert_hf_to_gguf.py` for names and the
 query/key permutation; safetensors README for the file format; SmolLM2 model card for sampling (temperature 0.2,
@@ -14,9 +14,10 @@ top_p 0.9).
 
 from __future__ import annotations
 
-import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +25,19 @@ import numpy as np
 from gguf import GGUFReader
 from gguf.quants import dequantize
 from numpy.typing import NDArray
+
+from nsllm.node.engine.fetch import CANNOT_CONVERT
+from nsllm.node.engine.recast import (
+    CODES,
+    ConversionError,
+    Out,
+    recast,
+    to_bfloat16,
+    write_json,
+    write_safetensors,
+)
+from nsllm.node.engine.weights import Dtype
+from nsllm.node.errors import ModelMissingError
 
 LAYER_NAMES: Final = {
     "attn_norm": "input_layernorm",
@@ -46,49 +60,50 @@ CONTROL_TOKEN: Final = 3
 CARD_SAMPLING: Final = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
 
 
-class ConversionError(ValueError):
-    """The GGUF file is not of the kind that this converter knows."""
-
-
-def convert(gguf: Path, folder: Path, report: Callable[[int, int], None]) -> None:
-    """Write `gguf` as a Hugging Face model folder: bf16 safetensors, tokenizer, configuration, chat template.
+def convert(gguf: Path, folder: Path, report: Callable[[int, int], None], dtype: Dtype = "bfloat16") -> None:
+    """Write `gguf` as a Hugging Face model folder: safetensors, tokenizer, configuration, chat template.
 
     Args:
         gguf: a Llama-architecture file with a byte-level BPE tokenizer.
         folder: exists and is empty.
         report: called with tensors done and total.
+        dtype: what the weights become; `int8` is made of bfloat16, see `recast`.
 
     Raises:
         ConversionError: another architecture or tokenizer, or a tensor that has no place.
         OSError: as the file system says.
     """
+    if dtype == "int8":
+        with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+            halfway = Path(work) / gguf.stem
+            halfway.mkdir()
+            convert(gguf, halfway, report)
+            recast(halfway, folder, dtype, report)
+        return
     reader = GGUFReader(gguf)
     if _field(reader, "general.architecture") != "llama":
         raise ConversionError(f"{gguf.name}: architecture {_field(reader, 'general.architecture')!r}, expected 'llama'")
     if _field(reader, "tokenizer.ggml.model") != "gpt2" or _field(reader, "tokenizer.ggml.pre") != "smollm":
         raise ConversionError(f"{gguf.name}: tokenizer {_field(reader, 'tokenizer.ggml.pre')!r}, expected 'smollm'")
-    config = _config(reader)
+    config = _config(reader, dtype)
     tokens: list[str] = _field(reader, "tokenizer.ggml.tokens")
-    _write_json(folder / "config.json", config)
-    _write_json(folder / "tokenizer.json", _tokenizer(reader, tokens))
-    _write_json(folder / "tokenizer_config.json", _tokenizer_config(reader, tokens))
+    write_json(folder / "config.json", config)
+    write_json(folder / "tokenizer.json", _tokenizer(reader, tokens))
+    write_json(folder / "tokenizer_config.json", _tokenizer_config(reader, tokens))
     (folder / "chat_template.jinja").write_text(_field(reader, "tokenizer.chat_template"), encoding="utf-8")
     (folder / "README.md").write_text(_card(reader), encoding="utf-8")
     ids = {"bos_token_id": config["bos_token_id"], "eos_token_id": config["eos_token_id"]}
-    _write_json(folder / "generation_config.json", {**ids, "pad_token_id": config["pad_token_id"], **CARD_SAMPLING})
+    write_json(folder / "generation_config.json", {**ids, "pad_token_id": config["pad_token_id"], **CARD_SAMPLING})
     heads = (config["num_attention_heads"], config["num_key_value_heads"])
-    _write_weights(folder / "model.safetensors", reader, heads, report)
+    tensors = list(_outs(reader, heads, dtype))
+    done = 0
 
+    def written() -> None:
+        nonlocal done
+        done += 1
+        report(done, len(tensors))
 
-def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """The bits of `values` as bfloat16, rounded to nearest even.
-
-    >>> hex(to_bfloat16(np.array([1.0], np.float32))[0])
-    '0x3f80'
-    """
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    odd = (bits >> np.uint32(16)) & np.uint32(1)
-    return ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype(np.uint16)
+    write_safetensors(folder / "model.safetensors", tensors, written)
 
 
 def _field(reader: GGUFReader, name: str) -> Any:
@@ -98,12 +113,12 @@ def _field(reader: GGUFReader, name: str) -> Any:
     return field.contents()
 
 
-def _config(reader: GGUFReader) -> dict[str, Any]:
+def _config(reader: GGUFReader, dtype: Dtype) -> dict[str, Any]:
     hidden, heads = _field(reader, "llama.embedding_length"), _field(reader, "llama.attention.head_count")
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "dtype": "bfloat16",
+        "dtype": dtype,
         "hidden_size": hidden,
         "intermediate_size": _field(reader, "llama.feed_forward_length"),
         "num_hidden_layers": _field(reader, "llama.block_count"),
@@ -186,36 +201,21 @@ def _tokenizer_config(reader: GGUFReader, tokens: list[str]) -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-
-
-def _write_weights(path: Path, reader: GGUFReader, heads: tuple[int, int], report: Callable[[int, int], None]) -> None:
-    """The safetensors file: header length (8 bytes, little endian), JSON header, then the tensors one after another."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
+def _outs(reader: GGUFReader, heads: tuple[int, int], dtype: Dtype) -> Iterator[Out]:
+    convert, width = (to_bfloat16, 2) if dtype == "bfloat16" else (np.ascontiguousarray, 4)
     for tensor in reader.tensors:
-        size_bytes = 2 * int(tensor.n_elements)
-        shape = [int(length) for length in reversed(tensor.shape)]  # GGUF lists the fastest dimension first
-        header[_name(tensor.name)] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, offset + size_bytes]}
-        offset += size_bytes
-    head = json.dumps(header, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)
-    with path.open("wb") as file:
-        file.write(len(head).to_bytes(8, "little") + head)
-        for done, values in enumerate(_tensors(reader, heads), start=1):
-            file.write(to_bfloat16(values).tobytes())
-            report(done, len(reader.tensors))
+        shape = tuple(int(length) for length in reversed(tensor.shape))  # GGUF lists the fastest dimension first
+        make = partial(_bytes, tensor, heads, convert)
+        yield Out(_name(tensor.name), CODES[dtype], shape, width * int(tensor.n_elements), make)
 
 
-def _tensors(reader: GGUFReader, heads: tuple[int, int]) -> Iterator[NDArray[np.float32]]:
-    for tensor in reader.tensors:
-        values = dequantize(tensor.data, tensor.tensor_type)
-        if ".attn_q." in tensor.name:
-            values = _unpermuted(values, heads[0])
-        elif ".attn_k." in tensor.name:
-            values = _unpermuted(values, heads[1])
-        yield values
+def _bytes(tensor: Any, heads: tuple[int, int], convert: Callable[[NDArray[np.float32]], NDArray[Any]]) -> bytes:
+    values = dequantize(tensor.data, tensor.tensor_type)
+    if ".attn_q." in tensor.name:
+        values = _unpermuted(values, heads[0])
+    elif ".attn_k." in tensor.name:
+        values = _unpermuted(values, heads[1])
+    return convert(values).tobytes()
 
 
 def _unpermuted(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
@@ -234,15 +234,20 @@ def _name(gguf_name: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """`GGUF FOLDER`: convert, print `done total` lines; exit 1 with one line on standard error if it cannot be."""
+    """`GGUF-OR-FOLDER FOLDER DTYPE`: convert, print `done total` lines; one line on standard error if it cannot be."""
 
     def say(done: int, total: int) -> None:
         sys.stdout.write(f"{done} {total}\n")
         sys.stdout.flush()
 
+    source, folder = Path(arguments[0]), Path(arguments[1])
+    dtype: Dtype = arguments[2]  # type: ignore[assignment]  # one of ours, from `fetch`
     try:
-        convert(Path(arguments[0]), Path(arguments[1]), say)
-    except (ConversionError, OSError) as error:
+        (recast(source, folder, dtype, say) if source.is_dir() else convert(source, folder, say, dtype))
+    except (ConversionError, ModelMissingError) as error:
+        sys.stderr.write(f"{error}\n")
+        return CANNOT_CONVERT
+    except OSError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0

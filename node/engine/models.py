@@ -23,6 +23,7 @@ from typing import Any, Final, Literal
 from nsllm import canonical, files
 from nsllm.errors import NsllmError, OwnFault
 from nsllm.ids import Digest
+from nsllm.node.engine.fast.shape import is_int8
 from nsllm.node.engine.fetch import (
     OTHER_WAYS,
     Progress,
@@ -176,7 +177,9 @@ def model_digest(folder: Path) -> Digest:
 
 
 def model_dtype(config: Mapping[str, Any]) -> str:
-    """The dtype that the configuration names (as torch calls it), `float32` if none."""
+    """The dtype that the configuration names (as torch calls it), `float32` if none; `int8` of quantized weights."""
+    if is_int8(config):
+        return "int8"
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 

@@ -21,7 +21,7 @@ from nsllm.node.engine import hub
 from nsllm.node.engine.about import About, read_about, write_source
 from nsllm.node.engine.fetch import CONVERT_LOG, Progress, Report, clear_disk_errors, convert_in_child
 from nsllm.node.engine.models import MARKER, is_complete, locked, model_digest, read_config
-from nsllm.node.engine.weights import read_weights
+from nsllm.node.engine.weights import Dtype, read_weights
 from nsllm.node.errors import ModelMissingError
 
 STORE: Final = "models"
@@ -126,27 +126,37 @@ def add_from_hub(home: Path, repository: str, revision: str, name: str, report: 
     return Added(about, left_out)
 
 
-def convert_gguf(home: Path, gguf: Path, target: Path, report: Report) -> About:
-    """Write the GGUF file of a Llama model as bf16 safetensors to `target`, which must not exist; `home` only lends
-    its store where `target` stands in it.
+def convert(home: Path, source: Path, target: Path, report: Report, dtype: Dtype = "bfloat16") -> About:
+    """Write a model in other numbers to `target`, which must not exist.
+
+    Args:
+        home: `$NSLLM_HOME`; what is made in its store says where it came from.
+        source: a GGUF file of a Llama model, or a model folder with safetensors weights.
+        target: a folder anywhere.
+        report: progress, in tensors.
+        dtype: what the weights become.
 
     Raises:
         ModelMissingError: the converter does not know the architecture or the tokenizer, or no space.
-    """  # noqa: D205 - one sentence
+    """
     if not NAME.fullmatch(target.name):
         raise ModelMissingError(f"{target.name!r} is no name for a model", hint="letters, digits, dots, hyphens")
+    if source.is_dir():
+        chosen([path.name for path in source.iterdir() if path.is_file()], str(source))
+        read_config(source)
     place = target.parent
     place.mkdir(parents=True, exist_ok=True)
     with _making(place, target.name, 0, report) as part:
         _empty(part)
         folder = part / target.name
         folder.mkdir()
-        convert_in_child(gguf.absolute(), folder, report)
+        convert_in_child(source.absolute(), folder, report, dtype)
         for path in list(folder.iterdir()):
             path.rename(part / path.name)
         folder.rmdir()
         (part / CONVERT_LOG).unlink()
-        return _place(part, target, f"gguf:{gguf.name}" if place == store_of(home) else None)
+        kind = "folder" if source.is_dir() else "gguf"
+        return _place(part, target, f"{kind}:{source.name} as {dtype}" if place == store_of(home) else None)
 
 
 def chosen(names: Sequence[str], where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -11,13 +11,15 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from nsllm.node.errors import ModelMissingError
 
 MAX_HEADER_BYTES: Final = 100_000_000
 """The format's own limit."""
 MAX_INDEX_BYTES: Final = 64 << 20
+Dtype = Literal["bfloat16", "float32", "int8"]
+"""What models are converted to."""
 AGAIN: Final = "it was not written to its end: copy or download it again"
 
 
@@ -43,7 +45,7 @@ def read_weights(folder: Path) -> Weights:
     counts: Counter[str] = Counter()
     tensors: dict[str, set[str]] = {}
     for path in paths:
-        header = _header(path)
+        header = read_header(path)
         tensors[path.name] = set(header)
         for tensor in header.values():
             counts[tensor["dtype"]] += math.prod(tensor["shape"])
@@ -53,8 +55,12 @@ def read_weights(folder: Path) -> Weights:
     return Weights(parameters=counts.total(), dtypes=tuple(ordered), size_bytes=size_bytes)
 
 
-def _header(path: Path) -> dict[str, dict[str, Any]]:
-    """Name to {dtype, shape, data_offsets} of each tensor; the file has exactly the bytes that they say."""
+def read_header(path: Path) -> dict[str, dict[str, Any]]:
+    """Name to {dtype, shape, data_offsets} of each tensor; the file has exactly the bytes that they say.
+
+    Raises:
+        ModelMissingError: it has not, or is no safetensors file.
+    """
     size_bytes = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -38,13 +38,16 @@ def test_a_model_is_added_listed_and_described(tiny, home, capsys):
     assert (added["name"], added["architecture"], added["left_out"]) == ("mine", "LlamaForCausalLM", [])
     assert run(["model", "list", "--json"]) == 0
     (row,) = said(capsys)["models"]
+    runs = row.pop("runs")
     assert row == {key: value for key, value in added.items() if key != "left_out"}
+    assert (runs["path"], runs["dtype"], runs["digest"]) == ("fast", "float32", row["digest"])
+    assert 300 < runs["memory_mb"] < 2000
     assert run(["model", "info", "mine", "--json"]) == 0
     about = said(capsys)
     assert about["digest"] == "0x" + model_digest(tiny.text).hex()
     assert about["chat_template"] is True
     assert about["licence"] is None
-    assert about["runs"] == {"dtype": "float32", "digest": about["digest"]}
+    assert about["runs"] == runs
 
 
 def test_people_read_the_same(tiny, home, capsys):
@@ -53,7 +56,7 @@ def test_people_read_the_same(tiny, home, capsys):
     assert 'text_model = "tiny-random-llama"' in told.err
     assert run(["model", "info", "tiny-random-llama"]) == 0
     told = capsys.readouterr().out
-    for line in ("architecture", "LlamaForCausalLM", "256 tokens", "not stated", "chat template  yes"):
+    for line in ("LlamaForCausalLM", "256 tokens", "not stated", "chat template  yes", "float32 on the fast path"):
         assert line in told
     assert run(["model", "list"]) == 0
     assert "tiny-random-llama" in capsys.readouterr().out
@@ -96,6 +99,20 @@ def test_a_gguf_file_that_is_none_leaves_nothing(home, tmp_path, capsys):
     assert said(capsys)["error"]["code"] == "model_missing"
     assert run(["model", "list", "--json"]) == 0
     assert said(capsys)["models"] == []
+
+
+def test_a_model_is_converted_to_int8_and_never_to_int4(tiny, home, capsys):
+    assert run(["model", "add", str(tiny.text), "--name", "mine"]) == 0
+    capsys.readouterr()
+    assert run(["model", "convert", "mine", "--dtype", "int8", "--json"]) == 0
+    about = said(capsys)
+    assert (about["name"], about["dtype"]) == ("mine-int8", "int8")
+    assert run(["model", "info", "mine-int8", "--json"]) == 0
+    assert said(capsys)["runs"]["dtype"] == "int8"
+    assert run(["model", "convert", "mine", "--dtype", "int4", "--json"]) == 2
+    assert "slower than this engine's int8" in said(capsys)["error"]["message"]
+    assert run(["model", "convert", "nothing", "--json"]) == 2
+    assert said(capsys)["error"]["code"] == "usage_error"
 
 
 def test_what_stands_there_is_not_converted_over(home, tmp_path, capsys):

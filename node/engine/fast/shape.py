@@ -40,6 +40,23 @@ class Shape:
     """The output head is the embedding."""
 
 
+def is_int8(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json says that linear layers are stored in int8 with a scale an output: compressed-tensors'
+    `int-quantized` with the strategy `channel`, as W8A8 models are.
+    """  # noqa: D205 - one sentence
+    stated = config.get("quantization_config")
+    if not isinstance(stated, dict) or stated.get("quant_method") != "compressed-tensors":
+        return False
+    groups = stated.get("config_groups")
+    rows = [row.get("weights") for row in groups.values() if isinstance(row, dict)] if isinstance(groups, dict) else []
+    wanted = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+    return (
+        stated.get("format") == "int-quantized"
+        and bool(rows)
+        and all(isinstance(row, dict) and wanted.items() <= row.items() for row in rows)
+    )
+
+
 def read_shape(config: Mapping[str, Any]) -> Shape | None:
     """The shape that a config.json describes; None if the fast path does not run such a model."""
     architecture = (config.get("architectures") or [None])[0]
@@ -70,7 +87,7 @@ def read_shape(config: Mapping[str, Any]) -> Shape | None:
         or config.get("hidden_act", "silu") != "silu"
         or config.get("attention_bias")
         or config.get("mlp_bias")
-        or config.get("quantization_config")
+        or (config.get("quantization_config") and not is_int8(config))
         or any(rope.get("rope_type", rope.get("type", "default")) != "default" for rope in ropes)
         or (window is not None and config.get("use_sliding_window", True) and window < shape.context_tokens)
         or any(width % LANES for width in (shape.hidden, shape.head_dim, shape.inner))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,23 +54,32 @@ def fetch(*, as_json: bool) -> None:
 @model.command("list", epilog=examples("nsllm model list", "nsllm model list --json"))
 @json_option
 def list_(*, as_json: bool) -> None:
-    """List the models of the store, with the digest that names each."""
-    from nsllm.node.config import models_home
-    from nsllm.node.engine.about import About
+    """List the models of the store: parameters, dtype, size, how a worker here would run it and in how much memory,
+    the digest that names it, and its licence.
+    """  # noqa: D205 - help text
+    from nsllm.node.config import EngineConfig, models_home
+    from nsllm.node.engine.about import About, read_runs
     from nsllm.node.engine.store import list_models, store_of
 
     store = store_of(models_home())
     found = list_models(models_home())
+    runs = {row.name: read_runs(row, EngineConfig().cache_mb) for row in found if isinstance(row, About)}
     if as_json:
-        emit({"store": str(store), "models": [asdict(row) for row in found]})
+        rows = [asdict(row) for row in found]
+        for row in rows:
+            way = runs.get(row["name"])
+            row.update({"runs": asdict(way) if way else None} if row["name"] in runs else {})
+        emit({"store": str(store), "models": rows})
         return
     if not found:
         note(f"no models in {escape(str(store))}; fetch the default ones with: nsllm model fetch")
     for row in found:
         if isinstance(row, About):
             size = f"{row.parameters / 1e6:8.0f} M {row.dtype:9} {row.size_bytes >> 20:7} MB"
+            way = runs[row.name]
+            here = f"{way.path} {way.dtype}, {way.memory_mb} MB" if way else "-"
             tail = f"{row.digest[:18]}  {escape(row.licence or 'licence not stated')}"
-            out().print(f"{escape(row.name):32}{size}  {tail}", soft_wrap=True)
+            out().print(f"{escape(row.name):32}{size}  {here:24}{tail}", soft_wrap=True)
         else:
             out().print(f"{escape(row.name):32}cannot be used: {escape(row.problem)}", soft_wrap=True)
 
@@ -112,20 +120,47 @@ def add(*, source: str, name: str | None, revision: str, link: bool, as_json: bo
     _told(added.about)
 
 
-@model.command(epilog=examples("nsllm model convert model.gguf", "nsllm model convert model.gguf /srv/models/my-model"))
-@click.argument("gguf", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@model.command(
+    epilog=examples(
+        "nsllm model convert model.gguf                   # into the store, as bf16, under the file's name",
+        "nsllm model convert my-model --dtype int8        # my-model-int8: half the size, for the fast path",
+        "nsllm model convert model.gguf /srv/models/my-model --dtype float32",
+    )
+)
+@click.argument("source", metavar="GGUF-OR-MODEL")
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--dtype", type=click.Choice(["bf16", "float32", "int8", "int4"]), default="bf16", show_default=True,
+    help="What the weights become.",
+)  # fmt: skip
 @json_option
-def convert(*, gguf: Path, folder: Path | None, as_json: bool) -> None:
-    """Convert the file GGUF of a Llama model to bf16 safetensors: into the store under the file's name, or in FOLDER,
-    which must not exist yet.
-    """  # noqa: D205 - one sentence
+def convert(*, source: str, folder: Path | None, dtype: str, as_json: bool) -> None:
+    """Convert a GGUF file of a Llama model, a model of the store or a model folder to safetensors in other numbers:
+    into the store, or in FOLDER, which must not exist yet. int8 is for the Llama family, with a scale an output, as
+    compressed-tensors stores W8A8; answers are those of the same model in bf16, which the fast path runs in int8.
+    int4 is refused: what could run it on CPUs here is slower than int8 and less exact.
+    """  # noqa: D205 - help text
+    from nsllm.errors import UsageError
     from nsllm.node.config import models_home
-    from nsllm.node.engine.store import convert_gguf, store_of
+    from nsllm.node.engine.store import convert as convert_to
+    from nsllm.node.engine.store import find, store_of
+    from nsllm.node.engine.weights import Dtype
 
-    target = store_of(models_home()) / gguf.stem if folder is None else folder.expanduser().absolute()
+    dtypes: dict[str, Dtype] = {"bf16": "bfloat16", "float32": "float32", "int8": "int8"}
+    if dtype not in dtypes:
+        raise UsageError(
+            "int4 is not written: on CPUs, PyTorch's kernels for it are slower than this engine's int8, and the"
+            " perplexity of SmolLM2-135M rises by a third with groups of 64 weights",
+            hint="convert to int8",
+        )
+    path = find(models_home(), source) or Path(source).expanduser().absolute()
+    if not path.exists():
+        raise UsageError(f"{source} is neither a model of the store nor a file or folder", hint="nsllm model list")
+    name = path.name if path.is_dir() else path.stem
+    suffix = f"-{dtype}" if path.is_dir() or dtype != "bf16" else ""
+    target = store_of(models_home()) / f"{name}{suffix}" if folder is None else folder.expanduser().absolute()
     with fetching() as report:
-        about = convert_gguf(models_home(), gguf, target, report)
+        about = convert_to(models_home(), path, target, report, dtypes[dtype])
     if as_json:
         emit(asdict(about))
     else:
@@ -136,15 +171,17 @@ def convert(*, gguf: Path, folder: Path | None, as_json: bool) -> None:
 @click.argument("model", metavar="NAME-OR-DIR")
 @json_option
 def info(*, model: str, as_json: bool) -> None:
-    """Describe a model of the store, or of a folder: architecture, parameters, dtype, context, licence, digests."""
-    from nsllm.node.config import models_home
-    from nsllm.node.engine.about import read_about
+    """Describe a model of the store, or of a folder: architecture, parameters, dtype, context, licence, digests, and
+    how a worker of this machine would run it.
+    """  # noqa: D205 - help text
+    from nsllm.node.config import EngineConfig, models_home
+    from nsllm.node.engine.about import read_about, read_runs
     from nsllm.node.engine.store import find
 
     about = read_about(find(models_home(), model) or Path(model).expanduser().absolute())
-    runs = _runs(about)
+    runs = read_runs(about, EngineConfig().cache_mb)
     if as_json:
-        emit({**asdict(about), "runs": runs})
+        emit({**asdict(about), "runs": asdict(runs) if runs else None})
         return
     rows = {
         "name": about.name,
@@ -158,26 +195,11 @@ def info(*, model: str, as_json: bool) -> None:
         "licence": f"{about.licence} (says its card)" if about.licence else "not stated",
         "size": f"{about.size_bytes / (1 << 20):,.0f} MB",
         "digest": about.digest,
-        "runs here as": f"{runs['dtype']}, digest {runs['digest']}" if runs else "not a text model of this engine",
+        "runs here": f"{runs.dtype} on the {runs.path} path" if runs else "no: not a text model of this engine",
+        **({"digest then": runs.digest, "memory": f"about {runs.memory_mb:,} MB"} if runs else {}),
     }
     for label, value in rows.items():
         out().print(f"[dim]{label:14}[/] {escape(value)}", soft_wrap=True)
-
-
-def _runs(about: About) -> Mapping[str, str] | None:
-    """How this machine would run it as the text model; None if it would not."""
-    from nsllm.node.engine.card import read_text_info
-    from nsllm.node.engine.choice import choose
-    from nsllm.node.errors import NodeError
-
-    folder = Path(about.folder)
-    if about.architecture is None or not about.architecture.endswith(("ForCausalLM", "LMHeadModel")):
-        return None
-    try:
-        runs = read_text_info(folder, choose(folder, "auto"))
-    except NodeError:
-        return None
-    return {"dtype": runs.dtype, "digest": "0x" + runs.digest.hex()}
 
 
 def _told(about: About) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from gguf import GGUFWriter
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nsllm.node.engine import convert
+from nsllm.node.engine.fetch import CANNOT_CONVERT
 
-HEADS, KV_HEADS, HIDDEN, FFN = 4, 2, 32, 48
+HEADS, KV_HEADS, HIDDEN, FFN = 4, 2, 64, 48
 TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "a", "b", "ab", "1", "2", "12", "Ġ", "Ã", "©"]
 
 
@@ -77,7 +81,7 @@ def folder(tmp_path, weights):
     stored["blk.0.attn_k.weight"] = llama_cpp_order(weights["blk.0.attn_k.weight"], KV_HEADS)
     write_gguf(tmp_path / "m.gguf", stored)
     (tmp_path / "out").mkdir()
-    assert convert.main([str(tmp_path / "m.gguf"), str(tmp_path / "out")]) == 0
+    assert convert.main([str(tmp_path / "m.gguf"), str(tmp_path / "out"), "bfloat16"]) == 0
     return tmp_path / "out"
 
 
@@ -114,6 +118,20 @@ def test_conversion_is_the_same_every_time(folder, tmp_path):
     }
 
 
+def test_other_numbers_than_bfloat16(folder, weights, tmp_path):
+    for dtype in ("float32", "int8"):
+        (tmp_path / dtype).mkdir()
+        assert convert.main([str(tmp_path / "m.gguf"), str(tmp_path / dtype), dtype]) == 0
+    wide = load_file(tmp_path / "float32" / "model.safetensors")
+    assert torch.equal(wide["model.embed_tokens.weight"], torch.from_numpy(weights["token_embd.weight"]))
+    assert json.loads((tmp_path / "float32" / "config.json").read_text())["dtype"] == "float32"
+    whole = load_file(tmp_path / "int8" / "model.safetensors")
+    exact = load_file(folder / "model.safetensors")["model.layers.0.mlp.down_proj.weight"].float()
+    name = "model.layers.0.mlp.down_proj.weight"
+    assert float((whole[name] * whole[f"{name}_scale"] - exact).abs().max()) < float(exact.abs().max()) / 127
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("tmp")]
+
+
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20))
 def test_rounding_is_that_of_torch(values):
     array = np.array(values, np.float32)
@@ -134,5 +152,5 @@ def test_other_files_are_refused(tmp_path, weights, capsys, change, said):
         weights[change.pop("extra")] = np.zeros(HIDDEN, np.float32)
     write_gguf(tmp_path / "m.gguf", weights, **change)
     (tmp_path / "out").mkdir()
-    assert convert.main([str(tmp_path / "m.gguf"), str(tmp_path / "out")]) == 1
+    assert convert.main([str(tmp_path / "m.gguf"), str(tmp_path / "out"), "bfloat16"]) == CANNOT_CONVERT
     assert said in capsys.readouterr().err
