@@ -260,9 +260,16 @@ class UpstreamEngine:
                 f"the upstream gave no token within {self._upstream.first_token_s:g} s",
                 hint="raise engine.upstream_first_token_s if its queue is that long",
             ) from None
-        except (httpx.TransportError, ssl.SSLError) as error:
+        except (httpx.ConnectError, httpx.ConnectTimeout, ssl.SSLError) as error:
             raise _PassingError(
                 EngineError(f"the upstream is not reached ({type(error).__name__})", hint="is it running?")
+            ) from None
+        except httpx.TransportError as error:
+            raise _PassingError(
+                EngineError(
+                    f"the upstream broke off before its first token ({type(error).__name__})",
+                    hint="the upstream's log says why; some servers meet a prompt that is too long like that",
+                )
             ) from None
 
     async def _check(self) -> None:

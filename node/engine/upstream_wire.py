@@ -21,6 +21,8 @@ MICRO: Final = 1_000_000
 MAX_RETRY_AFTER_S: Final = 600
 PASSING: Final = frozenset({502, 503, 504})
 """Statuses of a server that is being started or replaced."""
+LLAMA_CPP: Final = frozenset({"llamacpp", "me"})
+"""How llama-server and llama-cpp-python's server call the owner of a model."""
 OVERFLOW_CODES: Final = frozenset({"context_length_exceeded", "exceed_context_size_error"})
 _OVERFLOW = re.compile(r"context (?:length|size|window)|longer than the model", re.IGNORECASE)
 _TOKENS = re.compile(r"\b(\d{1,9})(?: input)? tokens|context (?:length|size|window)(?: is| of)?:? \(?(\d{1,9})\b")
@@ -101,7 +103,7 @@ def request_body(model: str, messages: Sequence[Message], sampling: Sampling, ow
         "min_p": sampling.min_p_micro,
         "presence_penalty": sampling.presence_penalty_micro,
         "frequency_penalty": sampling.frequency_penalty_micro,
-        "repeat_penalty" if owner == "llamacpp" else "repetition_penalty": sampling.repetition_penalty_micro,
+        "repeat_penalty" if owner in LLAMA_CPP else "repetition_penalty": sampling.repetition_penalty_micro,
     }
     body: dict[str, object] = {
         "model": model,
@@ -111,8 +113,8 @@ def request_body(model: str, messages: Sequence[Message], sampling: Sampling, ow
         **{name: value / MICRO for name, value in micro.items() if value is not None},
     }
     if sampling.top_k is not None:
-        # Off is 0 in our words and at a peer, -1 at vLLM, SGLang and llama-server.
-        body["top_k"] = -1 if sampling.top_k == 0 and owner != "nsllm" else sampling.top_k
+        # Off is 0 in our words and at a peer; llama-cpp-python refuses -1, which vLLM and SGLang want.
+        body["top_k"] = -1 if sampling.top_k == 0 and owner not in {*LLAMA_CPP, "nsllm"} else sampling.top_k
     if sampling.seed is not None:
         body["seed"] = sampling.seed
     if sampling.max_tokens is not None:

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Final
 
 import torch
-from torch.distributed import TCPStore, init_process_group
+from torch.distributed import TCPStore, init_process_group  # type: ignore[attr-defined]  # re-exported in fact
 
 from nsllm.node.engine.devices import Devices
 

@@ -184,7 +184,8 @@ ALL = Sampling(
     [
         ("vllm", {"top_k": -1, "repetition_penalty": 1.1}),
         (None, {"top_k": -1, "repetition_penalty": 1.1}),
-        ("llamacpp", {"top_k": -1, "repeat_penalty": 1.1}),
+        ("llamacpp", {"top_k": 0, "repeat_penalty": 1.1}),
+        ("me", {"top_k": 0, "repeat_penalty": 1.1}),
         ("nsllm", {"top_k": 0, "repetition_penalty": 1.1, "visibility": "private"}),
     ],
 )
@@ -308,9 +309,17 @@ async def test_what_may_pass_is_tried_again_before_the_first_token(engine, serve
     assert len(server.requests) == 3
 
 
-async def test_attempts_are_bounded(engine, server):
-    server.replies = [status(503, {"error": {"message": "Loading model", "type": "unavailable_error"}})]
-    with pytest.raises(EngineError, match="503, unavailable_error"):
+LOADING = status(503, {"error": {"message": "Loading model", "type": "unavailable_error"}})
+EMPTY = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+"""llama-cpp-python's server meets a prompt that is too long like that."""
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"), [(LOADING, "503, unavailable_error"), (says(EMPTY), "broke off before its first token")]
+)
+async def test_attempts_are_bounded(engine, server, failure, said):
+    server.replies = [failure]
+    with pytest.raises(EngineError, match=said):
         await collect(await engine())
     assert len(server.requests) == 3
 
