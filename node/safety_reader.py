@@ -10,9 +10,9 @@ from nsllm.governance.policy import Policy
 from nsllm.governance.validator import Validator
 from nsllm.record import Message
 
-CHECK_CHARS: Final = 160
-"""Stretch of answer that one check reads."""
-CONTEXT_CHARS: Final = 4 * CHECK_CHARS
+CHECK_CHARS: Final = 256
+"""Stretch of answer that one check reads: about 60 tokens. Shorter answers are judged once, at their end."""
+CONTEXT_CHARS: Final = 640
 """What a check sees: the stretch and what came right before it."""
 
 
@@ -24,6 +24,7 @@ class SafetyReader:
         self._messages = messages
         self._policy = policy
         self._unread: list[str] = []
+        self._unread_chars = 0
         self._came = trio.Event()
         self.withheld: str | None = None
         """Reason of the first stretch that failed."""
@@ -31,7 +32,9 @@ class SafetyReader:
     def read(self, text: str) -> None:
         """Take the next text; never waits."""
         self._unread.append(text)
-        self._came.set()
+        self._unread_chars += len(text)
+        if self._unread_chars >= CHECK_CHARS:
+            self._came.set()
 
     async def run(self) -> None:
         """Judge until cancelled or until a stretch fails.
@@ -40,17 +43,12 @@ class SafetyReader:
             SafetyUnavailableError, EngineError: the layers cannot answer; then nothing more may pass.
         """
         seen = ""
-        unjudged = 0
         while True:
             await self._came.wait()
             self._came = trio.Event()
-            text = "".join(self._unread)
+            seen = (seen + "".join(self._unread))[-max(CONTEXT_CHARS, self._unread_chars) :]
             self._unread.clear()
-            unjudged += len(text)
-            seen = (seen + text)[-max(CONTEXT_CHARS, unjudged) :]
-            if unjudged < CHECK_CHARS:
-                continue
-            unjudged = 0
+            self._unread_chars = 0
             check = await self._validator.check_output(self._messages, seen, self._policy, publishing=False)
             if check.decision.withheld:
                 self.withheld = check.decision.reason

@@ -6,7 +6,7 @@ from aiohttp import web
 
 from nsllm.node.api.context import CONTEXT
 from nsllm.node.api.openai_errors import ApiError
-from nsllm.node.api.requests import SessionBody, decode, read_body
+from nsllm.node.api.requests import EmptyBody, decode, read_body
 from nsllm.node.api.security import may_administer, may_read, session_of
 from nsllm.node.api.sessions import Session, cookie_name
 
@@ -22,7 +22,7 @@ async def get_session(request: web.Request) -> web.Response:
 async def open_session(request: web.Request) -> web.Response:
     """Turns a key in the headers into a strict same-site cookie and a CSRF token."""
     context = request.app[CONTEXT]
-    decode(await read_body(request), SessionBody)
+    decode(await read_body(request), EmptyBody)
     administers = may_administer(request, context)
     reads = may_read(request, context)
     if not administers and (context.settings.api_key is None or not reads):
@@ -38,7 +38,7 @@ async def open_session(request: web.Request) -> web.Response:
 async def invite(request: web.Request) -> web.Response:
     """A one-time invite text, to be given to whoever shall join."""
     context = request.app[CONTEXT]
-    decode(await read_body(request), SessionBody)
+    decode(await read_body(request), EmptyBody)
     return web.json_response({"object": "invite", "invite": await context.bridge.call(context.service.invite)})
 
 

@@ -3,15 +3,19 @@
 An asyncio handler asks for a trio call or a trio stream and awaits it; nothing else crosses. Requests go over by
 `TrioToken.run_sync_soon`, answers come back by `call_soon_threadsafe`. A handler that ends or is cancelled cancels its
 trio side at once; when trio is cancelled, every waiting handler gets `ClosedError` and the thread ends.
+
+Waking the other thread costs more than what it is woken for: a system call, and a struggle for the interpreter. So all
+that trio's tasks say in one turn goes over with one wake-up, and a reader tells of what it took in bunches.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, Literal, TypeVar
 
 import trio
@@ -45,12 +49,14 @@ class _Failed:
 class Inbox(Generic[T]):
     """Asyncio end of a stream: iterate until the trio side ends; an error there is raised here."""
 
-    def __init__(self, *, depth: int, taken: Callable[[], None]) -> None:
+    def __init__(self, *, depth: int, taken: Callable[[int], None]) -> None:
         self._items: deque[T] = deque()
         self._depth = depth
         self._taken = taken
+        self._untold = 0
+        """Items that were taken and of which the trio side does not know yet."""
         self._end: Exception | bool = False
-        self._wake = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
         self.dropped = 0
         """Items that a slow reader lost (`drop_oldest` only)."""
 
@@ -58,16 +64,48 @@ class Inbox(Generic[T]):
         return self
 
     async def __anext__(self) -> T:
-        while not self._items:
-            if isinstance(self._end, Exception):
-                raise self._end
-            if self._end:
-                raise StopAsyncIteration
-            self._wake.clear()
-            await self._wake.wait()
+        if not await self._filled():
+            raise StopAsyncIteration
         item = self._items.popleft()
-        self._taken()
+        self._tell(1)
         return item
+
+    async def take(self, idle_s: float) -> list[T] | None:
+        """All items that are there, at least one; none at the end; None if nothing came for `idle_s` seconds."""
+        loop = asyncio.get_running_loop()
+        timer = None if self._items else loop.call_later(idle_s, self._wake)
+        try:
+            if not self._items and not await self._woken():
+                return [] if self._end else None
+        finally:
+            if timer is not None:
+                timer.cancel()
+        items = list(self._items)
+        self._items.clear()
+        self._tell(len(items))
+        return items
+
+    async def _filled(self) -> bool:
+        """Wait until there is an item; False at the end. Raises the trio side's error."""
+        while not self._items:
+            if not await self._woken() and self._end:
+                return False
+        return True
+
+    async def _woken(self) -> bool:
+        """Wait for the next item, the end, or a timer; True if there is an item. Raises the trio side's error."""
+        if not self._end:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        if not self._items and isinstance(self._end, Exception):
+            raise self._end
+        return bool(self._items)
+
+    def _tell(self, count: int) -> None:
+        self._untold += count
+        if self._untold * 2 >= self._depth:
+            self._taken(self._untold)
+            self._untold = 0
 
     def put(self, item: T) -> None:
         """Append; beyond `depth` the oldest goes (a waiting trio side never gets that far)."""
@@ -75,12 +113,75 @@ class Inbox(Generic[T]):
             self._items.popleft()
             self.dropped += 1
         self._items.append(item)
-        self._wake.set()
+        self._wake()
 
     def end(self, error: Exception | None) -> None:
         """No more items: the reader stops after those that are queued, with `error` if there is one."""
         self._end = error or True
-        self._wake.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class _Credit:
+    """How many items the trio side may send before its reader has taken some."""
+
+    def __init__(self, depth: int) -> None:
+        self._left = depth
+        self._more = trio.Event()
+
+    async def spend(self) -> None:
+        """Take one; waits only if none is left."""
+        while self._left == 0:
+            self._more = trio.Event()
+            await self._more.wait()
+        self._left -= 1
+
+    def add(self, count: int) -> None:
+        """The reader took `count` items."""
+        self._left += count
+        self._more.set()
+
+
+class _Outbox:
+    """What trio says to asyncio: collected during a turn of trio's tasks, and handed over at once by `run`."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._posts: list[tuple[Callable[..., object], tuple[object, ...]]] = []
+        self._wake = trio.Event()
+        self._closed = False
+
+    def post(self, work: Callable[..., object], *args: object) -> None:
+        """Have `work(*args)` called in the asyncio thread, after what was posted before."""
+        self._posts.append((work, args))
+        if self._closed:
+            self._hand_over()
+        elif len(self._posts) == 1:
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Hand over until cancelled; from then on every post goes by itself."""
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake = trio.Event()
+                self._hand_over()
+        finally:
+            self._closed = True
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        posts, self._posts = self._posts, []
+        with suppress(RuntimeError):  # the asyncio loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(_do_all, posts)
+
+
+def _do_all(posts: list[tuple[Callable[..., object], tuple[object, ...]]]) -> None:
+    for work, args in posts:
+        work(*args)
 
 
 class Bridge:
@@ -92,6 +193,9 @@ class Bridge:
         self._nursery = nursery
         self._token = token
         self._loop = loop
+        self._outbox = _Outbox(loop)
+        self._post = self._outbox.post
+        nursery.start_soon(self._outbox.run)
 
     async def call(self, work: Callable[[], Awaitable[R]]) -> R:
         """Result of `await work()` in trio; its exceptions are raised here. Cancelling this cancels `work`."""
@@ -128,15 +232,17 @@ class Bridge:
     @asynccontextmanager
     async def stream(
         self,
-        source: Callable[[], AbstractAsyncContextManager[trio.abc.ReceiveChannel[T]]],
+        source: Callable[[], AbstractAsyncContextManager[trio.MemoryReceiveChannel[T]]],
         *,
         depth: int,
         overflow: Overflow = "wait",
     ) -> AsyncIterator[Inbox[T]]:
         """Items of a trio channel, at most `depth` of them in between. Leaving the context cancels the trio side."""
-        credit = trio.Semaphore(depth)
+        credit = _Credit(depth)
         waits = overflow == "wait"
-        inbox: Inbox[T] = Inbox(depth=depth, taken=lambda: self._soon(credit.release) if waits else None)
+        inbox: Inbox[T] = Inbox(
+            depth=depth, taken=lambda count: self._soon(partial(credit.add, count)) if waits else None
+        )
         scope = trio.CancelScope()
 
         async def pump() -> None:
@@ -145,10 +251,11 @@ class Bridge:
                 with scope:
                     try:
                         async with source() as receive:
-                            async for item in receive:
-                                if waits:
-                                    await credit.acquire()
-                                self._post(inbox.put, item)
+                            async for first in receive:
+                                for item in _with_ready(first, receive):
+                                    if waits:
+                                        await credit.spend()
+                                    self._post(inbox.put, item)
                         error = None
                     except Exception as caught:  # noqa: BLE001 - carried over and raised in the handler
                         error = _single(caught)
@@ -169,9 +276,13 @@ class Bridge:
         with suppress(trio.RunFinishedError):
             self._token.run_sync_soon(work)
 
-    def _post(self, work: Callable[..., object], *args: object) -> None:
-        with suppress(RuntimeError):  # the asyncio loop is closed: nobody waits any more
-            self._loop.call_soon_threadsafe(work, *args)
+
+def _with_ready(first: T, channel: trio.MemoryReceiveChannel[T]) -> Iterator[T]:
+    """`first`, and what follows it without waiting."""
+    yield first
+    with suppress(trio.WouldBlock, trio.EndOfChannel):
+        while True:
+            yield channel.receive_nowait()
 
 
 def _settle(reply: asyncio.Future[R], outcome: _Value[R] | _Failed) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import base64
 import struct
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 from aiohttp import web
+from msgspec import Struct
 
 from nsllm.node.api.context import CONTEXT, Context
 from nsllm.node.api.openai_errors import bad_request
-from nsllm.node.api.requests import EmbeddingsBody, decode, read_body
+from nsllm.node.api.requests import decode, read_body
 from nsllm.node.errors import UnknownModelError
 from nsllm.record import EMBEDDING_DIMENSIONS, MAX_TEXT_CHARS
 
@@ -20,6 +21,16 @@ MAX_INPUTS: Final = 2048
 """OpenAI's limit."""
 SLICE_INPUTS: Final = 32
 """Texts for one engine call: between two of them other requests have their turn, and a client that left is noticed."""
+
+
+class EmbeddingsBody(Struct, forbid_unknown_fields=True):
+    """Body of `POST /v1/embeddings`."""
+
+    model: str
+    input: str | list[Any]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+    user: str | None = None
 
 
 async def embeddings(request: web.Request) -> web.Response:

@@ -22,6 +22,9 @@ class Endpoint:
 
 ENDPOINTS: Final = (
     Endpoint("POST", "/v1/chat/completions", "key", "Chat completion, plain or as server-sent events"),
+    Endpoint(
+        "POST", "/v1/completions", "key", "Text goes on, without the chat template; plain or as server-sent events"
+    ),
     Endpoint("POST", "/v1/embeddings", "key", "Embeddings as floats or base64 of little-endian float32"),
     Endpoint("GET", "/v1/models", "key", "The chat model first, then the encoder"),
     Endpoint("GET", "/v1/models/{id:.+}", "key", "One model"),

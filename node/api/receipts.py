@@ -9,9 +9,9 @@ from typing import Final
 import trio
 from aiohttp import web
 
-from nsllm.node.api.chat import score_text
 from nsllm.node.api.context import CONTEXT, Context
 from nsllm.node.api.openai_errors import ApiError, bad_request
+from nsllm.node.api.reply import score_text
 from nsllm.node.errors import NotFoundError
 from nsllm.node.service import PeerService, ReceiptStatus
 

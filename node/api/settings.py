@@ -36,6 +36,8 @@ class ApiSettings:
     """Chat events in flight to one client before its generation waits."""
     page_queue_events: int = 256
     """Page events in flight to one client before the oldest go."""
+    heartbeat_s: float = 15.0
+    """A comment line goes to a streaming client that has got nothing for so long: proxies cut idle connections."""
     max_event_clients: int = 32
     event_keepalive_s: float = 15.0
     """A comment line goes to an idle `/events` client this often."""

@@ -11,8 +11,8 @@ from aiohttp import web
 
 from nsllm.ids import hex0x
 from nsllm.node.api.bridge import ClosedError
-from nsllm.node.api.chat import SSE_HEADERS
 from nsllm.node.api.context import CONTEXT
+from nsllm.node.api.serving import SSE_HEADERS
 from nsllm.node.errors import OverloadedError
 from nsllm.node.service import PeerEvent
 

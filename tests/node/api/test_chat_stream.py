@@ -42,15 +42,19 @@ async def test_usage_comes_in_a_chunk_of_its_own_when_asked_for(running):
     assert all(c["usage"] is None for c in found[:-2])
 
 
-async def test_several_choices_one_after_another_under_one_id(running):
-    _, found = await chunks(running, {**HELLO, "n": 3, "stream_options": {"include_usage": True}})
+async def test_several_choices_come_interleaved_under_the_first_ones_id(running):
+    running.service.pace_s = 0.02
+    answer, found = await chunks(running, {**HELLO, "n": 3, "stream_options": {"include_usage": True}})
     indexes = [c["choices"][0]["index"] for c in found[:-2]]
-    assert indexes == sorted(indexes)
+    assert indexes[0] == 0
     assert set(indexes) == {0, 1, 2}
-    assert len({c["id"] for c in found[:-1]}) == 1
+    assert indexes != sorted(indexes)
+    assert {c["id"] for c in found[:-1]} == {answer.headers["x-nsllm-completion-id"]}
     ends = [c["choices"][0] for c in found[:-2] if c["choices"][0]["finish_reason"]]
     assert len({end["nsllm"]["completion_id"] for end in ends}) == 3
-    assert found[-2]["usage"]["completion_tokens"] == 15
+    first = next(end for end in ends if end["index"] == 0)
+    assert first["nsllm"]["completion_id"] == answer.headers["x-nsllm-completion-id"]
+    assert found[-2]["usage"] == {"prompt_tokens": 7, "completion_tokens": 15, "total_tokens": 22}
 
 
 async def test_an_error_before_the_first_token_has_a_status(running):

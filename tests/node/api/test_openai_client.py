@@ -75,8 +75,8 @@ async def test_errors_become_the_clients_own(client):
         await aside(lambda: client.chat.completions.create(model="gpt-9", messages=MESSAGES))
     assert missing.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError) as bad:
-        await aside(lambda: client.chat.completions.create(model=MODEL, messages=MESSAGES, logprobs=True))
-    assert bad.value.param == "logprobs"
+        await aside(lambda: client.chat.completions.create(model=MODEL, messages=MESSAGES, top_logprobs=3))
+    assert bad.value.param == "top_logprobs"
 
 
 async def test_a_leaving_client_cancels(client, running):

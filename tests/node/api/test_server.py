@@ -144,7 +144,7 @@ async def test_a_waiting_stream_has_a_bounded_number_in_flight_and_keeps_order()
 
 
 def test_a_page_that_is_behind_loses_the_oldest():
-    inbox: Inbox[int] = Inbox(depth=3, taken=lambda: None)
+    inbox: Inbox[int] = Inbox(depth=3, taken=lambda _count: None)
     for number in range(10):
         inbox.put(number)
     inbox.end(None)

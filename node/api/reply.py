@@ -1,0 +1,65 @@
+"""What every reply says beside its text: headers, the `nsllm` object, usage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from nsllm.node.service import ChatFinished, ChatStarted, Source
+
+
+def reply_headers(started: ChatStarted) -> dict[str, str]:
+    """Headers that are known before the first token; a header without data is left out."""
+    source = started.source
+    headers = {
+        "x-nsllm-completion-id": started.completion_id,
+        "x-nsllm-source": source.kind,
+        "x-nsllm-generator": source.generator,
+        "x-nsllm-visibility": started.visibility,
+    }
+    if source.score_ppm is not None:
+        headers["x-nsllm-score"] = score_text(source.score_ppm)
+    if source.height is not None:
+        headers["x-nsllm-height"] = str(source.height)
+    return headers
+
+
+def nsllm_object(started: ChatStarted, finished: ChatFinished) -> dict[str, object]:
+    """What OpenAI's shape has no place for; `receipt` is None where there will be none."""
+    has_receipt = finished.publication in {"pending", "certified"}
+    return {
+        "completion_id": started.completion_id,
+        **_source(started.source),
+        "visibility": started.visibility,
+        "publication": finished.publication,
+        "detail": finished.detail,
+        "receipt": f"/v1/receipts/{started.completion_id}" if has_receipt else None,
+    }
+
+
+def _source(source: Source) -> dict[str, object]:
+    return {
+        "source": source.kind,
+        "generator": source.generator,
+        "score_ppm": source.score_ppm,
+        "height": source.height,
+        "age_ms": source.age_ms,
+    }
+
+
+def usage(prompt_tokens: int, finished: Iterable[ChatFinished]) -> dict[str, int]:
+    """Tokens of a whole reply: its prompts', each once, and all of its answers'."""
+    completion = sum(each.completion_tokens for each in finished)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion,
+        "total_tokens": prompt_tokens + completion,
+    }
+
+
+def score_text(score_ppm: int) -> str:
+    """A score as a header carries it: 0 to 1, exact.
+
+    >>> score_text(812345)
+    '0.812345'
+    """
+    return f"{score_ppm // 1_000_000}.{score_ppm % 1_000_000:06d}"
