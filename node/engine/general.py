@@ -19,6 +19,7 @@ from transformers.distributed import DistributedConfig
 from nsllm.node.engine.backend import Cache, Read, TemplateError, template_alarm
 from nsllm.node.engine.card import ENCODER_TOKENS
 from nsllm.node.engine.devices import CPU, HERE, Devices
+from nsllm.node.engine.sampler import PlainChooser
 from nsllm.node.errors import ConfigError
 from nsllm.record import Message
 
@@ -170,6 +171,7 @@ class TransformersBackend:
         self._tokenizer = AutoTokenizer.from_pretrained(text, **SAFE)
         self._model = model or CausalModel(text)
         self.embed = TransformersEncoder(encoder).embed
+        self.chooser = PlainChooser()
         config = self._model.config
         self.context_tokens: int = getattr(config, "max_position_embeddings", None) or config.n_positions
         self.end_token_ids = self._model.end_token_ids | frozenset(_end_tokens(self._tokenizer.eos_token_id))

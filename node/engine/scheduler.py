@@ -183,7 +183,7 @@ class Scheduler:
 
     def _accept(self, generation: Generation, logits: torch.Tensor) -> Gain:
         """Choose the next token from `logits` (vocabulary,), and end the generation if that ends it."""
-        token = generation.sampler.choose(logits)
+        token = generation.sampler.choose(logits).token
         generation.tokens.append(token)
         reason: Literal["stop", "length"] | None = None
         if token in self._backend.end_token_ids:

@@ -1,0 +1,280 @@
+/* Choosing the next token of many sequences: `nsllm.node.engine.distribution` with the same result to the bit.
+ *
+ * Weights are whole numbers, so sums do not depend on their order; every float operation is IEEE single precision and
+ * stands in the order of the definition (compile with -ffp-contract=off and without -ffast-math). Blocks of tokens that
+ * are too unlikely to have any weight are passed over, and only tokens near the most likely one are put in order; all
+ * others are looked at again only if those do not hold enough probability.
+ */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define BLOCK 128 /* tokens that are passed over together */
+#define LANES 16
+#define BITS 40 /* the most likely token weighs 2^BITS */
+#define LOWEST -60.0f /* exponents below give weight 0 */
+#define NEAR_BITS 10 /* what weighs 2^-10 of the most likely token is looked at first, then 2^-20, and so on */
+#define ID_BITS 23
+#define LAST_ID (((uint64_t)1 << ID_BITS) - 1)
+#define MICRO 1000000
+#define MOST_TOP 20
+#define INLINE static inline __attribute__((always_inline))
+
+typedef unsigned __int128 wide;
+
+typedef struct {
+    const float *logits;   /* (vocabulary,), never written */
+    const uint32_t *mask;  /* a bit for each token that is allowed, or null */
+    const int32_t *banned, *biased, *seen, *counts;
+    const float *bias;     /* (biased_count,) */
+    int32_t mask_words, banned_count, biased_count, seen_count;
+    float scale;           /* log2(e) / temperature; 0: the most likely token */
+    float repetition, presence, frequency;
+    int64_t top_k, top_p, min_p; /* the last two in millionths; top_k 0 and top_p of a million: off */
+    uint64_t draw;         /* 53 bits */
+    int32_t top_count;     /* most likely tokens to tell; -1: no probabilities at all */
+    /* results */
+    int32_t token;         /* -1: none may be chosen */
+    int32_t top_found;
+    int32_t top[MOST_TOP];
+    float top_logits[MOST_TOP];
+    float chosen_logit, highest;
+    uint64_t total;        /* of the weights of the logits as they came, at temperature 1 */
+} Row;
+
+typedef struct {
+    float *scores;   /* (vocabulary,) */
+    float *highs;    /* highest score of each block */
+    uint64_t *sums;  /* weights of each block */
+    uint64_t *keys;  /* (vocabulary + 1,) weight and token, the lower token higher */
+} Scratch;
+
+/* Highest of the numbers, blockwise and in all; NaN is passed over. */
+static float find_highest(const float *x, int32_t count, float *highs) {
+    float highest = -INFINITY;
+    for (int32_t start = 0, block = 0; start < count; start += BLOCK, block++) {
+        float high[LANES], top = -INFINITY;
+        for (int l = 0; l < LANES; l++) high[l] = -INFINITY;
+        int32_t end = count - start < BLOCK ? count : start + BLOCK, i = start;
+        for (; i + LANES <= end; i += LANES)
+            for (int l = 0; l < LANES; l++) high[l] = x[i + l] > high[l] ? x[i + l] : high[l];
+        for (; i < end; i++) high[0] = x[i] > high[0] ? x[i] : high[0];
+        for (int l = 0; l < LANES; l++) top = high[l] > top ? high[l] : top;
+        highs[block] = top;
+        highest = top > highest ? top : highest;
+    }
+    return highest;
+}
+
+/* Whole part of 2^BITS * 2^((x - highest) * scale). */
+INLINE uint64_t weigh(float x, float highest, float scale) {
+    float y = (x - highest) * scale;
+    y = y > LOWEST ? y : LOWEST;
+    float whole = floorf(y), part = y - whole;
+    float power = 0.001879316521808505f;
+    power = power * part + 0.008990999311208725f;
+    power = power * part + 0.055818673223257065f;
+    power = power * part + 0.240159273147583f;
+    power = power * part + 0.6931517124176025f;
+    power = power * part + 1.0f;
+    return ((uint64_t)(int32_t)(power * 8388608.0f) << (BITS - 23)) >> (int32_t)-whole;
+}
+
+/* Sum of the weights that are at least `least`, by block and in all. */
+static uint64_t weigh_all(const float *x, int32_t count, float highest, float scale, uint64_t least, const float *highs,
+                          uint64_t *sums) {
+    uint64_t total = 0;
+    for (int32_t start = 0, block = 0; start < count; start += BLOCK, block++) {
+        sums[block] = 0;
+        if (weigh(highs[block], highest, scale) < least) continue;
+        int32_t size = count - start < BLOCK ? count - start : BLOCK;
+        uint64_t sum = 0;
+        for (int32_t i = 0; i < size; i++) {
+            uint64_t w = weigh(x[start + i], highest, scale);
+            sum += w >= least ? w : 0;
+        }
+        sums[block] = sum;
+        total += sum;
+    }
+    return total;
+}
+
+/* The tokens that weigh at least `least`, as keys; how many. */
+static int32_t gather(const float *x, int32_t count, float highest, float scale, uint64_t least, const float *highs,
+                      uint64_t *keys) {
+    int32_t found = 0;
+    for (int32_t start = 0, block = 0; start < count; start += BLOCK, block++) {
+        if (weigh(highs[block], highest, scale) < least) continue;
+        int32_t size = count - start < BLOCK ? count - start : BLOCK;
+        uint64_t weights[BLOCK];
+        for (int32_t i = 0; i < size; i++) weights[i] = weigh(x[start + i], highest, scale);
+        for (int32_t i = 0; i < size; i++) {
+            keys[found] = weights[i] << ID_BITS | (LAST_ID - (uint64_t)(start + i));
+            found += weights[i] >= least;
+        }
+    }
+    return found;
+}
+
+INLINE void larger_first(uint64_t *a, uint64_t *b) {
+    uint64_t larger = *a > *b ? *a : *b, smaller = *a > *b ? *b : *a;
+    *a = larger, *b = smaller;
+}
+
+/* Where the keys, the largest first, reach `wanted` together: by weight, or each counted 1. That many of the largest
+ * stand at the beginning afterwards, the last of them at its end; -1 if all do not reach it. Quickselect. */
+static int32_t reach(uint64_t *keys, int32_t count, uint64_t wanted, int by_count, uint64_t *sum) {
+    int32_t first = 0, last = count;
+    uint64_t before = 0;
+    while (first < last) {
+        int32_t end = last - 1, middle = first;
+        uint64_t *any = &keys[first + (end - first) / 2];
+        larger_first(&keys[first], any);
+        larger_first(&keys[first], &keys[end]);
+        larger_first(&keys[end], any); /* the median of three */
+        uint64_t pivot = keys[end], part = 0;
+        for (int32_t i = first; i < end; i++) {
+            uint64_t key = keys[i];
+            int larger = key > pivot;
+            keys[i] = keys[middle];
+            keys[middle] = key;
+            part += larger ? (by_count ? 1 : key >> ID_BITS) : 0;
+            middle += larger;
+        }
+        keys[end] = keys[middle];
+        keys[middle] = pivot;
+        uint64_t own = by_count ? 1 : pivot >> ID_BITS;
+        if (before + part >= wanted) {
+            last = middle;
+        } else if (before + part + own >= wanted) {
+            *sum = before + part + own;
+            return middle + 1;
+        } else {
+            before += part + own;
+            first = middle + 1;
+        }
+    }
+    *sum = before;
+    return -1;
+}
+
+static uint64_t share(uint64_t total, int64_t micro) { return (uint64_t)(((wide)total * micro + MICRO - 1) / MICRO); }
+
+/* A token of those that top-k and top-p leave, most likely first. */
+static int32_t draw_limited(const Row *row, const float *x, int32_t count, float highest, uint64_t least, uint64_t total,
+                            const Scratch *s) {
+    int by_k = row->top_k > 0;
+    uint64_t near = (uint64_t)1 << BITS, sum;
+    uint64_t wanted = by_k ? (uint64_t)row->top_k : share(total, row->top_p);
+    int32_t kept = -1;
+    while (kept < 0) {
+        near = near >> NEAR_BITS > least ? near >> NEAR_BITS : least;
+        int32_t found = gather(x, count, highest, row->scale, near, s->highs, s->keys);
+        kept = reach(s->keys, found, wanted ? wanted : 1, by_k, &sum);
+        if (kept < 0 && near == least) kept = found;
+    }
+    if (by_k) {
+        sum = 0;
+        for (int32_t i = 0; i < kept; i++) sum += s->keys[i] >> ID_BITS;
+        if (row->top_p < MICRO) {
+            wanted = share(sum, row->top_p);
+            kept = reach(s->keys, kept, wanted ? wanted : 1, 0, &sum);
+        }
+    }
+    uint64_t target = (uint64_t)((wide)row->draw * sum >> 53);
+    return (int32_t)(LAST_ID - (s->keys[reach(s->keys, kept, target + 1, 0, &sum) - 1] & LAST_ID));
+}
+
+/* A token of all that have weight, in order of token id. */
+static int32_t draw_any(const Row *row, const float *x, int32_t count, float highest, uint64_t least, uint64_t total,
+                        const uint64_t *sums) {
+    uint64_t target = (uint64_t)((wide)row->draw * total >> 53), before = 0;
+    int32_t block = 0;
+    while (before + sums[block] <= target) before += sums[block++];
+    for (int32_t i = block * BLOCK; i < count; i++) {
+        uint64_t w = weigh(x[i], highest, row->scale);
+        before += w >= least ? w : 0;
+        if (before > target) return i;
+    }
+    return -1; /* not reached: the block's sum passes the target */
+}
+
+/* The scores that are chosen from: a copy of the logits with mask, bans, bias and penalties. */
+static void adjust(const Row *row, int32_t count, float *x) {
+    memcpy(x, row->logits, (size_t)count * sizeof *x);
+    if (row->mask)
+        for (int32_t word = 0; word * 32 < count; word++) {
+            uint32_t bits = word < row->mask_words ? row->mask[word] : 0;
+            int32_t size = count - word * 32 < 32 ? count - word * 32 : 32;
+            if (bits == UINT32_MAX) continue;
+            for (int32_t i = 0; i < size; i++) x[word * 32 + i] = bits >> i & 1 ? x[word * 32 + i] : -INFINITY;
+        }
+    for (int32_t i = 0; i < row->banned_count; i++)
+        if (row->banned[i] < count) x[row->banned[i]] = -INFINITY;
+    for (int32_t i = 0; i < row->biased_count; i++)
+        if (row->biased[i] < count) x[row->biased[i]] += row->bias[i];
+    for (int32_t i = 0; i < row->seen_count; i++) {
+        if (row->seen[i] >= count) continue;
+        float z = x[row->seen[i]];
+        z = z < 0 ? z * row->repetition : z / row->repetition;
+        z = z - row->frequency * (float)row->counts[i];
+        x[row->seen[i]] = row->counts[i] ? z - row->presence : z;
+    }
+}
+
+/* Probabilities before any parameter: the sum of weights and the most likely tokens, the lower token first. */
+static void tell(Row *row, int32_t count, const Scratch *s) {
+    const float *x = row->logits;
+    row->highest = find_highest(x, count, s->highs);
+    row->total = weigh_all(x, count, row->highest, (float)1.4426950408889634, 1, s->highs, s->sums);
+    row->chosen_logit = row->token < 0 ? 0 : x[row->token];
+    int32_t found = 0, most = row->top_count;
+    for (int32_t i = 0; i < count && most; i++) {
+        float least = found < most ? -INFINITY : row->top_logits[most - 1];
+        if (i % BLOCK == 0 && !(s->highs[i / BLOCK] > least)) {
+            i += BLOCK - 1;
+            continue;
+        }
+        if (!(x[i] > least)) continue;
+        int32_t at = found < most ? found++ : most - 1;
+        for (; at > 0 && row->top_logits[at - 1] < x[i]; at--) {
+            row->top[at] = row->top[at - 1];
+            row->top_logits[at] = row->top_logits[at - 1];
+        }
+        row->top[at] = i;
+        row->top_logits[at] = x[i];
+    }
+    row->top_found = found;
+}
+
+static int32_t choose(const Row *row, int32_t count, const Scratch *s) {
+    const float *x = row->logits;
+    if (row->mask || row->banned_count || row->biased_count || row->seen_count) {
+        adjust(row, count, s->scores);
+        x = s->scores;
+    }
+    float highest = find_highest(x, count, s->highs);
+    if (highest == -INFINITY) return -1;
+    if (row->scale != 0) {
+        int64_t min_p = row->min_p < MICRO ? row->min_p : MICRO;
+        uint64_t least = share((uint64_t)1 << BITS, min_p);
+        if (least == 0) least = 1;
+        uint64_t total = weigh_all(x, count, highest, row->scale, least, s->highs, s->sums);
+        if (total && (row->top_k > 0 || row->top_p < MICRO))
+            return draw_limited(row, x, count, highest, least, total, s);
+        if (total) return draw_any(row, x, count, highest, least, total, s->sums);
+    }
+    int32_t block = 0, i;
+    while (s->highs[block] != highest) block++;
+    for (i = block * BLOCK; x[i] != highest; i++) {}
+    return i;
+}
+
+/* A token for each row, and what is asked about probabilities. */
+void choose_rows(Row *rows, int32_t row_count, int32_t vocabulary, const Scratch *scratch) {
+    for (int32_t i = 0; i < row_count; i++) {
+        rows[i].token = choose(&rows[i], vocabulary, scratch);
+        if (rows[i].top_count >= 0) tell(&rows[i], vocabulary, scratch);
+    }
+}
