@@ -13,6 +13,7 @@ from nsllm.node.api.fields import integer, model_name, refuse_unless
 from nsllm.node.api.formats import guide
 from nsllm.node.api.messages import ChatMessage, conversation
 from nsllm.node.api.openai_errors import bad_request
+from nsllm.node.api.parts import PartsReader
 from nsllm.node.api.sampling_fields import SamplingFields, choices, sampling
 from nsllm.node.api.tool_fields import SentTool, tooling
 from nsllm.node.service import ChatCommand
@@ -85,9 +86,11 @@ def chat_commands(body: ChatBody, client: str = "") -> tuple[ChatCommand, ...]:
     if tools.guide is not None and format_guide is not None:
         raise bad_request("a forced tool call has a format of its own", param="tool_choice")
     top_logprobs = _top_logprobs(body)
+    reader = PartsReader()
     command = ChatCommand(
         model=model_name(body.model),
-        messages=conversation(body.messages),
+        messages=conversation(body.messages, reader),
+        attached=reader.attached,
         sampling=sampling(body, next(iter(limits), None), limit_name),
         visibility=body.visibility,
         tools=tools.tools,

@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 from msgspec import Struct
 
 from nsllm.node.api.openai_errors import bad_request, unsupported
+from nsllm.node.api.parts import PartsReader
 from nsllm.record import MAX_TEXT_CHARS, Message, ToolCall
 
 MAX_MESSAGES: Final = 256
@@ -56,8 +57,8 @@ class ChatMessage(Struct, forbid_unknown_fields=True):
     reasoning_content: str | None = None
 
 
-def conversation(messages: list[ChatMessage]) -> tuple[Message, ...]:
-    """The conversation of a body.
+def conversation(messages: list[ChatMessage], reader: PartsReader) -> tuple[Message, ...]:
+    """The conversation of a body; `reader` keeps what is attached to it.
 
     Raises:
         ApiError: 400 that names the field.
@@ -67,7 +68,7 @@ def conversation(messages: list[ChatMessage]) -> tuple[Message, ...]:
     called: set[str] = set()
     found: list[Message] = []
     for index, message in enumerate(messages):
-        one = _message(message, f"messages[{index}]")
+        one = _message(message, f"messages[{index}]", reader)
         if one.role == "tool" and one.tool_call_id not in called:
             raise bad_request(
                 "a tool message answers a call of an assistant message before it",
@@ -75,10 +76,11 @@ def conversation(messages: list[ChatMessage]) -> tuple[Message, ...]:
             )
         called.update(call.id for call in one.tool_calls)
         found.append(one)
+    reader.check(one.content for one in found)
     return tuple(found)
 
 
-def _message(message: ChatMessage, at: str) -> Message:
+def _message(message: ChatMessage, at: str, reader: PartsReader) -> Message:
     role = _ROLES.get(message.role)
     if role is None:
         if message.role == "function":
@@ -100,13 +102,13 @@ def _message(message: ChatMessage, at: str) -> Message:
             f"an id of {len(message.tool_call_id)} characters, the limit is {MAX_ID_CHARS}", param=f"{at}.tool_call_id"
         )
     return Message(
-        role=role, content=_content(message, at), tool_calls=calls, tool_call_id=message.tool_call_id or ""
+        role=role, content=_content(message, at, reader), tool_calls=calls, tool_call_id=message.tool_call_id or ""
     )  # fmt: skip
 
 
-def _content(message: ChatMessage, at: str) -> str:
+def _content(message: ChatMessage, at: str, reader: PartsReader) -> str:
     if isinstance(message.content, list):
-        content = "\n".join(_part(part, f"{at}.content[{i}]") for i, part in enumerate(message.content))
+        content = reader.read(message.content, f"{at}.content", text_only=message.role != "user")
     elif message.content is None and message.tool_calls:
         content = ""
     elif message.content is None:
@@ -116,18 +118,6 @@ def _content(message: ChatMessage, at: str) -> str:
     if len(content) > MAX_TEXT_CHARS:
         raise bad_request(f"content of {len(content)} characters, the limit is {MAX_TEXT_CHARS}", param=f"{at}.content")
     return content
-
-
-def _part(part: dict[str, Any], at: str) -> str:
-    kind = part.get("type")
-    if kind in {"image_url", "input_image"}:
-        raise unsupported(at, "image parts are not supported yet; send text")
-    if kind != "text":
-        raise unsupported(at, f"content parts of type {str(kind)[:32]!r} are not supported; send type 'text'")
-    text = part.get("text")
-    if not isinstance(text, str):
-        raise bad_request("a text part needs a string 'text'", param=f"{at}.text", code="invalid_type")
-    return text
 
 
 def _calls(calls: list[SentCall], role: str, at: str) -> tuple[ToolCall, ...]:

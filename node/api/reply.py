@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from nsllm.ids import hex0x
+from nsllm.node.attachments.attend import Note
 from nsllm.node.service import ChatFinished, ChatStarted, Source
 
 
@@ -32,8 +34,13 @@ def nsllm_object(started: ChatStarted, finished: ChatFinished) -> dict[str, obje
         "visibility": started.visibility,
         "publication": finished.publication,
         "detail": finished.detail,
+        "attachments": [_attachment(note) for note in started.attachments],
         "receipt": f"/v1/receipts/{started.completion_id}" if has_receipt else None,
     }
+
+
+def _attachment(note: Note) -> dict[str, str]:
+    return {"digest": hex0x(note.digest), "kind": note.kind, "how": note.how, "name": note.name}
 
 
 def _source(source: Source) -> dict[str, object]:

@@ -29,7 +29,8 @@ class ApiSettings:
     """The data folder's admin key; None: no admin endpoint can be used."""
     allowed_hosts: tuple[str, ...] = ()
     """Host names that requests may name besides loopback (and, beyond loopback, IP addresses)."""
-    max_body_bytes: int = 1024 * 1024
+    max_body_bytes: int = 9 * 1024 * 1024
+    """Room for attachments of 6 MiB in base64 (`nsllm.node.attachments.attached`)."""
     body_timeout_s: float = 30.0
     """A request body that takes longer is refused with 408."""
     chat_queue_events: int = 64

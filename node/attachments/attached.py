@@ -13,11 +13,11 @@ PLACE: Final = "\N{OBJECT REPLACEMENT CHARACTER}"
 
 MAX_ATTACHED: Final = 16
 """In one request."""
-MAX_IMAGE_BYTES: Final = 8 << 20
-"""One picture as a file. The worker's frames take 16 MiB."""
+MAX_IMAGE_BYTES: Final = 6 << 20
+"""One picture as a file: what a telephone takes. The worker's frames take 16 MiB."""
 MAX_TABLE_BYTES: Final = 1 << 20
 """One table as a file: some twenty times what a context of 8,192 tokens holds."""
-MAX_TOTAL_BYTES: Final = 10 << 20
+MAX_TOTAL_BYTES: Final = 6 << 20
 """All of one request together; base64 makes a third more of it, and the body's limit leaves room for that."""
 
 Kind = Literal["image", "table"]

@@ -108,7 +108,7 @@ def test_fields_that_change_nothing_are_accepted(fields):
         ({"messages": [{"role": "user", "content": "x" * 100_001}]}, "messages[0].content"),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "t"}]}, "messages[0].tool_call_id"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
-         "messages[0].content[0]"),
+         "messages[0].content[0].image_url"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0].content[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]}, "messages[0].content[0].text"),
         ({"messages": [{"role": "user", "content": "Hi", "mood": "good"}]}, "messages[0].mood"),
