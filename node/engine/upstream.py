@@ -27,7 +27,7 @@ from nsllm import __version__, canonical
 from nsllm.governance.ports import Likelihood
 from nsllm.ids import Digest
 from nsllm.node.engine.port import Done, Engine, EngineInfo, EngineRequest, ModelInfo, Piece
-from nsllm.node.engine.upstream_answer import UpstreamAnswer
+from nsllm.node.engine.upstream_answer import BEFORE_HINT, UpstreamAnswer
 from nsllm.node.engine.upstream_wire import PASSING, ListedModel, Listing, refusal, request_body
 from nsllm.node.errors import EngineError, OverloadedError
 from nsllm.record import Message, Sampling
@@ -268,7 +268,7 @@ class UpstreamEngine:
             raise _PassingError(
                 EngineError(
                     f"the upstream broke off before its first token ({type(error).__name__})",
-                    hint="the upstream's log says why; some servers meet a prompt that is too long like that",
+                    hint=BEFORE_HINT,
                 )
             ) from None
 

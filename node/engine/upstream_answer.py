@@ -17,6 +17,7 @@ from nsllm.record import MAX_TEXT_CHARS, Sampling
 
 MAX_ANSWER_BYTES: Final = 64 << 20
 """Of one streamed answer, everything that wraps its text included: 200,000 chunks of 300 bytes."""
+BEFORE_HINT: Final = "the upstream's log says why; llama-cpp-python meets a prompt that is too long like that"
 
 
 class UpstreamAnswer:
@@ -41,6 +42,7 @@ class UpstreamAnswer:
         self._reader = EventReader()
         self._events: deque[bytes] = deque()
         self._read_bytes = 0
+        self._chunks = 0
         self._chars = 0
         self._reason: str | None = None
         self._usage: Usage | None = None
@@ -86,8 +88,11 @@ class UpstreamAnswer:
     async def _next(self) -> Piece | Done:
         while self._reason is None:
             chunk = await self._chunk()
+            if chunk is None and self._chunks == 0:
+                raise EngineError("the upstream ended its answer before its first token", hint=BEFORE_HINT)
             if chunk is None:
                 raise EngineError("the upstream ended its answer without saying why", hint="ask again")
+            self._chunks += 1
             piece = self._take(chunk)
             if piece is not None:
                 return piece

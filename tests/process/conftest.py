@@ -325,19 +325,19 @@ def nsllm() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def until() -> Callable[[Callable[[], bool], str], None]:
     """Wait for something that other processes bring about."""
     return _until
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
     """A port that nobody listens on."""
     return lambda: any_free("127.0.0.1")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def lay_out_tiny() -> Callable[..., Net]:
     """Folders of a network of tiny models; the test runs it."""
     return _lay_out_tiny
