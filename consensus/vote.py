@@ -47,7 +47,30 @@ class VoteBody(Value, frozen=True, kw_only=True):
     validator: AddressField
 
 
-class Vote(Value, frozen=True, kw_only=True, tag_field="type", tag="vote"):
+class Signed(Value, frozen=True, kw_only=True):
+    """A message with its sender's signature over `digest`."""
+
+    signature: SignatureField
+
+    @property
+    def signer(self) -> Address:
+        """Who is said to have signed."""
+        raise NotImplementedError
+
+    def digest(self, network: NetworkId) -> Digest:
+        """What the signer signed."""
+        raise NotImplementedError
+
+    def check(self, network: NetworkId) -> None:
+        """Pass silently if the signer signed it (the votes in a proposal's polka are checked by whoever counts them).
+
+        Raises:
+            SignatureError: not the signer's signature.
+        """
+        crypto.verify(self.digest(network), self.signature, self.signer)
+
+
+class Vote(Signed, frozen=True, kw_only=True, tag_field="type", tag="vote"):
     """⟨PREVOTE, h, r, id(v)⟩ or ⟨PRECOMMIT, h, r, id(v)⟩ of one validator."""
 
     kind: VoteKind
@@ -57,7 +80,11 @@ class Vote(Value, frozen=True, kw_only=True, tag_field="type", tag="vote"):
     value: DigestField | None
     """Id of the header voted for; None is the paper's nil."""
     validator: AddressField
-    signature: SignatureField
+
+    @property
+    def signer(self) -> Address:
+        """The validator."""
+        return self.validator
 
     def digest(self, network: NetworkId) -> Digest:
         """What the validator signed."""
@@ -70,14 +97,6 @@ class Vote(Value, frozen=True, kw_only=True, tag_field="type", tag="vote"):
             value=self.value,
             validator=self.validator,
         )
-
-    def check(self, network: NetworkId) -> None:
-        """Pass silently if the named validator signed it.
-
-        Raises:
-            SignatureError: not the validator's signature.
-        """
-        crypto.verify(self.digest(network), self.signature, self.validator)
 
 
 Votes = Annotated[tuple[Vote, ...], Meta(max_length=MAX_VOTES)]
@@ -94,7 +113,7 @@ class ProposalBody(Value, frozen=True, kw_only=True):
     proposer: AddressField
 
 
-class Proposal(Value, frozen=True, kw_only=True, dict=True, tag_field="type", tag="proposal"):
+class Proposal(Signed, frozen=True, kw_only=True, dict=True, tag_field="type", tag="proposal"):
     """⟨PROPOSAL, h, r, v, vr⟩ of the round's proposer."""
 
     block: Block
@@ -107,7 +126,11 @@ class Proposal(Value, frozen=True, kw_only=True, dict=True, tag_field="type", ta
     """Prevotes that prove `valid_round`; may be empty where the receivers have them already. Not signed over: each
     carries its own signature."""
     proposer: AddressField
-    signature: SignatureField
+
+    @property
+    def signer(self) -> Address:
+        """The proposer."""
+        return self.proposer
 
     @cached_property
     def value(self) -> Digest:
@@ -125,14 +148,6 @@ class Proposal(Value, frozen=True, kw_only=True, dict=True, tag_field="type", ta
             valid_round=self.valid_round,
             proposer=self.proposer,
         )
-
-    def check(self, network: NetworkId) -> None:
-        """Pass silently if the named proposer signed it (the polka's votes are checked by whoever counts them).
-
-        Raises:
-            SignatureError: not the proposer's signature.
-        """
-        crypto.verify(self.digest(network), self.signature, self.proposer)
 
 
 def vote_digest(

@@ -70,16 +70,9 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Generator[None]:
-        """All or nothing: commits at the end, rolls back on any exception."""
-        with self.guarded():
-            self.connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self.connection.execute("COMMIT")
-            except BaseException:
-                if self.connection.in_transaction:  # SQLite itself rolls back on some errors, a full disk among them
-                    self.connection.execute("ROLLBACK")
-                raise
+        """All or nothing: see `atomic`."""
+        with self.guarded(), atomic(self.connection):
+            yield
 
     @contextmanager
     def guarded(self) -> Generator[None]:
@@ -96,6 +89,19 @@ class Database:
     def close(self) -> None:
         """Close the file; what was committed stays."""
         self.connection.close()
+
+
+@contextmanager
+def atomic(connection: sqlite3.Connection) -> Generator[None]:
+    """All or nothing: commits at the end, rolls back on any exception; no transaction is open before."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # SQLite itself rolls back on some errors, a full disk among them
+            connection.execute("ROLLBACK")
+        raise
 
 
 def is_damage(error: sqlite3.DatabaseError) -> bool:

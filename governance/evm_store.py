@@ -15,6 +15,7 @@ from eth.abc import AtomicWriteBatchAPI
 from eth.db.atomic import AtomicDBWriteBatch
 from eth.db.backends.base import BaseAtomicDB
 
+from nsllm.governance.database import atomic
 from nsllm.governance.errors import ChainError
 
 
@@ -60,14 +61,8 @@ class SqliteStore(BaseAtomicDB):  # type: ignore[misc] # py-evm is untyped to my
         if self._connection.in_transaction:
             yield
             return
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
+        with atomic(self._connection):
             yield
-            self._connection.execute("COMMIT")
-        except BaseException:
-            if self._connection.in_transaction:  # SQLite itself rolls back on some errors, a full disk among them
-                self._connection.execute("ROLLBACK")
-            raise
 
     @contextmanager
     def atomic_batch(self) -> Generator[AtomicWriteBatchAPI]:
