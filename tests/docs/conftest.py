@@ -89,12 +89,13 @@ def tracked() -> list[Path]:
 
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch):
-    """`docs/tables.py`, as cog imports it."""
+    """`docs/tables`, as cog imports it."""
     monkeypatch.syspath_prepend(REPOSITORY / "docs")
     import tables
 
     yield tables
-    sys.modules.pop("tables", None)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tables"]:
+        del sys.modules[name]
 
 
 @pytest.fixture

@@ -1,0 +1,47 @@
+"""Tables that the documents carry, generated from the code so that they cannot drift.
+
+`make docs` writes them (cog), `make test` checks them. Each function returns Markdown; `put` hands it to cog.
+"""
+
+from __future__ import annotations
+
+from tables.command_line import commands
+from tables.declared import api_codes, endpoints, error_classes, errors, metrics, settings
+from tables.events import events
+from tables.hooks import hooks
+from tables.pieces import ROOMS, modules
+from tables.receipts import receipt_fields, steps
+from tables.shown import example, source
+from tables.tree import rooms, tree
+from tables.wire import protocol_limits, protocol_modules, protocols
+
+__all__ = [
+    "ROOMS",
+    "api_codes",
+    "commands",
+    "endpoints",
+    "error_classes",
+    "errors",
+    "events",
+    "example",
+    "hooks",
+    "metrics",
+    "modules",
+    "protocol_limits",
+    "protocol_modules",
+    "protocols",
+    "put",
+    "receipt_fields",
+    "rooms",
+    "settings",
+    "source",
+    "steps",
+    "tree",
+]
+
+
+def put(name: str, *arguments: str) -> None:
+    """Write one of the tables above into the document that cog works on."""
+    import cog  # type: ignore[import-not-found]  # cogapp makes it while it runs
+
+    cog.outl("\n" + globals()[name](*arguments).strip("\n") + "\n")
