@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Final, Protocol
 
+from nsllm.node.engine.sampler import Chooser
+from nsllm.node.engine.spelling import Spelling
 from nsllm.record import Message
 
 if TYPE_CHECKING:
@@ -64,6 +66,8 @@ class Backend(Encoder, Protocol):
     end_token_ids: frozenset[int]
     longest_token_chars: int
     """No token spells more characters: a lower bound on tokens before a long text is read."""
+    spelling: Spelling
+    chooser: Chooser
 
     def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
         """Prompt for the assistant's next turn, in the model's chat template. Raises `TemplateError`."""
@@ -71,10 +75,6 @@ class Backend(Encoder, Protocol):
 
     def tokens(self, text: str) -> list[int]:
         """Plain text as tokens, none added."""
-        ...
-
-    def text(self, token_ids: Sequence[int]) -> str:
-        """Tokens as text, special ones left out."""
         ...
 
     def open(self, token_ids: Sequence[int], most: int, *, side: bool) -> Cache | None:
@@ -85,12 +85,26 @@ class Backend(Encoder, Protocol):
         """
         ...
 
+    def catch_up(self, cache: Cache, token_ids: Sequence[int]) -> None:
+        """Take over what other sequences have read meanwhile of `token_ids`, with which this one begins.
+
+        At least one of the tokens remains to be read.
+        """
+        ...
+
     def close(self, cache: Cache) -> None:
         """Give the room back."""
         ...
 
+    def room(self) -> tuple[int, int]:
+        """(used, all) blocks of keys and values; zeros where nobody counts them."""
+        ...
+
     def forward(self, reads: Sequence[Read]) -> list[torch.Tensor]:
-        """Read tokens at the end of each sequence; logits (keep, vocabulary) of each."""
+        """Read tokens at the end of each sequence; logits (keep, vocabulary) of each, until the next call.
+
+        If it raises, nobody knows what the caches hold: they can only be closed.
+        """
         ...
 
     def log_probabilities(self, logits: torch.Tensor, token_ids: Sequence[int]) -> list[float]:

@@ -6,7 +6,7 @@ Imported in the worker process only.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -20,6 +20,7 @@ from nsllm.node.engine.backend import Cache, Read, TemplateError, template_alarm
 from nsllm.node.engine.card import ENCODER_TOKENS
 from nsllm.node.engine.devices import CPU, HERE, Devices
 from nsllm.node.engine.sampler import PlainChooser
+from nsllm.node.engine.spelling import Spelling, WindowSpelling, spelling_of
 from nsllm.node.errors import ConfigError
 from nsllm.record import Message
 
@@ -104,7 +105,7 @@ class CausalModel:
                     hint="name more GPUs in engine.devices",
                 )
         self.config = self._model.config
-        self.end_token_ids = frozenset(_end_tokens(self._model.generation_config.eos_token_id))
+        self.end_token_ids = frozenset(end_tokens(self._model.generation_config.eos_token_id))
         self._numbers = itertools.count(1)
 
     def open(self) -> GeneralCache:
@@ -174,8 +175,9 @@ class TransformersBackend:
         self.chooser = PlainChooser()
         config = self._model.config
         self.context_tokens: int = getattr(config, "max_position_embeddings", None) or config.n_positions
-        self.end_token_ids = self._model.end_token_ids | frozenset(_end_tokens(self._tokenizer.eos_token_id))
+        self.end_token_ids = self._model.end_token_ids | frozenset(end_tokens(self._tokenizer.eos_token_id))
         self.longest_token_chars = max(len(token) for token in self._tokenizer.get_vocab())
+        self.spelling = _spelling(self._tokenizer, self.text)
 
     def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
         """Prompt for the assistant's next turn; the template runs in jinja's sandbox, under an alarm."""
@@ -204,6 +206,13 @@ class TransformersBackend:
         del token_ids, most, side
         return self._model.open()
 
+    def catch_up(self, cache: Cache, token_ids: Sequence[int]) -> None:
+        """Nothing: sequences share nothing here."""
+
+    def room(self) -> tuple[int, int]:
+        """Nobody counts."""
+        return 0, 0
+
     def close(self, cache: Cache) -> None:
         """Nobody reads on in it."""
         assert isinstance(cache, GeneralCache)
@@ -220,7 +229,13 @@ class TransformersBackend:
         return values
 
 
-def _end_tokens(value: int | list[int] | None) -> list[int]:
+def _spelling(tokenizer: Any, text: Callable[[Sequence[int]], str]) -> Spelling:
+    if tokenizer.is_fast:
+        return spelling_of(tokenizer.backend_tokenizer, text)
+    return WindowSpelling(text, tokenizer.convert_ids_to_tokens)
+
+
+def end_tokens(value: int | list[int] | None) -> list[int]:
     if value is None:
         return []
     return value if isinstance(value, list) else [value]

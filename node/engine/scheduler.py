@@ -1,29 +1,33 @@
-"""The worker's one loop of work: generations, embeddings and judging in turns, none waiting for another to end.
+"""The worker's steps: every running generation gains a token, prompts are read in between, side work takes turns.
 
-A turn is one pass of the text model over the next token of every running generation and a bounded piece of the prompts
-that are not read yet, then one bounded piece of side work: a batch of the encoder or a chunk of an answer that is
-judged, these two in rotation. Generations join as soon as the backend has room for all that they may grow to, in the
-order they came, and leave at any turn. Single-threaded and without IO: messages in by `handle`, out through `send`.
+A step is one pass of the text model over the next token of every generation that writes, and a bounded piece of the
+prompts that are not read yet, shared between clients; then one token is chosen for each, and one message says what
+all of them gained. Generations join and leave at any step. They join in turns between clients as soon as the backend
+has room for all that they may grow to: that room is reserved, so that nothing that runs is ever put off for want of it.
+
+What goes wrong in one generation ends that one. If a pass over several fails, each reads its sequence again in passes
+of its own, and the ones that fail alone end.
+
+Single-threaded and without IO: messages in by `handle`, out through `send`.
 """
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
 
-from nsllm.node.engine.backend import Backend, Cache, Read, TemplateError
+from nsllm.node.engine.backend import Backend, Read, TemplateError
+from nsllm.node.engine.failures import failed
+from nsllm.node.engine.generation import Generation
+from nsllm.node.engine.port import EngineRequest
 from nsllm.node.engine.protocol import (
     Cancel,
     Embed,
-    Embedded,
     FromWorker,
     Gain,
     Generate,
     Judge,
-    Judged,
     Load,
     Ping,
     Pong,
@@ -32,123 +36,94 @@ from nsllm.node.engine.protocol import (
     Step,
     ToWorker,
 )
-from nsllm.node.engine.sampler import Sampler
+from nsllm.node.engine.sampler import NoChoiceError, Sampler
+from nsllm.node.engine.side_work import SideWork
 from nsllm.node.engine.text_stream import TextStream
+from nsllm.node.engine.turns import Turns, shared
 
 if TYPE_CHECKING:
     import torch
 
-CHUNK_TOKENS: Final = 64
-"""Tokens that the text model reads at once: at most 150 ms of SmolLM2-135M on one thread, all logits included."""
+PASS_TOKENS: Final = 64
+"""Tokens that a pass reads while prompts are read: at most 150 ms of SmolLM2-135M on one thread."""
 LEAST_CHUNK: Final = 16
-"""Prompt tokens in a turn, however many generations run."""
-ANSWER_TOKENS: Final = 512
-"""Tokens of an answer that are judged (`nsllm.governance.ports.JudgeModels`)."""
-
-
-@dataclass(slots=True)
-class Generation:
-    """A running generation."""
-
-    job: int
-    prompt: list[int]
-    max_tokens: int
-    sampler: Sampler
-    stream: TextStream
-    cache: Cache | None = None
-    """None while there is no room for it."""
-    tokens: list[int] = field(default_factory=list)
-
-    def next_read(self, most: int) -> Read:
-        """What the model reads next of it: the last token, or up to `most` tokens of the prompt."""
-        assert self.cache is not None
-        if self.tokens:
-            return Read(self.cache, self.tokens[-1:], 1)
-        chunk = self.prompt[self.cache.read : self.cache.read + most]
-        return Read(self.cache, chunk, int(self.cache.read + len(chunk) == len(self.prompt)))
-
-
-@dataclass(slots=True)
-class SideJob:
-    """An embedding or judging job: each step does one bounded piece, the last one sends the result."""
-
-    job: int
-    steps: Generator[None]
+"""Prompt tokens in a pass, however many generations write; and of a client in its turn."""
+FAILED_PASSES: Final = 3
+"""Passes over one generation each that fail in a row: then it is not the generations, and the worker ends."""
 
 
 class Scheduler:
-    """Owns all jobs of a worker."""
+    """Owns all jobs of a worker.
+
+    Args:
+        backend: the models.
+        send: takes what the worker says.
+    """
 
     def __init__(self, backend: Backend, send: Callable[[FromWorker], None]) -> None:
         self._backend = backend
         self._send = send
+        self._side = SideWork(backend, send)
+        self._waiting = Turns[Generation]()
+        """They have no room yet."""
         self._generations: dict[int, Generation] = {}
-        self._embeds: deque[SideJob] = deque()
-        self._judges: deque[SideJob] = deque()
-        self._rotation = deque([self._embeds, self._judges])
+        """With and without room, by job."""
+        self._queried_tokens = self._found_tokens = 0
+        self._failed_passes = 0
 
     @property
     def busy(self) -> bool:
         """There is work to do."""
-        return bool(self._generations or self._embeds or self._judges)
+        return bool(self._generations) or self._side.busy
 
     def handle(self, message: ToWorker) -> None:
         """Take a message from the peer."""
         match message:
             case Generate():
-                self._start(message)
+                try:
+                    self._start(message)
+                except Exception as error:  # noqa: BLE001 - one job's failure is nobody else's
+                    self._send(failed(message.job, error))
             case Embed():
-                self._embeds.append(SideJob(message.job, self._embedding(message)))
+                self._side.embed(message)
             case Judge():
-                self._judges.append(SideJob(message.job, self._judging(message)))
+                self._side.judge(message)
             case Cancel(job=job):
                 if job in self._generations:
-                    self._drop(job)
-                for queue in (self._embeds, self._judges):
-                    for side in [side for side in queue if side.job == job]:
-                        queue.remove(side)
-                        side.steps.close()
+                    self._drop(self._generations[job])
+                self._side.cancel(job)
             case Ping():
                 self._send(Pong())
 
     def step(self) -> None:
-        """One pass of the text model: a token for every generation whose prompt is read, and the next of prompts."""
+        """One pass of the text model and what follows from it, if there is anything to read."""
+        started_s = time.perf_counter()
         self._admit()
-        running = [one for one in self._generations.values() if one.tokens]
-        budget = max(LEAST_CHUNK, CHUNK_TOKENS - len(running))
-        reads = [one.next_read(budget) for one in running]
-        for one in self._generations.values():
-            if one.cache is not None and not one.tokens and budget > 0:
-                running.append(one)
-                reads.append(one.next_read(budget))
-                budget -= len(reads[-1].token_ids)
-        if reads:
-            gains = [
-                self._accept(generation, logits[0])
-                for generation, logits in zip(running, self._backend.forward(reads), strict=True)
-                if len(logits)
-            ]
-            self._send(Step(tuple(gains), Load(0.0, 0, 0, 0, 0, 0, 0, 0, 0)))
+        running, reads = self._plan()
+        if not running:
+            return
+        prompt_rows = sum(len(read.token_ids) for one, read in zip(running, reads, strict=True) if not one.tokens)
+        ready = self._read(running, reads)
+        gains = self._choose([one for one, _ in ready], [logits for _, logits in ready])
+        used, blocks = self._backend.room()
+        load = Load(
+            step_s=time.perf_counter() - started_s,
+            rows=sum(len(read.token_ids) for read in reads),
+            running=len(running),
+            waiting=len(self._waiting),
+            prompt_tokens=prompt_rows,
+            queried_tokens=self._queried_tokens,
+            found_tokens=self._found_tokens,
+            used_blocks=used,
+            blocks=blocks,
+        )
+        self._queried_tokens = self._found_tokens = 0
+        self._send(Step(gains, load))
 
     def side(self) -> None:
-        """One piece of side work, of the first kind in rotation that has any."""
-        for _ in range(len(self._rotation)):
-            self._rotation.rotate(-1)
-            if _advance(self._rotation[-1]):
-                return
-
-    def _admit(self) -> None:
-        """Give room to those who wait, in order, as long as there is any."""
-        for one in self._generations.values():
-            if one.cache is None:
-                one.cache = self._backend.open(one.prompt, len(one.prompt) + one.max_tokens, side=False)
-                if one.cache is None:
-                    return
-
-    def _drop(self, job: int) -> None:
-        cache = self._generations.pop(job).cache
-        if cache is not None:
-            self._backend.close(cache)
+        """One piece of side work, if there is any."""
+        if self._side.busy:
+            self._side.step()
 
     def _start(self, message: Generate) -> None:
         request = message.request
@@ -159,98 +134,139 @@ class Scheduler:
             self._refuse_overflow(message.job, f"at least {at_least}")
             return
         try:
-            prompt = self._backend.chat_tokens(request.messages)
+            prompt = self._prompt(request)
         except TemplateError as error:
             self._send(Refused(job=message.job, kind="invalid", message=str(error), param="messages"))
             return
         if len(prompt) + 1 > context:
             self._refuse_overflow(message.job, str(len(prompt)))
             return
-        max_tokens = min(request.sampling.max_tokens or message.max_tokens_cap, context - len(prompt))
-        self._generations[message.job] = Generation(
+        sampling = request.sampling
+        generation = Generation(
             job=message.job,
+            client=request.client,
             prompt=prompt,
-            max_tokens=max_tokens,
-            sampler=Sampler(request.sampling, prompt),
-            stream=TextStream(self._backend.text, request.sampling.stop),
+            max_tokens=min(sampling.max_tokens or message.max_tokens_cap, context - len(prompt)),
+            sampler=Sampler(
+                sampling,
+                prompt,
+                end_token_ids=self._backend.end_token_ids,
+                top_logprobs=request.top_logprobs,
+            ),
+            stream=TextStream(self._backend.spelling.decoder(), sampling.stop, sampling.min_tokens or 0),
         )
-        self._send(Started(job=message.job, prompt_token_ids=tuple(prompt), max_tokens=max_tokens))
+        self._generations[generation.job] = generation
+        self._waiting.add(generation.client, generation)
+
+    def _prompt(self, request: EngineRequest) -> list[int]:
+        if request.form == "text":
+            return self._backend.tokens(request.messages[0].content)
+        return self._backend.chat_tokens(request.messages)
 
     def _refuse_overflow(self, job: int, tokens: str) -> None:
         context = self._backend.context_tokens
         said = f"the conversation is {tokens} tokens long, this model's context is {context} tokens, answer included"
         self._send(Refused(job=job, kind="overflow", message=said, param="messages"))
 
-    def _accept(self, generation: Generation, logits: torch.Tensor) -> Gain:
-        """Choose the next token from `logits` (vocabulary,), and end the generation if that ends it."""
-        token = generation.sampler.choose(logits).token
-        generation.tokens.append(token)
-        reason: Literal["stop", "length"] | None = None
-        if token in self._backend.end_token_ids:
-            text, reason = generation.stream.finish(), "stop"
-        else:
-            text = generation.stream.push(token)
-            if generation.stream.stopped:
-                reason = "stop"
-            elif len(generation.tokens) >= generation.max_tokens:
-                text, reason = text + generation.stream.finish(), "length"
-        if reason is not None:
-            self._drop(generation.job)
-        return Gain(generation.job, (token,), text, reason)
-
-    def _embedding(self, message: Embed) -> Generator[None]:
-        vectors = [b""] * len(message.texts)
-        tokens = 0
-        for indexes, rows, read in self._backend.embed(message.texts):
-            tokens += read
-            for index, row in zip(indexes, rows, strict=True):
-                vectors[index] = row.numpy().astype("<f4").tobytes()
-            yield
-        self._send(Embedded(job=message.job, vectors=tuple(vectors), tokens=tokens))
-
-    def _judging(self, message: Judge) -> Generator[None]:
-        """One sequence at a time, so that a score never depends on what else is being judged."""
-        results: list[tuple[float, int]] = []
-        for conversation, answer in message.items:
-            limit = min(ANSWER_TOKENS, self._backend.context_tokens - 1)
-            tokens = self._backend.tokens(answer[: limit * self._backend.longest_token_chars])[:limit]
-            try:
-                prompt = self._backend.chat_tokens(conversation)
-            except TemplateError as error:
-                self._send(Refused(job=message.job, kind="invalid", message=str(error), param="messages"))
+    def _admit(self) -> None:
+        """Give room to those who wait, in turns between clients, until it does not suffice for the next."""
+        while self._waiting:
+            one = self._waiting.first()
+            if not self._give_room(one):
                 return
-            total = 0.0
-            if tokens:
-                for part in self._read_answer(prompt[-(self._backend.context_tokens - len(tokens)) :], tokens):
-                    total += part
-                    yield
-            results.append((total / len(tokens) if tokens else 0.0, len(tokens)))
-        self._send(Judged(job=message.job, rows=tuple(results)))
+            self._waiting.take()
+            if not one.started:
+                one.started = True
+                self._send(Started(job=one.job, prompt_token_ids=tuple(one.prompt), max_tokens=one.max_tokens))
 
-    def _read_answer(self, prompt: list[int], answer: list[int]) -> Generator[float]:
-        """Sums of log-probabilities of the answer's tokens after the prompt, chunk by chunk."""
-        sequence = prompt + answer
-        while (cache := self._backend.open(prompt, len(sequence), side=True)) is None:
-            yield 0.0
-        try:
-            while (start := cache.read) < len(sequence) - 1:
-                end = min(start + CHUNK_TOKENS, len(sequence) - 1)
-                # The token at position p is predicted by the logits after position p - 1.
-                keep = max(0, end - max(start, len(prompt) - 1))
-                (logits,) = self._backend.forward([Read(cache, sequence[start:end], keep)])
-                yield math.fsum(self._backend.log_probabilities(logits, sequence[end - keep + 1 : end + 1]))
-        finally:
-            self._backend.close(cache)
-
-
-def _advance(queue: deque[SideJob]) -> bool:
-    """One step of the first job, which then goes to the end of the queue, or away if it is done."""
-    if not queue:
-        return False
-    side = queue.popleft()
-    try:
-        next(side.steps)
-    except StopIteration:
+    def _give_room(self, one: Generation) -> bool:
+        one.cache = self._backend.open(one.prompt + one.tokens, one.most, side=False)
+        if one.cache is None:
+            return False
+        self._queried_tokens += len(one.prompt) + len(one.tokens)
+        self._found_tokens += one.cache.read
         return True
-    queue.append(side)
-    return True
+
+    def _drop(self, one: Generation) -> None:
+        del self._generations[one.job]
+        if one.cache is None:
+            self._waiting.remove(one.client, one)
+        else:
+            self._backend.close(one.cache)
+
+    def _plan(self) -> tuple[list[Generation], list[Read]]:
+        """Who takes part in the next pass, and what each reads."""
+        writing: list[Generation] = []
+        reading: list[Generation] = []
+        for one in self._generations.values():
+            if one.cache is not None:
+                if one.suspect:
+                    return [one], [one.next_read(PASS_TOKENS)]
+                (writing if one.tokens and one.unread == 1 else reading).append(one)
+        reads = [one.next_read(1) for one in writing]
+        if reading:
+            budget = max(LEAST_CHUNK, PASS_TOKENS - len(writing))
+            for one in reading:
+                assert one.cache is not None
+                before = one.cache.read
+                self._backend.catch_up(one.cache, one.prompt)
+                self._found_tokens += one.cache.read - before
+            shares = shared(budget, [(one.client, one.unread) for one in reading], LEAST_CHUNK)
+            for one, share in zip(reading, shares, strict=True):
+                if share:
+                    writing.append(one)
+                    reads.append(one.next_read(share))
+        return writing, reads
+
+    def _read(self, running: list[Generation], reads: list[Read]) -> list[tuple[Generation, torch.Tensor]]:
+        """One pass; the generations that have read all, with their next token's logits."""
+        try:
+            rows = self._backend.forward(reads)
+        except Exception as error:
+            if len(running) == 1:
+                self._failed_passes += 1
+                if self._failed_passes >= FAILED_PASSES:
+                    raise
+                self._fail(running[0], error)
+            else:
+                for one in running:
+                    self._read_again(one)
+            return []
+        self._failed_passes = 0
+        ready = [(one, logits[0]) for one, read, logits in zip(running, reads, rows, strict=True) if read.keep]
+        for one, _ in ready:
+            one.suspect = False
+        return ready
+
+    def _read_again(self, one: Generation) -> None:
+        """Read the sequence from its beginning, in passes of its own: what the cache holds is uncertain."""
+        assert one.cache is not None
+        self._backend.close(one.cache)
+        one.suspect = True
+        if not self._give_room(one):
+            self._waiting.add(one.client, one)
+
+    def _choose(self, ready: Sequence[Generation], rows: Sequence[torch.Tensor]) -> tuple[Gain, ...]:
+        """The next token of each generation, and what it gains by it. `rows`: (vocabulary,) each."""
+        if not ready:
+            return ()
+        gains: list[Gain] = []
+        choices = self._backend.chooser.choose_all([one.sampler for one in ready], rows)
+        for one, choice in zip(ready, choices, strict=True):
+            if isinstance(choice, NoChoiceError):
+                self._drop(one)
+                self._send(Refused(job=one.job, kind="invalid", message=str(choice)))
+                continue
+            try:
+                gain = one.accept(choice, self._backend.end_token_ids, self._backend.spelling)
+            except Exception as error:  # noqa: BLE001 - one generation's failure is nobody else's
+                self._fail(one, error)
+                continue
+            gains.append(gain)
+            if gain.reason is not None:
+                self._drop(one)
+        return tuple(gains)
+
+    def _fail(self, one: Generation, error: Exception) -> None:
+        self._drop(one)
+        self._send(failed(one.job, error))

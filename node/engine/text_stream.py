@@ -1,59 +1,44 @@
-"""Text out of tokens as they come: complete characters only, and nothing that may still become a stop string."""
+"""Text of an answer as it comes: nothing that may still become a stop string, and nothing after one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Sequence
 
-REPLACEMENT: Final = "\ufffd"
-"""What a decoder shows for bytes that are no character, or not one yet."""
+from nsllm.node.engine.spelling import TextDecoder
 
 
 class TextStream:
     """Incremental detokenization with stop strings.
 
-    Decodes a short window of recent tokens each time, beginning one emitted piece back, because decoders treat the
-    first token of a text differently (SentencePiece drops its space).
-
     Args:
-        decode: token ids to text, special tokens left out.
+        decoder: of this sequence alone.
         stops: strings that end the text; the text ends before the first of them.
+        free_tokens: so many tokens at the beginning end nothing, whatever they spell.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str]) -> None:
-        self._decode = decode
+    def __init__(self, decoder: TextDecoder, stops: Sequence[str], free_tokens: int = 0) -> None:
+        self._decoder = decoder
         self._stops = tuple(stops)
-        self._ids: list[int] = []
-        self._start = 0
-        """First token of the window."""
-        self._fresh = 0
-        """First token of the window whose text was not complete when the window last moved."""
-        self._sent_chars = 0
-        """Characters of the window's text that have left the decoder."""
+        self._free_tokens = free_tokens
         self._held = ""
         """Text that may be the beginning of a stop string."""
         self.stopped = False
 
     def push(self, token_id: int) -> str:
         """Text that this token completes; may be empty. Sets `stopped` at a stop string."""
-        self._ids.append(token_id)
-        window = self._decode(self._ids[self._start :])
-        # Only the last character can still change: decoders show each broken sequence as one replacement.
-        complete = len(window) - window.endswith(REPLACEMENT)
-        text = window[self._sent_chars : complete]
-        self._sent_chars = max(self._sent_chars, complete)
-        if text and complete == len(window):
-            self._start, self._fresh = self._fresh, len(self._ids)
-            self._sent_chars = len(self._decode(self._ids[self._start : self._fresh]))
+        text = self._decoder.push(token_id)
+        if not self._stops:
+            return text
+        if self._free_tokens:
+            self._free_tokens -= 1
+            return text
         return self._cut(text)
 
     def finish(self) -> str:
         """What was held back, once no token follows."""
         if self.stopped:
             return ""
-        rest = self._decode(self._ids[self._start :])[self._sent_chars :]
-        self._sent_chars += len(rest)
-        text = self._cut(rest) + self._held
+        text = self._cut(self._decoder.finish()) + self._held
         self._held = ""
         return text
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import select
 import socket
 import sys
 import time
@@ -69,18 +68,18 @@ def serve(connection: socket.socket, options: argparse.Namespace) -> None:
     scheduler = Scheduler(backend, send)
     reader = worker_reader()
     send(Ready(load_s=time.perf_counter() - started, rss_bytes=psutil.Process().memory_info().rss))
-    work = (scheduler.step, scheduler.side)
-    turn = 0
     while True:
-        # Block only if there is nothing to do.
-        if not scheduler.busy or select.select([connection], [], [], 0)[0]:
-            data = connection.recv(READ_BYTES)
+        try:
+            # Wait only if there is nothing to do.
+            data = connection.recv(READ_BYTES, socket.MSG_DONTWAIT if scheduler.busy else 0)
             if not data:
                 return
             for message in reader.feed(data):
                 scheduler.handle(message)
-        work[turn]()
-        turn = 1 - turn
+        except BlockingIOError:
+            pass
+        scheduler.step()
+        scheduler.side()
 
 
 def load_backend(options: argparse.Namespace) -> Backend:

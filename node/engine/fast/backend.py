@@ -79,6 +79,7 @@ class FastBackend:
         self.chat_tokens = self._chat.chat_tokens
         self.tokens = self._chat.tokens
         self.text = self._chat.text
+        self.spelling = self._chat.spelling
 
     @property
     def logits(self) -> torch.Tensor:
@@ -88,6 +89,15 @@ class FastBackend:
     def open(self, token_ids: Sequence[int], most: int, *, side: bool) -> Lease | None:
         """A sequence, with what is known of its beginning; None if there is no room now."""
         return self.pool.open(token_ids, most, side=side)
+
+    def catch_up(self, cache: Cache, token_ids: Sequence[int]) -> None:
+        """Take over what other sequences have read meanwhile of the beginning of this one."""
+        assert isinstance(cache, Lease)
+        self.pool.catch_up(cache, token_ids)
+
+    def room(self) -> tuple[int, int]:
+        """(held, all) blocks."""
+        return self.pool.used, self.pool.count
 
     def close(self, cache: Cache) -> None:
         """Give the blocks back; what they hold may be found again."""

@@ -62,7 +62,17 @@ class BlockPool:
         self._side = 0
         """Blocks that side work may hold."""
         self.found_tokens = 0
-        """Prompt tokens that did not have to be read, ever."""
+        """Tokens that did not have to be read, ever."""
+
+    @property
+    def count(self) -> int:
+        """Blocks that there are."""
+        return self._count
+
+    @property
+    def used(self) -> int:
+        """Blocks that somebody holds."""
+        return self._never_used - len(self._empty) - len(self._idle)
 
     @property
     def free(self) -> int:
@@ -93,6 +103,32 @@ class BlockPool:
             names=[name for name, _ in known],
             token_ids=list(token_ids[: len(known) * self._block_tokens]),
         )
+
+    def catch_up(self, lease: Lease, token_ids: Sequence[int]) -> None:
+        """Go on behind what other leases have read meanwhile of `token_ids`, with which this one's sequence begins.
+
+        The last of `token_ids` is excluded. A block that the lease has read in part is exchanged for the whole one.
+        """
+        size = self._block_tokens
+        while (end := (len(lease.names) + 1) * size) < len(token_ids):
+            start = end - size
+            name = _name(lease.names[-1] if lease.names else ROOT, token_ids[start:end])
+            block = self._by_name.get(name)
+            if block is None:
+                return
+            for own in lease.blocks[len(lease.names) :]:
+                self._holders[own] = 0
+                self._empty.append(own)
+                lease.reserved += 1
+                self._promised += 1
+            self._idle.pop(block, None)
+            self._holders[block] += 1
+            lease.blocks[len(lease.names) :] = [block]
+            lease.names.append(name)
+            lease.reserved -= 1
+            self._promised -= 1
+            self.found_tokens += end - lease.read
+            lease.token_ids[start:] = token_ids[start:end]
 
     def grow(self, lease: Lease, count: int) -> None:
         """Take the blocks that `count` more tokens need."""

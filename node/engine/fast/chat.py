@@ -13,6 +13,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from nsllm.node.engine.backend import TemplateError, template_alarm
+from nsllm.node.engine.spelling import spelling_of
 from nsllm.record import Message
 
 TEMPLATE_FILE: Final = "chat_template.jinja"
@@ -40,6 +41,7 @@ class ChatText:
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.longest_token_chars = max(len(token) for token in vocabulary)
         self.last_token_id = max(vocabulary.values())
+        self.spelling = spelling_of(self._tokenizer, self.text)
 
     def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
         """Prompt for the assistant's next turn; the template runs in jinja's sandbox, under an alarm."""

@@ -22,7 +22,7 @@ from nsllm.node.engine.protocol import (
     Started,
     Step,
 )
-from nsllm.node.engine.scheduler import CHUNK_TOKENS, Scheduler
+from nsllm.node.engine.scheduler import PASS_TOKENS, Scheduler
 from nsllm.record import Message, Sampling
 
 GREEDY = Sampling(
@@ -108,7 +108,7 @@ def test_greedy_tokens_are_those_of_transformers(backend, text, reference):
 
 def test_a_long_prompt_is_read_in_chunks(desk, backend, reference):
     text = "x" * 200
-    chunks = math.ceil(len(backend.chat_tokens(user(text))) / CHUNK_TOKENS)
+    chunks = math.ceil(len(backend.chat_tokens(user(text))) / PASS_TOKENS)
     assert chunks > 2
     desk.ask(1, user(text), with_(max_tokens=5))
     for _ in range(chunks - 1):
@@ -156,6 +156,7 @@ def test_pieces_join_to_the_decoded_tokens(backend):
 
 def test_the_start_tells_prompt_and_length(desk, backend):
     desk.ask(1, user("hi"), with_(max_tokens=None), 12)
+    desk.turn()
     started = desk.only(Started)
     assert list(started.prompt_token_ids) == backend.chat_tokens(user("hi"))
     assert started.max_tokens == 12
@@ -168,6 +169,7 @@ def test_length_is_what_the_context_leaves(desk, backend):
     text = "x" * 220
     room = backend.context_tokens - len(backend.chat_tokens(user(text)))
     desk.ask(1, user(text), with_(max_tokens=1000))
+    desk.turn()
     assert desk.only(Started).max_tokens == room
     desk.finish()
     assert len(desk.tokens()) == room

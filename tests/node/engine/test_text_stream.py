@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nsllm.node.engine.spelling import WindowDecoder
 from nsllm.node.engine.text_stream import TextStream
 
 
@@ -19,7 +20,7 @@ def spell_words(ids):
 
 
 def run(decode, ids, stops=()):
-    stream = TextStream(decode, stops)
+    stream = TextStream(WindowDecoder(decode), stops)
     pieces = []
     for token in ids:
         pieces.append(stream.push(token))
