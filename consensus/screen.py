@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from nsllm.consensus.block import Block
 from nsllm.consensus.errors import BlockError, VoteError
 from nsllm.consensus.validators import ValidatorSet
-from nsllm.consensus.vote import Proposal, Vote, VoteKind
+from nsllm.consensus.vote import Proposal, Vote, VoteKind, check_signature
 from nsllm.ids import Digest, Height, NetworkId, hex0x, short
 
 Known = Callable[[Vote], bool]
@@ -27,7 +27,7 @@ def check_vote(network: NetworkId, validators: ValidatorSet, vote: Vote, known: 
         raise VoteError(f"{vote.kind} of epoch {vote.epoch}, this is epoch {validators.epoch}")
     if vote.validator not in validators:
         raise VoteError(f"{vote.kind} by {hex0x(vote.validator)}, who is not a validator of epoch {vote.epoch}")
-    vote.check(network)
+    check_signature(vote, network)
 
 
 def check_votes(
@@ -70,7 +70,7 @@ def check_proposal(network: NetworkId, validators: ValidatorSet, proposal: Propo
         raise VoteError(f"proposal at {place} carries a block of height {header.height} epoch {header.epoch}")
     if header.proposer not in validators or (proposal.valid_round is None and header.proposer != proposal.proposer):
         raise BlockError(f"new block at {place} names builder {hex0x(header.proposer)}")
-    proposal.check(network)
+    check_signature(proposal, network)
     check_body(network, proposal.block)
     if proposal.polka:
         check_votes(network, validators, proposal.polka, "prevote", known)

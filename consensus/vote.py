@@ -47,30 +47,7 @@ class VoteBody(Value, frozen=True, kw_only=True):
     validator: AddressField
 
 
-class Signed(Value, frozen=True, kw_only=True):
-    """A message with its sender's signature over `digest`."""
-
-    signature: SignatureField
-
-    @property
-    def signer(self) -> Address:
-        """Who is said to have signed."""
-        raise NotImplementedError
-
-    def digest(self, network: NetworkId) -> Digest:
-        """What the signer signed."""
-        raise NotImplementedError
-
-    def check(self, network: NetworkId) -> None:
-        """Pass silently if the signer signed it (the votes in a proposal's polka are checked by whoever counts them).
-
-        Raises:
-            SignatureError: not the signer's signature.
-        """
-        crypto.verify(self.digest(network), self.signature, self.signer)
-
-
-class Vote(Signed, frozen=True, kw_only=True, tag_field="type", tag="vote"):
+class Vote(Value, frozen=True, kw_only=True, tag_field="type", tag="vote"):
     """⟨PREVOTE, h, r, id(v)⟩ or ⟨PRECOMMIT, h, r, id(v)⟩ of one validator."""
 
     kind: VoteKind
@@ -80,11 +57,7 @@ class Vote(Signed, frozen=True, kw_only=True, tag_field="type", tag="vote"):
     value: DigestField | None
     """Id of the header voted for; None is the paper's nil."""
     validator: AddressField
-
-    @property
-    def signer(self) -> Address:
-        """The validator."""
-        return self.validator
+    signature: SignatureField
 
     def digest(self, network: NetworkId) -> Digest:
         """What the validator signed."""
@@ -113,7 +86,7 @@ class ProposalBody(Value, frozen=True, kw_only=True):
     proposer: AddressField
 
 
-class Proposal(Signed, frozen=True, kw_only=True, dict=True, tag_field="type", tag="proposal"):
+class Proposal(Value, frozen=True, kw_only=True, dict=True, tag_field="type", tag="proposal"):
     """⟨PROPOSAL, h, r, v, vr⟩ of the round's proposer."""
 
     block: Block
@@ -126,11 +99,7 @@ class Proposal(Signed, frozen=True, kw_only=True, dict=True, tag_field="type", t
     """Prevotes that prove `valid_round`; may be empty where the receivers have them already. Not signed over: each
     carries its own signature."""
     proposer: AddressField
-
-    @property
-    def signer(self) -> Address:
-        """The proposer."""
-        return self.proposer
+    signature: SignatureField
 
     @cached_property
     def value(self) -> Digest:
@@ -148,6 +117,16 @@ class Proposal(Signed, frozen=True, kw_only=True, dict=True, tag_field="type", t
             valid_round=self.valid_round,
             proposer=self.proposer,
         )
+
+
+def check_signature(message: Vote | Proposal, network: NetworkId) -> None:
+    """Pass silently if the named validator signed it (the votes of a polka are checked by whoever counts them).
+
+    Raises:
+        SignatureError: not that validator's signature.
+    """
+    signer = message.validator if isinstance(message, Vote) else message.proposer
+    crypto.verify(message.digest(network), message.signature, signer)
 
 
 def vote_digest(

@@ -18,6 +18,7 @@ from nsllm.consensus.message import (
     decode_message,
     encode_message,
 )
+from nsllm.consensus.vote import check_signature
 from nsllm.errors import EncodingError, SignatureError
 
 VALUE, OTHER = bytes([1] * 32), bytes([2] * 32)
@@ -72,7 +73,7 @@ def test_too_many_votes_are_refused(kit):
 def test_a_vote_binds_every_field(kit, kind, value):
     key, other = kit.keys(2)
     vote = kit.vote(key, kind, value, height=5, round_=3)
-    vote.check(kit.NETWORK)
+    check_signature(vote, kit.NETWORK)
     changes = {
         "kind": "precommit" if kind == "prevote" else "prevote",
         "epoch": 1,
@@ -83,12 +84,12 @@ def test_a_vote_binds_every_field(kit, kind, value):
     }
     for name, changed in changes.items():
         with pytest.raises(SignatureError):
-            msgspec.structs.replace(vote, **{name: changed}).check(kit.NETWORK)
+            check_signature(msgspec.structs.replace(vote, **{name: changed}), kit.NETWORK)
     with pytest.raises(SignatureError):
-        vote.check(bytes(32))
+        check_signature(vote, bytes(32))
     if value is not None:
         with pytest.raises(SignatureError):
-            msgspec.structs.replace(vote, value=None).check(kit.NETWORK)
+            check_signature(msgspec.structs.replace(vote, value=None), kit.NETWORK)
 
 
 def test_a_precommit_for_a_value_is_the_certificates_signature(kit):
@@ -107,10 +108,10 @@ def test_a_proposal_binds_every_field_but_its_polka(kit):
     validators = kit.validators(kit.keys(2))
     block, another = (kit.block(validators, proposer=key.address, salt=i) for i in range(2))
     proposal = kit.proposal(key, block, round_=3, valid_round=1)
-    proposal.check(kit.NETWORK)
+    check_signature(proposal, kit.NETWORK)
     changes = {"block": another, "epoch": 1, "height": 9, "round": 4, "valid_round": None, "proposer": other.address}
     for name, changed in changes.items():
         with pytest.raises(SignatureError):
-            msgspec.structs.replace(proposal, **{name: changed}).check(kit.NETWORK)
+            check_signature(msgspec.structs.replace(proposal, **{name: changed}), kit.NETWORK)
     votes = (kit.vote(key, "prevote", block.header.id(), round_=1),)
-    msgspec.structs.replace(proposal, polka=votes).check(kit.NETWORK)
+    check_signature(msgspec.structs.replace(proposal, polka=votes), kit.NETWORK)
