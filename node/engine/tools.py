@@ -266,7 +266,7 @@ def guide_for_tools(tools: Sequence[Tool], choice: str | None = None, *, paralle
         opening = f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": '
         schema = {**tool_schema(tool), "x-guidance": SCHEMA_SPACE}
         lines += [
-            f'body_{index}: {json.dumps(opening, ensure_ascii=False)} args_{index} "}}"',
+            f'body_{index}: {lark_text(opening)} args_{index} "}}"',
             f"args_{index}: %json {json.dumps(schema, ensure_ascii=False)}",
         ]
     text = "\n".join(lines)
@@ -292,6 +292,12 @@ def tool_schema(tool: Tool) -> dict[str, object]:
     if not isinstance(schema, dict):
         raise InvalidRequestError("a tool's parameters are not a JSON object that is a schema", param="tools")
     return schema
+
+
+def lark_text(text: str) -> str:
+    """A literal of a Lark grammar that stands for `text`."""
+    written = json.dumps(text, ensure_ascii=False)
+    return "".join(char if char.isprintable() or char > "\uffff" else f"\\u{ord(char):04x}" for char in written)
 
 
 def _overlap(text: str, mark: str) -> int:
