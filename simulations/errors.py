@@ -33,3 +33,7 @@ class UnknownScenarioError(SimulationError, UsageError):
     """No scenario of that name."""
 
     code = "unknown_scenario"
+
+
+class InvariantError(ScenarioError):
+    """Something that consensus promises did not hold in a schedule."""
