@@ -16,7 +16,7 @@ TESTS ?=
 SETUP = PYTHON='$(PYTHON)' TORCH_PIP_ARGS='$(TORCH_PIP_ARGS)' scripts/setup.sh $(VENV)
 BIN = $(VENV)/bin
 
-.PHONY: help up test lint docs doctor clean setup setup-test
+.PHONY: help up test lint docs doctor bench-setup test-upstream clean setup setup-test
 
 help:
 	@echo 'make up [ONCE=1]   four peers, one question, one verified receipt; then serves until Ctrl-C'
@@ -24,6 +24,8 @@ help:
 	@echo 'make lint          the static half of it'
 	@echo 'make docs          write the generated tables of the documents'
 	@echo 'make doctor        check this machine'
+	@echo 'make bench-setup   build the opponents of the benchmarks, in .venv-bench'
+	@echo 'make test-upstream  a peer over the real server of llama-cpp-python; builds that first'
 	@echo 'make clean         remove what was built; keys, models and networks stay'
 	@echo 'TORCH_PIP_ARGS=... chooses the build of torch'
 
@@ -50,8 +52,18 @@ docs: setup-test
 doctor: setup
 	@$(BIN)/nsllm doctor
 
+bench-setup: setup
+	@benchmarks/setup.sh .venv-bench $(BIN)/python
+	@$(BIN)/nsllm model fetch
+	@$(BIN)/python -m benchmarks.material
+
+# Not part of `make test`: llama.cpp is compiled for minutes.
+test-upstream: setup-test bench-setup
+	@.venv-bench/bin/python -m pip install -q --disable-pip-version-check -r tests/process/llama_server_requirements.txt
+	$(BIN)/python -m pytest tests/process/llama_server.py
+
 clean:
-	rm -rf $(VENV) build dist src/nsllm.egg-info tests/solidity/node_modules
+	rm -rf $(VENV) .venv-bench build dist src/nsllm.egg-info tests/solidity/node_modules
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -1,10 +1,11 @@
-"""How fast the engine's fast path is, and how good, beside transformers on the same machine in the same run.
+"""How fast the engine is, and how good, beside what people would run instead: llama.cpp and transformers.
 
-Both run in this process on the same threads, in alternating order after a warm-up, and medians count: milliseconds a
-step and tokens a second at several numbers of streams, tokens a second of reading a prompt, CPU seconds beside wall
-seconds (another program on the machine changes wall times, and less so CPU times). Perplexity is taken on English text
-that every Python installation has. Then one real worker writes 32 answers at once, sampling and messages included.
+Same machine, same model, same threads, in one run: every contestant is a process of its own, they take turns at each
+task after a warm-up, and medians count. llama.cpp shows its best: each of its formats (Q8_0, Q4_0, BF16), with the
+attention and batch settings that are quickest at the task. Ratios are theirs to ours: above 1 we are faster. CPU times
+stand beside wall times, because other programs on the machine change wall times more.
 
+    make bench-setup
     python -m benchmarks.engine --quick --json
 """
 
@@ -14,300 +15,190 @@ import argparse
 import json
 import math
 import os
-import platform
-import random
-import statistics
 import sys
-import time
-from collections.abc import Callable
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pydoc_data.topics import topics
-from typing import Any
+from typing import Any, Final
 
-CONTEXT_TOKENS = 64
-"""Tokens that each stream has before decoding is timed."""
-STREAMS = (1, 8, 32, 64)
-PREFILL_TOKENS = 512
-WINDOW_TOKENS = 512
-"""Of the text that perplexity is taken on."""
-SYSTEM_CHARS = 2400
-"""Of a shared system prompt: about 500 tokens."""
-ANSWER_TOKENS = 48
+from benchmarks import material
+from benchmarks.contestants.process import Process, started
+from benchmarks.contestants.stage import CONTEXT_TOKENS
+from benchmarks.measuring import Task, Timing, compare
+from benchmarks.report import facts, machine, table
+from benchmarks.whole_engine import STREAMS, SYSTEM_TOKENS, Models, whole_engine
+from nsllm.node.engine.fast.chat import ChatText
+from nsllm.node.engine.models import default_home, ensure_default_models
+
+WINDOW_TOKENS: Final = 513
+READ_AT_ONCE: Final = 256
+"""Of a window's tokens; the other half is read one by one."""
+PREFILL_TOKENS: Final = 512
+DECODE_STREAMS: Final = (1, 8, 32, 64)
+PROMPT_TOKENS: Final = 48
 
 
 @dataclass(frozen=True)
-class Timing:
-    """One contestant at one task; medians over the rounds."""
+class Effort:
+    """How long everything is measured."""
 
-    task: str
-    who: str
-    wall_ms: float
-    cpu_ms: float
-    tokens_per_s: float
-    """By wall time."""
-    tokens_per_cpu_s: float
-
-
-def measure(task: str, tokens: int, runs: dict[str, Callable[[], object]], rounds: int) -> list[Timing]:
-    """Median wall and CPU time of each run, taken in turns; `tokens` that one run reads or writes."""
-    for run in runs.values():
-        run()  # warm-up
-    seen: dict[str, list[tuple[float, float]]] = {who: [] for who in runs}
-    for number in range(rounds):
-        order = list(runs.items())
-        for who, run in order if number % 2 else order[::-1]:
-            wall, cpu = time.perf_counter(), time.process_time()
-            run()
-            seen[who].append((time.perf_counter() - wall, time.process_time() - cpu))
-    rows = []
-    for who, pairs in seen.items():
-        wall, cpu = (statistics.median(values) for values in zip(*pairs, strict=True))
-        rows.append(Timing(task, who, wall * 1000, cpu * 1000, tokens / wall, tokens / cpu))
-    return rows
+    rounds: int
+    steps: int
+    """Of decoding, in a turn."""
+    windows: int
+    """Of text, for perplexities."""
+    generated_tokens: int
+    """A stream, in the comparison with `generate_batch`."""
+    generate_rounds: int
+    systems: int
+    thorough: bool
+    """Whether every setting of an opponent is tried, or those that ever won."""
 
 
-class Fast:
-    """The fast path, step by step."""
-
-    def __init__(self, text: Path, encoder: Path, threads: int) -> None:
-        from nsllm.node.engine.choice import choose
-        from nsllm.node.engine.fast.backend import FastBackend
-
-        choice = choose(text, "fast")
-        assert choice.library is not None
-        assert choice.dtype in {"int8", "float32"}
-        numerics: Any = choice.dtype
-        self.backend = FastBackend(text, encoder, choice.library, numerics, threads=threads, cache_mb=512)
-
-    def decode(self, streams: int, tokens: list[int]) -> Callable[[], object]:
-        """A function that writes one token in each of `streams`."""
-        from nsllm.node.engine.backend import Read
-
-        caches = [self._opened([i, *tokens[1:CONTEXT_TOKENS]], 200) for i in range(streams)]
-        return lambda: self.backend.forward([Read(cache, [tokens[5]], 1) for cache in caches])
-
-    def prefill(self, tokens: list[int]) -> Callable[[], object]:
-        """A function that reads a prompt that nobody has read before."""
-        count = iter(range(100, 1_000_000))
-        return lambda: self.backend.close(self._opened([next(count) % 40_000, *tokens[1:]], len(tokens)))
-
-    def losses(self, tokens: list[int]) -> list[float]:
-        """Negative log-probabilities of all tokens but the first."""
-        from nsllm.node.engine.backend import Read
-
-        cache = self.backend.open(tokens[:1], len(tokens), side=True)  # nothing is known of one token: all is read
-        assert cache is not None
-        (logits,) = self.backend.forward([Read(cache, tokens[:-1], len(tokens) - 1)])
-        losses = [-value for value in self.backend.log_probabilities(logits, tokens[1:])]
-        self.backend.close(cache)
-        return losses
-
-    def _opened(self, tokens: list[int], most: int) -> Any:
-        from nsllm.node.engine.backend import Read
-
-        cache = self.backend.open(tokens, most, side=True)
-        assert cache is not None
-        for start in range(cache.read, len(tokens), 64):
-            self.backend.forward([Read(cache, tokens[start : start + 64], 1)])
-        return cache
+FULL: Final = Effort(rounds=9, steps=16, windows=40, generated_tokens=32, generate_rounds=5, systems=7, thorough=True)
+QUICK: Final = Effort(rounds=5, steps=4, windows=4, generated_tokens=4, generate_rounds=1, systems=5, thorough=False)
 
 
-class Eager:
-    """transformers, eager, batched: what `AutoModelForCausalLM` does when it is asked well."""
-
-    def __init__(self, text: Path) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        self._torch = torch
-        self.model = AutoModelForCausalLM.from_pretrained(text, dtype="auto", local_files_only=True).eval()
-
-    def decode(self, streams: int, tokens: list[int]) -> Callable[[], object]:
-        """A function that writes one token in each of `streams`."""
-        torch = self._torch
-        rows = torch.tensor([[i, *tokens[1:CONTEXT_TOKENS]] for i in range(streams)])
-        with torch.inference_mode():
-            cache = self.model(input_ids=rows, use_cache=True, logits_to_keep=1).past_key_values
-        last = torch.full((streams, 1), tokens[5])
-
-        def step() -> object:
-            with torch.inference_mode():
-                return self.model(input_ids=last, past_key_values=cache, use_cache=True).logits
-
-        return step
-
-    def prefill(self, tokens: list[int]) -> Callable[[], object]:
-        """A function that reads a prompt."""
-        rows = self._torch.tensor([tokens])
-
-        def read() -> object:
-            with self._torch.inference_mode():
-                return self.model(input_ids=rows, use_cache=True, logits_to_keep=1).logits
-
-        return read
-
-    def losses(self, tokens: list[int]) -> list[float]:
-        """Negative log-probabilities of all tokens but the first."""
-        torch = self._torch
-        with torch.inference_mode():
-            logits = self.model(input_ids=torch.tensor([tokens])).logits[0, :-1].float()
-            following = torch.tensor(tokens[1:])
-            values: list[float] = torch.nn.functional.cross_entropy(logits, following, reduction="none").tolist()
-            return values
-
-
-def prefix_speedup(fast: Fast, rounds: int) -> tuple[float, float]:
-    """Milliseconds to the first token after a system prompt of about 500 tokens: read anew, and found again."""
-    from nsllm.node.engine.backend import Read
-    from nsllm.record import Message
-
-    backend = fast.backend
-    text = "\n".join(sorted(topics.values()))
-    times: dict[str, list[float]] = {"anew": [], "again": []}
-    for number in range(rounds):
-        system = Message(role="system", content=f"{number} " + text[number * 5000 : number * 5000 + SYSTEM_CHARS])
-        for kind, seen in times.items():
-            tokens = backend.chat_tokens((system, Message(role="user", content=f"And {kind}?")))
-            began = time.perf_counter()
-            cache = backend.open(tokens, len(tokens) + 1, side=True)
-            assert cache is not None
-            while cache.read < len(tokens):
-                backend.forward([Read(cache, tokens[cache.read : cache.read + 64], 1)])
-            seen.append((time.perf_counter() - began) * 1000)
-            backend.close(cache)
-    return statistics.median(times["anew"]), statistics.median(times["again"])
-
-
-def worker(text: Path, encoder: Path, threads: int) -> dict[str, float]:
-    """A real worker that writes 32 answers at once."""
-    import psutil
-    import trio
-
-    from nsllm.node.engine.port import Piece
-    from nsllm.node.engine.supervisor import WorkerEngine
-    from nsllm.record import Message, Sampling
-
-    engine = WorkerEngine(
-        text=text, encoder=encoder, threads=threads, max_queue=64, max_active=32, rng=random.Random(1)
-    )
-    counted = 0
-
-    async def ask(number: int) -> None:
-        nonlocal counted
-        question = (Message(role="user", content=f"Tell me a story about {number} ships."),)
-        async with engine.generate(question, Sampling(seed=number, max_tokens=ANSWER_TOKENS)) as stream:
-            async for event in stream:
-                counted += len(event.token_ids) if isinstance(event, Piece) else 0
-
-    async def main() -> dict[str, float]:
-        began = time.perf_counter()
-        async with engine.running():
-            await engine.wait_ready()
-            ready_s = time.perf_counter() - began
-            process = psutil.Process(engine.worker_pid)
-            began, cpu = time.perf_counter(), sum(process.cpu_times()[:2])
-            async with trio.open_nursery() as nursery:
-                for number in range(32):
-                    nursery.start_soon(ask, number)
-            wall_s, cpu_s = time.perf_counter() - began, sum(process.cpu_times()[:2]) - cpu
-            return {
-                "worker_start_s": ready_s,
-                "worker_rss_mb": process.memory_info().rss / 2**20,
-                "worker_streams32_tokens_per_s": counted / wall_s,
-                "worker_streams32_tokens_per_cpu_s": counted / cpu_s,
-            }
-
-    return trio.run(main)
-
-
-def perplexities(fast: Fast, eager: Eager, windows: int) -> tuple[float, float, int]:
-    """Of the fast path and of transformers, and over how many tokens."""
-    tokens = fast.backend.tokens("\n".join(sorted(topics.values())))
-    ours: list[float] = []
-    theirs: list[float] = []
-    for start in range(0, windows * WINDOW_TOKENS, WINDOW_TOKENS):
-        window = tokens[start : start + WINDOW_TOKENS]
-        ours += fast.losses(window)
-        theirs += eager.losses(window)
-    return math.exp(statistics.fmean(ours)), math.exp(statistics.fmean(theirs)), len(ours)
-
-
-def run(*, quick: bool, threads: int) -> dict[str, Any]:
-    """All measurements."""
-    import torch
-
-    from nsllm.node.engine.models import default_home, ensure_default_models
-
-    torch.set_num_threads(threads)
-    paths = ensure_default_models(default_home(os.environ), lambda _progress: None)
-    fast, eager = Fast(paths.text, paths.encoder, threads), Eager(paths.text)
-    tokens = fast.backend.tokens("\n".join(sorted(topics.values())))[: PREFILL_TOKENS * 40]
-    rounds = 5 if quick else 15
-    rows: list[Timing] = []
-    for streams in STREAMS:
-        runs = {"fast": fast.decode(streams, tokens), "transformers": eager.decode(streams, tokens)}
-        rows += measure(f"decode, {streams} streams", streams, runs, rounds)
-    prompt = tokens[:PREFILL_TOKENS]
-    runs = {"fast": fast.prefill(prompt), "transformers": eager.prefill(prompt)}
-    rows += measure(f"read {PREFILL_TOKENS} tokens", PREFILL_TOKENS, runs, 3 if quick else 7)
-    ours, theirs, counted = perplexities(fast, eager, 4 if quick else 40)
-    anew_ms, again_ms = prefix_speedup(fast, 3 if quick else 7)
-    del eager
-
-    def ratio(task: int, field: str) -> float:
-        first, second = (getattr(rows[2 * task + i], field) for i in (0, 1))
-        return float(second / first)
-
+def commands(models: Models, threads: int, gguf: Mapping[str, Path]) -> dict[str, list[str]]:
+    """How each contestant is started."""
+    ours = [sys.executable, "-m"]
+    text = ["--text", str(models.text), "--threads", str(threads)]
+    theirs = [str(material.BENCH_PYTHON), "-m", "benchmarks.contestants.llamacpp", "--threads", str(threads)]
     return {
-        "machine": {
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "load": os.getloadavg(),
-        },
-        "threads": threads,
-        "quick": quick,
-        "single_stream_ms": rows[0].wall_ms,
-        "single_stream_cpu_ms": rows[0].cpu_ms,
-        **{f"streams{n}_vs_transformers": ratio(i, "wall_ms") for i, n in enumerate(STREAMS)},
-        **{f"streams{n}_vs_transformers_cpu": ratio(i, "cpu_ms") for i, n in enumerate(STREAMS)},
-        "prefill_vs_transformers": ratio(len(STREAMS), "wall_ms"),
-        "prefill_vs_transformers_cpu": ratio(len(STREAMS), "cpu_ms"),
-        "perplexity_fast": ours,
-        "perplexity_transformers": theirs,
-        "perplexity_int8_over_bf16": ours / theirs,
-        "perplexity_tokens": counted,
-        "prefix_anew_ms": anew_ms,
-        "prefix_again_ms": again_ms,
-        "prefix_cache_ttft_speedup": anew_ms / again_ms,
-        **worker(paths.text, paths.encoder, threads),
-        "timings": [asdict(row) for row in rows],
+        "nsllm": [*ours, "benchmarks.contestants.fast", "--encoder", str(models.encoder), *text],
+        **{f"llama.cpp {name}": [*theirs, "--gguf", str(path)] for name, path in gguf.items()},
+        "transformers": [*ours, "benchmarks.contestants.eager", *text],
     }
 
 
-def table(result: dict[str, Any]) -> str:
-    """The timings as a Markdown table, then the rest."""
-    lines = ["| task | who | ms | CPU ms | tokens/s | tokens/CPU s |", "|---|---|---|---|---|---|"]
-    for row in result["timings"]:
-        numbers = " | ".join(f"{row[name]:.1f}" for name in ("wall_ms", "cpu_ms"))
-        rates = " | ".join(f"{row[name]:.0f}" for name in ("tokens_per_s", "tokens_per_cpu_s"))
-        lines.append(f"| {row['task']} | {row['who']} | {numbers} | {rates} |")
-    rest = {name: value for name, value in result.items() if name != "timings"}
-    return "\n".join([*lines, "", *(f"- {name}: {value}" for name, value in rest.items())])
+def tasks(effort: Effort) -> dict[str, Task]:
+    """What all of them do."""
+    found = {
+        f"streams{count}": Task(
+            f"decode, {count} streams", "decode", {"streams": count, "steps": effort.steps}, effort.steps
+        )
+        for count in DECODE_STREAMS
+    }
+    return found | {"prefill": Task(f"read {PREFILL_TOKENS} tokens", "prefill", {"tokens": PREFILL_TOKENS})}
+
+
+def run(models: Models, gguf: Mapping[str, Path], threads: int, effort: Effort) -> dict[str, Any]:
+    """All figures. Blocks for a minute (quick) or ten."""
+    about = machine() | {"threads": threads}
+    chat = ChatText(models.text)
+    windows = material.windows(chat.tokens, max(effort.windows, *DECODE_STREAMS), WINDOW_TOKENS)
+    timings: dict[str, list[Timing]] = {}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        contestants = [
+            stack.enter_context(started(name, command, windows, Path(folder)))
+            for name, command in commands(models, threads, gguf).items()
+        ]
+        for one in contestants:
+            one.about = one.hear()["about"]
+        for key, task in tasks(effort).items():
+            timings[key] = compare(task, contestants, effort.rounds, thorough=effort.thorough)
+        generate = Task(
+            f"{STREAMS} prompts of {CONTEXT_TOKENS} tokens, {effort.generated_tokens} tokens each",
+            "generate",
+            {"streams": STREAMS, "tokens": effort.generated_tokens},
+        )
+        pair = [contestants[0], contestants[-1]]
+        timings["generate"] = compare(generate, pair, effort.generate_rounds, thorough=False)
+        perplexities = {one.name: _perplexity(one, effort.windows) for one in contestants}
+        abouts = {one.name: one.about for one in contestants}
+    prompts = list(material.prompts(chat.tokens, chat.text, PROMPT_TOKENS))
+    systems = [f"{number}. {chat.text(windows[-1 - number][:SYSTEM_TOKENS])}" for number in range(effort.systems)]
+    worker = whole_engine(models, threads, prompts, systems, effort.rounds)
+    return {
+        **figures(timings, perplexities),
+        **worker,
+        "perplexity_tokens": effort.windows * (WINDOW_TOKENS - 1),
+        "contestants": abouts,
+        "machine": about | {"load_at_end": [round(load, 2) for load in os.getloadavg()]},
+        "timings": [asdict(timing) for rows in timings.values() for timing in rows],
+    }
+
+
+def figures(timings: Mapping[str, Sequence[Timing]], perplexities: Mapping[str, float]) -> dict[str, Any]:
+    """The figures that stand for the whole; None where an opponent was left out."""
+    ours = timings["streams1"][0]
+    best = {key: _best(rows) for key, rows in timings.items()}
+    found: dict[str, Any] = {
+        "single_stream_ms": ours.wall_ms,
+        "single_stream_vs_llamacpp_q8": _ratio(ours, _of(timings["streams1"], "llama.cpp Q8_0")),
+        "single_stream_vs_llamacpp_best": _ratio(ours, best["streams1"]),
+        **{f"streams{n}_vs_llamacpp_best": _ratio(timings[f"streams{n}"][0], best[f"streams{n}"]) for n in (8, 32, 64)},
+        "prefill_vs_llamacpp_best": _ratio(timings["prefill"][0], best["prefill"]),
+        **{
+            f"{key}_vs_llamacpp_best_cpu": _ratio(timings[key][0], _best(timings[key], "cpu_ms"), "cpu_ms")
+            for key in ("streams1", "streams8", "streams32", "streams64", "prefill")
+        },
+        "streams32_vs_generate_batch": _ratio(*timings["generate"]),
+        **{f"{key}_vs_transformers": _ratio(rows[0], rows[-1]) for key, rows in timings.items() if key != "generate"},
+        **{f"{key}_tokens_per_s": timings[key][0].tokens_per_s for key in ("streams8", "streams32", "streams64")},
+        "prefill_tokens_per_s": timings["prefill"][0].tokens_per_s,
+        **{f"{key}_llamacpp_best": row and row.who for key, row in best.items() if key != "generate"},
+    }
+    reference = perplexities["transformers"]
+    wins = [row.who for row in best.values() if row is not None]
+    favourite = max(sorted(set(wins)), key=wins.count) if wins else None
+    found["perplexity_bf16"] = reference
+    found["perplexity_int8_over_bf16"] = perplexities["nsllm"] / reference
+    found["perplexity_llamacpp_best_over_bf16"] = None if favourite is None else perplexities[favourite] / reference
+    found["perplexity_over_bf16"] = {name: value / reference for name, value in perplexities.items()}
+    return found
+
+
+def _perplexity(one: Process, windows: int) -> float:
+    settings = one.ask("settings", of="perplexity", thorough=False)["settings"][0]
+    found = one.ask("perplexity", windows=windows, read_at_once=READ_AT_ONCE, settings=settings)
+    print(f"perplexity: {one.name} {math.exp(found['loss'] / found['count']):.3f}", file=sys.stderr, flush=True)
+    return math.exp(found["loss"] / found["count"])
+
+
+def _of(rows: Sequence[Timing], who: str) -> Timing | None:
+    return next((row for row in rows if row.who == who), None)
+
+
+def _best(rows: Sequence[Timing], field: str = "wall_ms") -> Timing | None:
+    """llama.cpp's quickest format."""
+    return min(
+        (row for row in rows if row.who.startswith("llama.cpp")), key=lambda row: getattr(row, field), default=None
+    )
+
+
+def _ratio(ours: Timing, theirs: Timing | None, field: str = "wall_ms") -> float | None:
+    return None if theirs is None else float(getattr(theirs, field) / getattr(ours, field))
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The timings, then the figures."""
+    rest = {name: value for name, value in result.items() if name not in {"timings", "machine", "contestants"}}
+    parts = [table(result["timings"]), facts(rest), facts(result["machine"]), facts(result["contestants"])]
+    return "\n\n".join(parts)
 
 
 def main() -> int:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds: about a minute")
-    parser.add_argument("--threads", type=int, default=1)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of Markdown")
+    parser.add_argument("--quick", action="store_true", help="about a minute: fewer rounds, little text for perplexity")
+    parser.add_argument("--threads", type=int, default=2, help="of every contestant (default: 2)")
+    parser.add_argument("--text", type=Path, help="folder of another model of the Llama family; without llama.cpp")
+    parser.add_argument("--no-llamacpp", action="store_true", help="without llama.cpp; its figures are null")
     options = parser.parse_args()
-    result = run(quick=options.quick, threads=options.threads)
-    sys.stdout.write((json.dumps(result, indent=1) if options.json else table(result)) + "\n")
+    default = ensure_default_models(default_home(os.environ), lambda _progress: None)
+    models = Models(options.text or default.text, default.encoder)
+    gguf: dict[str, Path] = {}
+    if not options.no_llamacpp and options.text is None:
+        if not material.BENCH_PYTHON.is_file():
+            parser.error("llama.cpp is not built: run `make bench-setup`, or leave it out with --no-llamacpp")
+        gguf = material.model_files()
+    result = run(models, gguf, options.threads, QUICK if options.quick else FULL)
+    print(json.dumps(result, indent=1) if options.json else markdown(result))
     return 0
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     sys.exit(main())

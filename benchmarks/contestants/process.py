@@ -1,0 +1,76 @@
+"""A contestant as the conductor sees it: a process that is asked for one thing at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).parents[2]
+LAST_WORDS_BYTES: Final = 2000
+
+
+class Process:
+    """A contestant; made by `started`."""
+
+    def __init__(self, name: str, process: subprocess.Popen[str], log: Path) -> None:
+        self.name = name
+        self.about: dict[str, Any] = {}
+        self._process = process
+        self._log = log
+
+    def ask(self, do: str, **details: object) -> dict[str, Any]:
+        """What it answers.
+
+        Raises:
+            SystemExit: it died; with its last words.
+        """
+        self.tell(do, **details)
+        return self.hear()
+
+    def tell(self, do: str, **details: object) -> None:
+        """Give it a task."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps({"do": do, **details}) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # `hear` says why
+
+    def hear(self) -> dict[str, Any]:
+        """Wait for its answer."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            status = self._process.wait()
+            said = self._log.read_text("utf-8", "replace")[-LAST_WORDS_BYTES:]
+            raise SystemExit(f"{self.name} ended (exit status {status}): {said}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+@contextmanager
+def started(name: str, command: Sequence[str], texts: Sequence[Sequence[int]], folder: Path) -> Iterator[Process]:
+    """Start a contestant, which begins to load its model; `hear` tells when it has. Ended with the block."""
+    log = folder / f"{name}.log"
+    with log.open("wb") as errors:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+        )
+    try:
+        contestant = Process(name, process, log)
+        contestant.tell("texts", texts=[list(text) for text in texts])
+        yield contestant
+    finally:
+        process.kill()
+        process.wait()

@@ -1,0 +1,32 @@
+#!/bin/sh
+# Builds the opponents of the benchmarks for this machine, in an environment of their own: several minutes, once.
+#
+#   benchmarks/setup.sh VENV PYTHON
+#
+# JOBS is how many compilers run at once (default: one a processor).
+set -eu
+
+venv=$1
+python=$2
+cd "$(dirname "$0")/.."
+
+stamp="$venv/.bench"
+digest=$(cat benchmarks/requirements.txt benchmarks/setup.sh | cksum)
+if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$digest" ]; then
+    for compiler in c++ g++ clang++; do
+        command -v "$compiler" >/dev/null 2>&1 && found=$compiler
+    done
+    if [ -z "${found:-}" ]; then
+        echo "llama.cpp is built from source: install a C++ compiler (Debian: apt-get install g++), then run this again" >&2
+        exit 1
+    fi
+    echo "building llama.cpp for this machine, which takes minutes" >&2
+    "$python" -m venv --clear "$venv"
+    # Everything that its own build turns on by default, for this processor; without the parts for images.
+    CMAKE_ARGS="-DGGML_NATIVE=ON -DGGML_LLAMAFILE=ON -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF ${CMAKE_ARGS:-}" \
+        CMAKE_BUILD_PARALLEL_LEVEL="${JOBS:-$(getconf _NPROCESSORS_ONLN)}" \
+        "$venv/bin/python" -m pip install -q --disable-pip-version-check \
+        --no-binary llama-cpp-python -r benchmarks/requirements.txt
+    printf '%s' "$digest" >"$stamp"
+fi
+"$venv/bin/python" -c 'import llama_cpp; print("llama-cpp-python", llama_cpp.__version__, llama_cpp.llama_print_system_info().decode())'
