@@ -20,7 +20,8 @@ from nsllm.consensus.validators import ValidatorSet
 from nsllm.crypto import MemberKey, keccak256
 from nsllm.governance.chain import EmbeddedChain
 from nsllm.governance.genesis import Genesis, Placement
-from nsllm.governance.ledger import Ledger
+from nsllm.governance.ledger import Ledger, LedgerSummary
+from nsllm.governance.log_entry import Checkpoint, SignedCheckpoint, sign_checkpoint
 from nsllm.governance.policy import Policy, Rubric
 from nsllm.ids import ZERO_DIGEST, Digest, Epoch, Height, NetworkId, PeerId, Ppm, Round, TimeMs
 from nsllm.offload import InlineOffload
@@ -159,6 +160,17 @@ class LedgerNetwork:
             for key in self.keys:
                 ledger.add_observation(self.observe(key, signed))
 
+    def checkpoint(self, key: MemberKey, size: int = 1) -> SignedCheckpoint:
+        """Of a peer's own log."""
+        state = Checkpoint(peer=key.address, size=size, root=keccak256(b"log"), time_ms=TimeMs(1))
+        return sign_checkpoint(key, self.network, state)
+
+    @staticmethod
+    def shown(summary: LedgerSummary) -> tuple[object, ...]:
+        """What ledgers of one network agree on."""
+        s = summary
+        return s.height, s.log_size, s.log_root, s.state_root, s.blocks, s.anchors
+
     def certify(self, block: Block, signers: Sequence[MemberKey] | None = None) -> DecidedBlock:
         """By all keys unless told otherwise; nothing is checked."""
         header = block.header
@@ -197,3 +209,9 @@ class LedgerNetwork:
 def ledger_network() -> Callable[..., LedgerNetwork]:
     """Makes a network of so many validators: `ledger_network(4)`."""
     return LedgerNetwork
+
+
+@pytest.fixture
+def net(ledger_network: Callable[..., LedgerNetwork]) -> LedgerNetwork:
+    """Four validators."""
+    return ledger_network(4)
