@@ -5,7 +5,8 @@
 #   scripts/setup.sh VENV run     what `make up` needs
 #   scripts/setup.sh VENV test    and what `make test` needs
 #
-# TORCH_PIP_ARGS goes to the installation of torch, such as: --index-url URL-OF-A-CPU-INDEX
+# TORCH_PIP_ARGS goes to the installation of torch, such as: --extra-index-url URL-OF-A-CPU-INDEX (an extra one, because the
+# pinned versions of what torch needs are on PyPI)
 # PYTHON names the interpreter; otherwise python3.11, or python3 if that is 3.11 or newer.
 set -eu
 
