@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from nsllm.node.engine.sampler import Chooser
 from nsllm.node.engine.spelling import Spelling
@@ -109,6 +109,15 @@ class Backend(Encoder, Protocol):
 
     def log_probabilities(self, logits: torch.Tensor, token_ids: Sequence[int]) -> list[float]:
         """Natural log-probability of each token under its row of `logits` (tokens, vocabulary)."""
+        ...
+
+
+@runtime_checkable
+class Eyes(Protocol):
+    """What a backend of a model that takes pictures has beside the rest."""
+
+    def picture_tokens(self, messages: Sequence[Message], images: Sequence[bytes]) -> list[int]:
+        """As `chat_tokens`, with pictures (PNG files) in the places that the messages hold; for `open` as it is."""
         ...
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nsllm.node.engine.choice import Choice, running_digest
-from nsllm.node.engine.models import model_digest, model_dtype, read_config
+from nsllm.node.engine.models import model_digest, model_dtype, read_config, sees
 from nsllm.node.engine.port import ModelInfo
 from nsllm.node.errors import ConfigError
 from nsllm.record import EMBEDDING_DIMENSIONS, Sampling
@@ -19,14 +19,17 @@ ENCODER_TOKENS: Final = 256
 
 
 def read_text_info(folder: Path, choice: Choice) -> ModelInfo:
-    """Of a causal language model that runs as chosen.
+    """Of a causal or vision-language model that runs as chosen.
 
     Raises:
         ModelMissingError: no usable model there.
         ConfigError: the configuration does not say how long a context may be.
     """
     config = read_config(folder)
-    context = config.get("max_position_embeddings") or config.get("n_positions")
+    eyes = sees(config)
+    text = config.get("text_config") if eyes else config
+    own = text if isinstance(text, dict) else {}
+    context = own.get("max_position_embeddings") or own.get("n_positions")
     if not isinstance(context, int) or context < 2:
         raise ConfigError(f"{folder}/config.json: max_position_embeddings is {context!r}, expected a number of tokens")
     return ModelInfo(
@@ -35,6 +38,7 @@ def read_text_info(folder: Path, choice: Choice) -> ModelInfo:
         dtype=choice.dtype,
         context_tokens=context,
         defaults=_defaults(_generation_config(folder)),
+        sees=eyes,
     )
 
 

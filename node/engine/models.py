@@ -49,9 +49,12 @@ CONFIG_LIMIT_BYTES: Final = 1 << 20
 
 MODEL_FILES: Final = (
     "chat_template.jinja",
+    "chat_template.json",
     "config.json",
     "generation_config.json",
     "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
     "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -181,6 +184,13 @@ def model_dtype(config: Mapping[str, Any]) -> str:
     if is_int8(config):
         return "int8"
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+def sees(config: Mapping[str, Any]) -> bool:
+    """Whether the configuration is of a model that takes pictures beside text and writes text."""
+    names = config.get("architectures")
+    writes = isinstance(names, list) and any(str(name).endswith("ForConditionalGeneration") for name in names)
+    return writes and isinstance(config.get("vision_config"), dict)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

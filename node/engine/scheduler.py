@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from nsllm.node.engine.backend import Backend, Read, TemplateError
+from nsllm.node.engine.backend import Backend, Eyes, Read, TemplateError
 from nsllm.node.engine.failures import failed
 from nsllm.node.engine.generation import Generation
 from nsllm.node.engine.port import EngineRequest
@@ -161,6 +161,10 @@ class Scheduler:
     def _prompt(self, request: EngineRequest) -> list[int]:
         if request.form == "text":
             return self._backend.tokens(request.messages[0].content)
+        if request.images:
+            if not isinstance(self._backend, Eyes):
+                raise TemplateError("this model takes no pictures")
+            return self._backend.picture_tokens(request.messages, request.images)
         return self._backend.chat_tokens(request.messages)
 
     def _refuse_overflow(self, job: int, tokens: str) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import psutil
 
 from nsllm.node.engine.devices import Devices
+from nsllm.node.engine.models import read_config, sees
 from nsllm.node.engine.parent import die_with
 from nsllm.node.engine.protocol import FromWorker, Ready, frame, worker_reader
 
@@ -88,6 +89,10 @@ def load_backend(options: argparse.Namespace) -> Backend:
         from nsllm.node.engine.general import CausalModel, TransformersBackend
 
         devices = Devices(options.parallel, tuple(name for name in options.devices.split(",") if name))
+        if sees(read_config(options.text)):
+            from nsllm.node.engine.vision import VisionBackend, VisionModel
+
+            return VisionBackend(options.text, options.encoder, VisionModel(options.text, devices))
         if devices.parallel == "tensor":
             from nsllm.node.engine.ranks.leader import lead
 

@@ -49,8 +49,8 @@ async def test_a_model_that_reads_gets_words_before_the_question() -> None:
     assert [message.content for message in attended.messages] == [
         "[Image 1: it is picture]\n\n[Image 2: it is other]\n\nCompare\nwith",
         (
-            "[Data 1, sums.csv: 1 row, 2 columns.\na: integer, 1 to 1, mean 1, sum 1\nb: integer, 2 to 2, mean 2, sum 2\n"
-            "All rows:\na,b\n1,2]\n\nSum?"
+            "[Data 1, sums.csv: 1 row, 2 columns.\na: integer, 1 to 1, mean 1, sum 1\n"
+            "b: integer, 2 to 2, mean 2, sum 2\nAll rows:\na,b\n1,2]\n\nSum?"
         ),
     ]
     assert attended.images == ()
