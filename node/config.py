@@ -94,6 +94,13 @@ class EngineConfig:
     )
     threads: int = setting(1, "CPU threads of the model worker.", unit="threads", least=1, most=1024)
     cache_mb: int = setting(512, "Memory for keys and values on the fast path.", unit="MB", least=1, most=1_000_000)
+    memory_mb: int = setting(
+        0,
+        "Memory of all model workers together, as estimated from the models' files; 0: whatever is free.",
+        unit="MB",
+        least=0,
+        most=100_000_000,
+    )
     max_active: int = setting(32, "Generations that run at the same time.", unit="generations", least=1, most=1024)
     max_queue: int = setting(32, "Generations that wait; more are answered with 429.", unit="generations", least=0)
     max_tokens_default: int = setting(

@@ -14,6 +14,7 @@ NodeError
 │   ├── UnknownModelError                                                  404 model_not_found
 │   ├── NotFoundError                                                      404
 │   ├── OverloadedError                                                    429 rate_limit_error, Retry-After
+│   ├── MemoryBudgetError                                                  507
 │   └── NotReadyError                                                      503
 """
 
@@ -119,6 +120,13 @@ class OverloadedError(ServiceError):
     status = 429
     kind = "rate_limit_error"
     retry_after_s = 1
+
+
+class MemoryBudgetError(ServiceError):
+    """Not enough memory for a model."""
+
+    code = "not_enough_memory"
+    status = 507
 
 
 class NotReadyError(ServiceError):

@@ -48,7 +48,8 @@ class Executors:
             NetworkError: another member's generation broke off, or went beyond its bounds.
         """
         can_move = not asked.images and asked.top_logprobs is None
-        if visibility != "private" and can_move and self._engine.info().state != "ready":
+        serving = self._engine.info().serving(request.model_digest)
+        if visibility != "private" and can_move and (serving is None or serving.state != "ready"):
             remote = GenerateRequest(request=request, visibility=visibility)
             for executor in self._others(request):
                 async with AsyncExitStack() as stack:
@@ -74,12 +75,12 @@ class Executors:
             InvalidRequestError: a model that is not ours.
             OverloadedError: our own callers come first; somebody waits already.
         """
-        info = self._engine.info()
         wanted = request.request.model_digest
-        if wanted != info.text.digest:
+        serving = self._engine.info().serving(wanted)
+        if serving is None:
             raise InvalidRequestError(f"model {wanted.hex()[:16]} is not served here")
-        if info.queued:
-            raise OverloadedError(f"{info.queued} generations wait here already")
+        if serving.queued:
+            raise OverloadedError(f"{serving.queued} generations wait here already")
         log.info("generation_for member=%s", hex0x(member.address))
         asked = EngineRequest.of(request.request, client=hex0x(member.address))
         async with self._engine.generate(asked) as pieces:

@@ -121,10 +121,12 @@ class Orchestrator:
             raise failure
 
     async def _admit(self, command: ChatCommand) -> _Question:
-        model = self._engine.info().text
-        if command.model not in {model.name, "default"}:
+        served = self._engine.info()
+        model = served.named(command.model)
+        if model is None:
+            names = ", ".join(repr(row.model.name) for row in served.texts())
             raise UnknownModelError(
-                f"model {command.model!r} is not served here", hint=f"this peer serves {model.name!r}", param="model"
+                f"model {command.model!r} is not served here", hint=f"this peer serves {names}", param="model"
             )
         attended = await attend(command.messages, command.attached, self._describer, sees=model.sees)
         request = Request(

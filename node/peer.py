@@ -15,9 +15,20 @@ from nsllm.node.api.server import ApiServer
 from nsllm.node.api.settings import ApiSettings
 from nsllm.node.config import PeerConfig
 from nsllm.node.data_folder import Settled
-from nsllm.node.engine.port import ModelInfo
+from nsllm.node.engine.pool import Models
+from nsllm.node.engine.port import LoadedModel, ModelInfo
+from nsllm.node.errors import InvalidRequestError
 from nsllm.node.parts import Parts
-from nsllm.node.service import ChatCommand, ChatEvent, PeerEvent, PeerRow, Readiness, ReceiptStatus, Status
+from nsllm.node.service import (
+    ChatCommand,
+    ChatEvent,
+    ModelShelf,
+    PeerEvent,
+    PeerRow,
+    Readiness,
+    ReceiptStatus,
+    Status,
+)
 from nsllm.node.status import anchor_row, certificate_row, peer_rows, policy_view
 from nsllm.node.stores import Stores
 from nsllm.node.supervision import keep_going
@@ -79,9 +90,9 @@ class Peer:
     # PeerService
 
     def models(self) -> tuple[ModelInfo, ...]:
-        """The chat model first."""
+        """The chat models, the default one first, then the encoder."""
         info = self._world.engine.info()
-        return (info.text, info.encoder)
+        return (*(row.model for row in info.texts()), info.encoder)
 
     def chat(self, command: ChatCommand) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[ChatEvent]]:
         """Run one completion."""
@@ -160,6 +171,27 @@ class Peer:
             anchors=tuple(anchor_row(row) for row in ledger.anchors),
             notices=self._notices(),
         )
+
+    def loaded(self) -> ModelShelf:
+        """The text models that are loaded, and the memory budget."""
+        models = self._world.models
+        return ModelShelf(self._world.engine.info().texts(), None if models is None else models.budget_mb)
+
+    async def load_model(self, name: str, *, default: bool) -> LoadedModel:
+        """Load a model of the store, perhaps as the default one."""
+        row = await self._models().load(name, default=default)
+        self.parts.context.events.emit("model_loaded", model=name, default=default)
+        return row
+
+    async def unload_model(self, name: str) -> None:
+        """Unload a model; generations that run end first, or with an error."""
+        await self._models().unload(name)
+        self.parts.context.events.emit("model_unloaded", model=name)
+
+    def _models(self) -> Models:
+        if self._world.models is None:
+            raise InvalidRequestError("this peer's models cannot be changed while it runs")
+        return self._world.models
 
     async def invite(self) -> str:
         """One-time invite text."""

@@ -57,7 +57,7 @@ class Presence:
         network.handle(HEARTBEAT, serve_heartbeat(directory, self._beat))
 
     def own_card(self) -> SignedCard:
-        """Our present card; made anew when addresses or admission changed, or half of its term is over."""
+        """Our present card; made anew when addresses, models or admission changed, or half of its term is over."""
         now = self._context.clock.now_ms()
         card = self._card
         if card is None or self._stale(card.card, now):
@@ -72,21 +72,20 @@ class Presence:
 
     def _stale(self, card: PeerCard, now: TimeMs) -> bool:
         changed = card.multiaddrs != self._network.addresses()[:8] or card.admission != self.admission
+        changed = changed or card.models != self._models()
         return changed or now > card.expires_ms - RENEW_MS
 
     def _make(self, now: TimeMs) -> SignedCard:
         member = self._context.registry.get(self._context.address)
         if member is None and self.admission is not None:
             member = self.admission.member
-        info = self._engine.info()
-        models = tuple(CardModel(name=model.name, digest=model.digest) for model in (info.text, info.encoder))
         card = PeerCard(
             network=self._context.network_id,
             peer_id=self._network.peer_id,
             public_key=self._peer_key.public_key,
             address=self._context.address,
             roles=member.roles if member is not None else (),
-            models=models,
+            models=self._models(),
             multiaddrs=self._network.addresses()[:8],
             sequence=max(now, self._card.card.sequence + 1 if self._card else 0),
             expires_ms=TimeMs(now + CARD_TERM_MS),
@@ -94,6 +93,12 @@ class Presence:
             admission=self.admission,
         )
         return sign_card(self._peer_key, self._context.key, card)
+
+    def _models(self) -> tuple[CardModel, ...]:
+        """Text models, the default one first, then the encoder; a card names eight."""
+        info = self._engine.info()
+        texts = [row.model for row in info.texts()]
+        return tuple(CardModel(name=model.name, digest=model.digest) for model in (*texts[:7], info.encoder))
 
     def _beat(self) -> tuple[Height, int]:
         return self._height(), self.own_card().card.sequence

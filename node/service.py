@@ -14,7 +14,7 @@ import trio
 
 from nsllm.node.attachments.attached import Attached
 from nsllm.node.attachments.attend import Note
-from nsllm.node.engine.port import EngineInfo, ModelInfo, TokenLogprob
+from nsllm.node.engine.port import EngineInfo, LoadedModel, ModelInfo, TokenLogprob
 from nsllm.record import Guide, Message, Sampling, Tool, Visibility
 
 
@@ -195,11 +195,21 @@ class Status:
     """What an operator should know, such as "fewer than 4 validators: f = 0"."""
 
 
+@dataclass(frozen=True, slots=True)
+class ModelShelf:
+    """Text models of a running peer."""
+
+    models: tuple[LoadedModel, ...]
+    """The default one first."""
+    budget_mb: int | None
+    """Memory for all of them together; None: no limit but what is free."""
+
+
 class PeerService(Protocol):
     """One running peer."""
 
     def models(self) -> tuple[ModelInfo, ...]:
-        """The chat model first, then the encoder."""
+        """The chat models, the default one first, then the encoder."""
         ...
 
     def chat(self, command: ChatCommand) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[ChatEvent]]:
@@ -232,6 +242,21 @@ class PeerService(Protocol):
 
     def events(self) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[PeerEvent]]:
         """Events from now on; a slow reader loses the oldest."""
+        ...
+
+    def loaded(self) -> ModelShelf:
+        """The text models that are loaded, and the memory budget."""
+        ...
+
+    async def load_model(self, name: str, *, default: bool) -> LoadedModel:
+        """Load a model of the store, perhaps as the default one; needs the admin key at the HTTP side.
+
+        Raises `ServiceError`, `UsageError` or `EngineError` if there is none, no memory for it, or it does not start.
+        """
+        ...
+
+    async def unload_model(self, name: str) -> None:
+        """Unload a model; generations that run end first, or with an error. Raises `ServiceError`."""
         ...
 
     async def invite(self) -> str:

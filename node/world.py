@@ -18,9 +18,11 @@ from nsllm.node.attachments.host import WorkerDescriber
 from nsllm.node.attachments.port import Describer, TablesOnly
 from nsllm.node.config import EngineConfig, PeerConfig
 from nsllm.node.data_folder import Settled, model_paths
+from nsllm.node.engine.pool import ModelPool, Models
 from nsllm.node.engine.port import Engine
 from nsllm.node.engine.supervisor import WorkerEngine
 from nsllm.node.engine.upstream import Upstream, UpstreamEngine
+from nsllm.node.model_opener import ModelOpener, free_bytes
 from nsllm.node.service import PeerEvent
 from nsllm.offload import Offload, ThreadOffload
 from nsllm.p2p.libp2p_network import Libp2pNetwork
@@ -46,6 +48,8 @@ class World:
     """Where the peer's databases stand."""
     serve_api: bool
     """Whether the HTTP side runs; a simulation asks the peer directly."""
+    models: Models | None = None
+    """Loads and unloads text models; None: the engine's are what there is."""
     describer: Describer = field(default_factory=TablesOnly)
     """Looks at what is attached to questions."""
     observer: Callable[[PeerEvent], None] = lambda _event: None
@@ -63,19 +67,18 @@ def real_world(settled: Settled, checkpoint: Callable[[str], None] | None = None
     config: PeerConfig = settled.config
     rng = random.Random(secrets.token_bytes(32))  # noqa: S311 - seeded by the system, never for keys
     paths = model_paths(config, lambda _progress: None)
-    worker = WorkerEngine(
-        text=paths.text,
-        encoder=paths.encoder,
-        backend=config.engine.backend,
-        devices=config.engine.spread(),
-        threads=config.engine.threads,
-        cache_mb=config.engine.cache_mb,
-        max_queue=config.engine.max_queue,
-        max_active=config.engine.max_active,
-        max_tokens=config.engine.max_tokens_default,
-        rng=rng,
-    )
+    opener = ModelOpener(config.home, config.engine, paths.encoder, rng)
+    worker, worker_bytes = opener.base(paths.text)
     upstream = _upstream(config.engine, worker, rng)
+    offload = ThreadOffload()
+    pool = ModelPool(
+        base=upstream or worker,
+        base_bytes=worker_bytes,
+        find=opener.find,
+        offload=offload,
+        budget_bytes=config.engine.memory_mb << 20,
+        free_bytes=free_bytes,
+    )
     plugins = PluginHost(config.plugins.enabled)
     describer = WorkerDescriber()
     network = Libp2pNetwork(
@@ -83,14 +86,16 @@ def real_world(settled: Settled, checkpoint: Callable[[str], None] | None = None
     )
     return World(
         clock=SystemClock(),
-        offload=ThreadOffload(),
+        offload=offload,
         rng=rng,
         network=network,
-        engine=upstream or worker,
+        engine=pool,
+        models=pool,
         plugins=plugins,
         services=(
             partial(worker.run),
             *((partial(upstream.run),) if upstream else ()),
+            partial(pool.run),
             partial(plugins.run),
             partial(describer.run),
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from nsllm.node.api import admin, chat, completions, embeddings, health, metrics, models, receipts, status
+from nsllm.node.api import admin, chat, completions, embeddings, health, metrics, model_admin, models, receipts, status
 from nsllm.node.api.context import CONTEXT, Context
 from nsllm.node.api.endpoints import ENDPOINTS
 from nsllm.node.api.page import Page
@@ -43,4 +43,7 @@ def _handlers(page: Page) -> dict[tuple[str, str], Handler]:
         ("GET", "/session"): admin.get_session,
         ("POST", "/session"): admin.open_session,
         ("POST", "/admin/invite"): admin.invite,
+        ("GET", "/admin/models"): model_admin.list_loaded,
+        ("POST", "/admin/models"): model_admin.load,
+        ("DELETE", "/admin/models/{id}"): model_admin.unload,
     }

@@ -13,7 +13,7 @@ Access = Literal["open", "key", "admin"]
 class Endpoint:
     """One method of one path."""
 
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "DELETE"]
     path: str
     """As aiohttp writes it."""
     access: Access
@@ -26,7 +26,7 @@ ENDPOINTS: Final = (
         "POST", "/v1/completions", "key", "Text goes on, without the chat template; plain or as server-sent events"
     ),
     Endpoint("POST", "/v1/embeddings", "key", "Embeddings as floats or base64 of little-endian float32"),
-    Endpoint("GET", "/v1/models", "key", "The chat model first, then the encoder"),
+    Endpoint("GET", "/v1/models", "key", "The chat models, the default one first, then the encoder"),
     Endpoint("GET", "/v1/models/{id:.+}", "key", "One model"),
     Endpoint(
         "GET",
@@ -46,6 +46,14 @@ ENDPOINTS: Final = (
     Endpoint("GET", "/session", "open", "What the page's session may do, and its CSRF token"),
     Endpoint("POST", "/session", "open", "Log the page in: API key as bearer, admin key as `X-NSLLM-Admin-Key`"),
     Endpoint("POST", "/admin/invite", "admin", "A one-time invite for another machine"),
+    Endpoint("GET", "/admin/models", "admin", "Text models that are loaded, what they take, and the memory budget"),
+    Endpoint(
+        "POST",
+        "/admin/models",
+        "admin",
+        'Loads a model of the store: `{"model": NAME, "default": true}`; answers once it runs, 507 without the memory',
+    ),
+    Endpoint("DELETE", "/admin/models/{id}", "admin", "Unloads a model once its generations have ended, or after 30 s"),
 )
 
 

@@ -1,4 +1,4 @@
-"""`GET /v1/models` and `GET /v1/models/{id}`: the chat model first, then the encoder."""
+"""`GET /v1/models` and `GET /v1/models/{id}`: the chat models, the default one first, then the encoder."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ async def get_model(request: web.Request) -> web.Response:
 
 async def _models(context: Context) -> list[dict[str, object]]:
     infos = await context.bridge.call_sync(context.service.models)
-    return [_model(info, index, context.started_s) for index, info in enumerate(infos)]
+    last = len(infos) - 1
+    return [_model(info, context.started_s, encodes=index == last) for index, info in enumerate(infos)]
 
 
-def _model(info: ModelInfo, index: int, created_s: int) -> dict[str, object]:
+def _model(info: ModelInfo, created_s: int, *, encodes: bool) -> dict[str, object]:
     return {
         "id": info.name,
         "object": "model",
         "created": created_s,
         "owned_by": "nsllm",
         "nsllm": {
-            "kind": "chat" if index == 0 else "embedding",
+            "kind": "embedding" if encodes else "chat",
             "digest": hex0x(info.digest),
             "dtype": info.dtype,
             "context_tokens": info.context_tokens,

@@ -37,13 +37,31 @@ class ModelInfo:
     """True for a model that another server runs: what is said of it is that server's operator's claim."""
 
 
+State = Literal["starting", "ready", "restarting", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A text model that answers requests, among others perhaps."""
+
+    model: ModelInfo
+    state: State
+    active: int
+    queued: int
+    memory_mb: int | None = None
+    """What its worker takes, as estimated from its files; None: not known."""
+    removable: bool = True
+    """False for the model of the start, which judges answers."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
     """What the engine runs, for requests and the status page."""
 
     text: ModelInfo
+    """The model that answers where a request does not say."""
     encoder: ModelInfo
-    state: Literal["starting", "ready", "restarting", "failed"]
+    state: State
     restarts: int
     active: int
     """Generations that run now."""
@@ -52,6 +70,21 @@ class EngineInfo:
     """Over the last finished generations; None before the first."""
     scorer: ModelInfo | None = None
     """What judges, where that is not the text model."""
+    loaded: tuple[LoadedModel, ...] = ()
+    """All text models, the default one first, of an engine that loads and unloads them; else empty."""
+
+    def texts(self) -> tuple[LoadedModel, ...]:
+        """All text models that answer, the default one first."""
+        return self.loaded or (LoadedModel(self.text, self.state, self.active, self.queued, removable=False),)
+
+    def named(self, name: str) -> ModelInfo | None:
+        """The text model that a request calls so; `default` is the default one."""
+        found = (row.model for row in self.texts() if row.model.name == name)
+        return self.text if name == "default" else next(found, None)
+
+    def serving(self, digest: Digest) -> LoadedModel | None:
+        """The text model with this digest, if it is loaded."""
+        return next((row for row in self.texts() if row.model.digest == digest), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +103,8 @@ class EngineRequest:
     """How many alternatives are told with each token; None: not even the token's own probability."""
     client: str = ""
     """Who asks, in any words: waiting generations are started in turns between clients."""
+    model: Digest | None = None
+    """Which text model, for an engine that has several; None: the default one."""
 
     @classmethod
     def of(cls, request: Request, *, client: str = "") -> EngineRequest:
@@ -81,6 +116,7 @@ class EngineRequest:
             tools=request.tools,
             guide=request.guide,
             client=client,
+            model=request.model_digest,
         )
 
 

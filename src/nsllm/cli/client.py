@@ -93,8 +93,16 @@ class Api:
 
     async def post_admin(self, path: str, admin_key: str) -> dict[str, Any]:
         """POST with the admin key."""
+        return await self.administer("POST", path, admin_key, {})
+
+    async def administer(
+        self, method: str, path: str, admin_key: str, body: dict[str, Any] | None = None, *, timeout_s: float = READ_S
+    ) -> dict[str, Any]:
+        """A JSON object, asked for with the admin key."""
+        timeout = httpx.Timeout(timeout_s, connect=CONNECT_S)
+        headers = {ADMIN_HEADER: admin_key}
         with self._named():
-            response = await self._http.post(path, headers={ADMIN_HEADER: admin_key}, json={})
+            response = await self._http.request(method, path, headers=headers, json=body, timeout=timeout)
         return self._object(response)
 
     async def chat_model(self) -> str:

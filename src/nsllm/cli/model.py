@@ -1,4 +1,4 @@
-"""`nsllm model`: the models of this machine: fetched, listed, added, converted and described."""
+"""`nsllm model`: models are fetched, listed, added, converted and described, and loaded into a running peer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from nsllm.cli.model_running import add_commands
 from nsllm.cli.terminal import emit, escape, examples, fetching, json_option, note, out
 
 if TYPE_CHECKING:
@@ -15,22 +16,27 @@ if TYPE_CHECKING:
 
 
 @click.group(
-    short_help="Fetch, list, add, convert and describe models.",
+    short_help="Fetch, list, add, convert and describe models; load them into a running peer.",
     invoke_without_command=True,
     epilog=examples(
         "nsllm model fetch                               # the default models, into $NSLLM_HOME/models",
         "nsllm model add HuggingFaceTB/SmolLM2-360M-Instruct",
         "nsllm model list --json",
         "nsllm model info SmolLM2-360M-Instruct",
+        "nsllm model load SmolLM2-360M-Instruct           # into the running peer",
     ),
 )
 @click.pass_context
 def model(ctx: click.Context) -> None:
-    """Fetch, list, add, convert and describe models. Weights are safetensors or GGUF, never pickles; a model's own code
-    is never run. [engine] text_model in config.toml takes a name of the list, or a folder.
+    """Fetch, list, add, convert and describe models, and load them into a running peer. Weights are safetensors or
+    GGUF, never pickles; a model's own code is never run. [engine] text_model in config.toml takes a name of the list,
+    or a folder.
     """  # noqa: D205 - one sentence
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
+
+
+add_commands(model)
 
 
 @model.command(epilog=examples("nsllm model fetch", "NSLLM_HOME=/srv/nsllm nsllm model fetch"))
