@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
 
@@ -57,6 +58,18 @@ class PeerLogEntry(Value, frozen=True, kw_only=True):
     fields: Annotated[tuple[PeerLogField, ...], Meta(max_length=MAX_FIELDS)]
     """Ascending by name, each once."""
     salt: Annotated[bytes, Meta(min_length=16, max_length=16)]
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """Something to be logged."""
+
+    kind: str
+    """Lower-case name, such as `answered` or `input_rejected`."""
+    fields: Mapping[str, int | str | bytes]
+    """Digests, numbers and short names by name; never prompts, answers or keys."""
+    private: bool
+    """It concerns a private request."""
 
 
 class PeerLog:
@@ -134,28 +147,20 @@ class PeerLog:
         return self._frontier.root()
 
     async def append(self, kind: str, fields: Mapping[str, int | str | bytes], *, private: bool) -> int:
-        """Log something; returns its index once it is on disk.
+        """Log one thing; returns its index once it is on disk. See `append_all`."""
+        return await self.append_all([Happening(kind, fields, private)])
 
-        Args:
-            kind: lower-case name, such as `answered` or `input_rejected`.
-            fields: digests, numbers and short names by name; never prompts, answers or keys.
-            private: the thing concerns a private request.
+    async def append_all(self, happenings: Sequence[Happening]) -> int:
+        """Log what happened, all or nothing; returns the first one's index once they are on disk.
 
         Raises:
             EncodingError: a name or value outside the bounds.
             StorageError: no space; nothing was logged.
         """
-        plain = {
-            "time_ms": self._clock.now_ms(),
-            "kind": kind,
-            "private": private,
-            "fields": [{"name": name, "value": _shown(fields[name])} for name in sorted(fields)],
-        }
         async with self._lock:
-            data = self._entry(plain)
-            leaf = merkle.leaf_hash(data)
             before = self._frontier
-            self._frontier = await self._offload.run(lambda: self._store(before, data, leaf))
+            rows = [self._entry(before.size + index, each) for index, each in enumerate(happenings)]
+            self._frontier = await self._offload.run(lambda: self._store(before, rows))
             return before.size
 
     async def entries(self, start: int, count: int) -> list[PeerLogEntry]:
@@ -222,20 +227,26 @@ class PeerLog:
             raise DamageError(f"peer log of {frontier.size} leaves and {entries} entries", hint=RECOVERY_HINT)
         return frontier
 
-    def _entry(self, plain: Mapping[str, object]) -> bytes:
-        index = self._frontier.size.to_bytes(8, "big")
-        salt = hmac.digest(self._key.secret(), b"nsllm/1/peer-log-salt\0" + self._network + index, hashlib.sha256)
-        entry = canonical.from_plain({**plain, "salt": salt[:16]}, PeerLogEntry)
-        data = canonical.encode(entry)
+    def _entry(self, index: int, what: Happening) -> bytes:
+        salted = b"nsllm/1/peer-log-salt\0" + self._network + index.to_bytes(8, "big")
+        plain = {
+            "time_ms": self._clock.now_ms(),
+            "kind": what.kind,
+            "private": what.private,
+            "fields": [{"name": name, "value": _shown(what.fields[name])} for name in sorted(what.fields)],
+            "salt": hmac.digest(self._key.secret(), salted, hashlib.sha256)[:16],
+        }
+        data = canonical.encode(canonical.from_plain(plain, PeerLogEntry))
         if len(data) > MAX_ENTRY_BYTES:
             raise EncodingError(f"log entry of {len(data)} bytes, the limit is {MAX_ENTRY_BYTES}")
         return data
 
-    def _store(self, frontier: Frontier, data: bytes, leaf: Digest) -> Frontier:
+    def _store(self, frontier: Frontier, rows: Sequence[bytes]) -> Frontier:
+        numbered = [(frontier.size + index, data) for index, data in enumerate(rows)]
         with self._database.transaction():
-            row = (frontier.size, data)
-            self._database.connection.execute("INSERT INTO peer_log_entry (position, data) VALUES (?, ?)", row)
-            return self._tree.extend(frontier, [leaf])
+            sql = "INSERT INTO peer_log_entry (position, data) VALUES (?, ?)"
+            self._database.connection.executemany(sql, numbered)
+            return self._tree.extend(frontier, [merkle.leaf_hash(data) for data in rows])
 
 
 def verify_entry(

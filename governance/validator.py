@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from nsllm.canonical import Value
 from nsllm.governance.features import AnswerFeatures, EmbeddingField, measure_answer
 from nsllm.governance.policy import Policy
 from nsllm.governance.ports import JudgeModels
 from nsllm.governance.validation import Decision, Measure, Stage, judge
-from nsllm.record import Evidence, Message, TextField, quantize_embedding
+from nsllm.record import EMBEDDING_DIMENSIONS, Evidence, Message, TextField, quantize_embedding
+
+NOT_EMBEDDED: Final = bytes(EMBEDDING_DIMENSIONS)
+"""In place of a text's embedding; the toxicity layer's meaning head takes it for harmless."""
 
 
 class TextItem(Value, frozen=True, kw_only=True):
@@ -23,7 +26,7 @@ class TextItem(Value, frozen=True, kw_only=True):
     question: TextField
     """The user's last turn."""
     embedding: EmbeddingField
-    """Of `text`."""
+    """Of `text`; all zeros where it was not embedded: private requests are judged by their wording."""
     features: AnswerFeatures | None = None
     """At the output stage, if the answer may be published; None where only safety is judged."""
 
@@ -57,20 +60,19 @@ class Validator:
         self._models = models
         self._layers = layers
 
-    async def check_input(self, question: str, vector: Sequence[float], policy: Policy) -> Decision:
+    async def check_input(self, question: str, vector: Sequence[float] | None, policy: Policy) -> Decision:
         """Judge the user's last turn.
 
         Args:
             question: the text.
-            vector: its embedding, the one that the cache look-up uses as well.
+            vector: its embedding, the one that the cache look-up uses as well; None: it was not embedded.
             policy: the policy in force.
 
         Raises:
             SafetyUnavailableError: answer 503 and do not generate.
         """
-        item = TextItem(
-            stage="input", text=question, question=question, embedding=quantize_embedding(list(vector)), features=None
-        )
+        embedding = NOT_EMBEDDED if vector is None else quantize_embedding(list(vector))
+        item = TextItem(stage="input", text=question, question=question, embedding=embedding, features=None)
         return judge("input", await self._layers.validate(item), policy)
 
     async def check_output(
@@ -80,6 +82,7 @@ class Validator:
         policy: Policy,
         *,
         publishing: bool,
+        embed: bool = True,
         evidence: Sequence[Evidence] = (),
     ) -> OutputCheck:
         """Judge an answer to a conversation.
@@ -89,6 +92,7 @@ class Validator:
             answer: what the model said.
             policy: the policy in force.
             publishing: whether the answer could be published: only then are likelihoods asked for and coherence judged.
+            embed: whether an answer that is not published is embedded for the layers that listen to its meaning.
             evidence: what the answer cites.
 
         Raises:
@@ -98,6 +102,8 @@ class Validator:
         if publishing:
             features = await measure_answer(self._models, messages, answer, evidence)
             embedding = features.embedding
+        elif not embed:
+            embedding = NOT_EMBEDDED
         else:
             [vector] = await self._models.embed([answer])
             embedding = quantize_embedding(list(vector))

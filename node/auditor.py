@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -10,7 +11,7 @@ import trio
 
 from nsllm.errors import NsllmError
 from nsllm.governance.ledger import Ledger
-from nsllm.governance.peer_log import PeerLog
+from nsllm.governance.peer_log import Happening, PeerLog
 from nsllm.node.service import PeerEvent
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ CHECKPOINT_S: Final = 60.0
 LAST_WORDS_S: Final = 1.0
 """How long a peer that stops goes on writing down what it did."""
 MAX_VALUE_CHARS: Final = 120
+GATHER_S: Final = 0.25
+"""What happens so soon after something that was written down is written down together: each write is synced."""
 
 
 class Auditor:
@@ -74,21 +77,30 @@ class Auditor:
                 await self._append_rest()
 
     async def _append_all(self) -> None:
-        async for event in self._queue:
-            await self._append(event)
+        while True:
+            await self._append([await self._queue.receive()])
+            await trio.sleep(GATHER_S)
+            await self._append_rest()
 
     async def _append_rest(self) -> None:
+        """What is queued, in one write."""
+        events: list[PeerEvent] = []
         with suppress(trio.WouldBlock):
             while True:
-                await self._append(self._queue.receive_nowait())
+                events.append(self._queue.receive_nowait())
+        if events:
+            await self._append(events)
 
-    async def _append(self, event: PeerEvent) -> None:
-        fields = {name: _plain(value) for name, value in event.fields.items() if value is not None}
-        private = fields.pop("visibility", "") == "private"
+    async def _append(self, events: Sequence[PeerEvent]) -> None:
         try:
-            await self._peer_log.append(event.kind, fields, private=private)
+            with trio.CancelScope(shield=True):  # they are in no queue any more
+                await self._peer_log.append_all([_happening(event) for event in events])
         except NsllmError as error:
-            log.error("audit_failed kind=%s error=%s", event.kind, error)
+            if len(events) == 1:
+                log.error("audit_failed kind=%s error=%s", events[0].kind, error)
+            else:  # one that cannot be logged costs no other
+                for event in events:
+                    await self._append([event])
 
     async def _hand_out_checkpoints(self) -> None:
         """Into our own ledger's pool: it rides with the next block of records that we propose."""
@@ -98,6 +110,12 @@ class Auditor:
             if self._peer_log.size > size:
                 size = self._peer_log.size
                 self._ledger.add_checkpoint(self._peer_log.checkpoint())
+
+
+def _happening(event: PeerEvent) -> Happening:
+    fields = {name: _plain(value) for name, value in event.fields.items() if value is not None}
+    private = fields.pop("visibility", "") == "private"
+    return Happening(event.kind, fields, private)
 
 
 def _plain(value: str | int | bool) -> int | str:

@@ -22,12 +22,15 @@ from nsllm.consensus.certificate import Certificate
 from nsllm.consensus.certified import MAX_CERTIFIED_BYTES
 from nsllm.errors import EncodingError
 from nsllm.governance.database import Database
+from nsllm.governance.errors import StorageError
 from nsllm.ids import Digest, TimeMs
 from nsllm.offload import Offload
 from nsllm.record import MAX_RECORD_BYTES, SignedRecord
 
 log = logging.getLogger(__name__)
 
+NOTES: Final = 128
+"""Completions without a record that are written together."""
 R = TypeVar("R")
 State = Literal["pending", "certified", "none"]
 
@@ -73,7 +76,11 @@ class Completion:
 
 
 class Completions:
-    """SQLite table of completions; synced before a call returns."""
+    """SQLite table of completions.
+
+    What has a record is synced before a call returns. That there is none is noted, and written with the next call that
+    writes anyway, after `NOTES` of them, or at the end.
+    """
 
     def __init__(self, database: Database, offload: Offload, notice: str | None) -> None:
         """Use `open` instead."""
@@ -81,6 +88,8 @@ class Completions:
         self._connection = database.connection
         self._offload = offload
         self._lock = trio.Lock()
+        self._notes: dict[str, tuple[str, TimeMs]] = {}
+        """Detail and time of completions without a record that are not written yet."""
         self.notice = notice
         """What an operator should know about opening: a damaged file that was moved aside."""
 
@@ -147,6 +156,19 @@ class Completions:
 
         await self._transaction(work)
 
+    async def note(self, completion_id: str, detail: str, now_ms: TimeMs) -> None:
+        """A completion that has no record and will have none: private, withheld or unpublished; `detail` says which.
+
+        A peer that is killed may forget its last ones, and says then that it never gave them out.
+        """
+        self._notes[completion_id] = (detail, now_ms)
+        if len(self._notes) >= NOTES:
+            try:
+                await self._transaction(lambda: None)
+            except StorageError as error:  # it costs the oldest note, and no answer
+                log.error("completion_forgotten reason=%s", error.message)
+                del self._notes[next(iter(self._notes))]
+
     async def settle(self, record: Digest, state: State, detail: str) -> None:
         """Every pending completion that stands on `record` has reached its end."""
 
@@ -159,6 +181,9 @@ class Completions:
 
     async def get(self, completion_id: str) -> Completion | None:
         """One completion."""
+        if completion_id in self._notes:
+            detail, created_ms = self._notes[completion_id]
+            return Completion(completion_id, "none", detail, None, created_ms, None)
 
         def work() -> Completion | None:
             row = self._connection.execute(GET, (completion_id,)).fetchone()
@@ -176,7 +201,10 @@ class Completions:
         return await self._read(work)
 
     async def close(self) -> None:
-        """Close the database."""
+        """Write what is noted and close the database."""
+        if self._notes:
+            with suppress(StorageError):  # a full disk: only that there are no receipts is lost
+                await self._transaction(lambda: None)
         async with self._lock:
             await self._offload.run(self._database.close)
 
@@ -191,12 +219,18 @@ class Completions:
             return await self._offload.run(guarded)
 
     async def _transaction(self, work: Callable[[], R]) -> R:
-        def guarded() -> R:
-            with self._database.transaction():
-                return work()
-
         async with self._lock:
-            return await self._offload.run(guarded)
+            notes = [(noted, "none", detail, None, at_ms) for noted, (detail, at_ms) in self._notes.items()]
+
+            def guarded() -> R:
+                with self._database.transaction():
+                    self._connection.executemany("INSERT INTO completion VALUES (?,?,?,?,?)", notes)
+                    return work()
+
+            done = await self._offload.run(guarded)
+            for noted, *_ in notes:
+                del self._notes[noted]
+            return done
 
 
 def salvage(damaged: Path, into: sqlite3.Connection, table: str) -> int:

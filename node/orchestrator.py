@@ -24,7 +24,7 @@ from nsllm.governance.validator import Validator
 from nsllm.ids import Digest, Ppm, hex0x
 from nsllm.node.attachments.attend import Attended, attend
 from nsllm.node.attachments.port import Describer
-from nsllm.node.completions import Completions, State
+from nsllm.node.completions import Completions
 from nsllm.node.context import PeerContext
 from nsllm.node.engine.port import Done, Engine, EngineRequest
 from nsllm.node.errors import EngineError, UnknownModelError
@@ -59,7 +59,9 @@ class _Question:
     request: Request
     key: Digest
     attended: Attended
-    embedding: tuple[float, ...]
+    embedding: tuple[float, ...] | None
+    """Of the question; None for a private one: nothing that follows needs it, and it would cost more than the answer's
+    first tokens."""
     created_ms: int
 
 
@@ -139,11 +141,15 @@ class Orchestrator:
             guide=command.guide,
             attachments=attended.digests,
         )
-        (embedding,) = await self._engine.embed([request.question()])
+        visibility = command.visibility or self._default_visibility
+        embedding: tuple[float, ...] | None = None
+        if visibility != "private":
+            (embedding,) = await self._engine.embed([request.question()])
+        kind = "chatcmpl" if command.form == "chat" else "cmpl"
         return _Question(
-            completion_id=f"chatcmpl-{self._context.rng.getrandbits(120):030x}",
+            completion_id=f"{kind}-{self._context.rng.getrandbits(120):030x}",
             command=command,
-            visibility=command.visibility or self._default_visibility,
+            visibility=visibility,
             request=request,
             key=request_key(self._context.network_id, request),
             attended=attended,
@@ -200,7 +206,8 @@ class Orchestrator:
         token_ids: list[int] = []
         started = False
         done: Done | None = None
-        reader = SafetyReader(self._validator, question.request.messages, self._context.policy)
+        private = question.visibility == "private"
+        reader = SafetyReader(self._validator, question.request.messages, self._context.policy, embed=not private)
         command = question.command
         asked = replace(
             EngineRequest.of(question.request, client=command.client),
@@ -234,7 +241,7 @@ class Orchestrator:
             raise EngineError("the model worker ended without finishing its answer", hint="ask again")
         text = "".join(texts)
         check = await self._validator.check_output(
-            question.request.messages, text, self._context.policy, publishing=question.visibility != "private"
+            question.request.messages, text, self._context.policy, publishing=not private, embed=not private
         )
         if check.decision.withheld:
             tokens = done.usage(token_ids)
@@ -272,6 +279,7 @@ class Orchestrator:
     def _record(
         self, question: _Question, text: str, token_ids: tuple[int, ...], done: Done, visibility: Published
     ) -> Record:
+        assert question.embedding is not None  # only private questions have none
         return Record(
             network=self._context.network_id,
             request=question.request,
@@ -327,8 +335,10 @@ class Orchestrator:
 
     async def _settle(self, question: _Question, detail: str, signed: SignedRecord | None) -> None:
         now = self._context.clock.now_ms()
-        state: State = "none" if signed is None else "pending"
-        await self._completions.add(question.completion_id, state, detail, signed, now, own=True)
+        if signed is None:
+            await self._completions.note(question.completion_id, detail, now)
+        else:
+            await self._completions.add(question.completion_id, "pending", detail, signed, now, own=True)
 
     def _answered(self, question: _Question, source: str, tokens: int) -> None:
         self._context.events.emit(
@@ -357,7 +367,7 @@ async def _say(send: trio.MemorySendChannel[ChatEvent], event: ChatEvent) -> Non
     """Send, and give up the turn only if the reader is behind: generating pauses often enough."""
     try:
         send.send_nowait(event)
-    except trio.WouldBlock:
+    except (trio.WouldBlock, trio.BrokenResourceError):  # a reader that left has cancelled us as well
         await send.send(event)
 
 

@@ -19,10 +19,13 @@ CONTEXT_CHARS: Final = 640
 class SafetyReader:
     """Judges an answer stretch by stretch; `run` it beside the generation."""
 
-    def __init__(self, validator: Validator, messages: tuple[Message, ...], policy: Policy) -> None:
+    def __init__(
+        self, validator: Validator, messages: tuple[Message, ...], policy: Policy, *, embed: bool = True
+    ) -> None:
         self._validator = validator
         self._messages = messages
         self._policy = policy
+        self._embed = embed
         self._unread: list[str] = []
         self._unread_chars = 0
         self._came = trio.Event()
@@ -49,7 +52,9 @@ class SafetyReader:
             seen = (seen + "".join(self._unread))[-max(CONTEXT_CHARS, self._unread_chars) :]
             self._unread.clear()
             self._unread_chars = 0
-            check = await self._validator.check_output(self._messages, seen, self._policy, publishing=False)
+            check = await self._validator.check_output(
+                self._messages, seen, self._policy, publishing=False, embed=self._embed
+            )
             if check.decision.withheld:
                 self.withheld = check.decision.reason
                 return

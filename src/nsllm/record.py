@@ -6,6 +6,7 @@ canonical values: sampling parameters are integers in millionths, embeddings are
 
 from __future__ import annotations
 
+from array import array
 from typing import Annotated, Final, Literal
 
 from msgspec import Meta
@@ -191,4 +192,7 @@ def quantize_embedding(vector: tuple[float, ...] | list[float]) -> bytes:
     """
     if len(vector) != EMBEDDING_DIMENSIONS:
         raise ValueError(f"{len(vector)} dimensions, expected {EMBEDDING_DIMENSIONS}")
-    return bytes(max(-127, min(127, round(x * 127))) & 0xFF for x in vector)
+    rounded = [round(x * 127) for x in vector]
+    if max(rounded) > 127 or min(rounded) < -127:
+        rounded = [max(-127, min(127, x)) for x in rounded]
+    return array("b", rounded).tobytes()

@@ -177,3 +177,12 @@ async def test_only_answers_that_may_be_published_cost_likelihoods():
         ("input", "And tides?", True),
     ]
     assert not asked.withheld
+
+
+async def test_what_is_not_embedded_is_judged_by_its_wording():
+    models, layers = Models(), Layers()
+    validator = Validator(models, layers)
+    await validator.check_input("And tides?", None, POLICY)
+    await validator.check_output(record().request.messages, "answer", POLICY, publishing=False, embed=False)
+    assert models.calls == []
+    assert [any(item.embedding) for item in layers.items] == [False, False]

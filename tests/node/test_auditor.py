@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
+from nsllm.errors import EncodingError
 from nsllm.governance.errors import LogError, StorageError
 from nsllm.governance.peer_log import verify_entry, verify_growth
 from nsllm.node.auditor import Auditor
@@ -12,7 +13,7 @@ from nsllm.node.service import PeerEvent
 
 
 async def logged(peer) -> list:
-    await trio.sleep(0.1)
+    await trio.sleep(1)
     return await peer.stores.peer_log.entries(0, peer.stores.peer_log.size)
 
 
@@ -102,10 +103,12 @@ async def test_a_full_disk_or_backlog_is_told_and_stops_nothing(autojump_clock, 
             self.kinds: list[str] = []
             self.full = True
 
-        async def append(self, kind, fields, *, private) -> int:
+        async def append_all(self, happenings) -> int:
             if self.full:
                 raise StorageError("peer log: disk is full")
-            self.kinds.append(kind)
+            if len(happenings) > 1 and any(each.kind == "certified" for each in happenings):
+                raise EncodingError("one of them cannot be logged")
+            self.kinds += [each.kind for each in happenings]
             return len(self.kinds)
 
     peer_log = Log()
@@ -121,3 +124,7 @@ async def test_a_full_disk_or_backlog_is_told_and_stops_nothing(autojump_clock, 
     auditor.hear(PeerEvent("peer_connected", 1, {}))  # no audit event
     await trio.sleep(1)
     assert peer_log.kinds == ["withheld"]
+    for kind in ("answered", "certified", "answered"):
+        auditor.hear(PeerEvent(kind, 1, {}))
+    await trio.sleep(1)
+    assert peer_log.kinds == ["withheld", "answered", "certified", "answered"]

@@ -68,6 +68,42 @@ async def test_completions_and_what_is_unpublished_survive_a_restart(tmp_path: P
     await table.close()
 
 
+async def test_what_has_no_record_is_noted_at_once_and_written_with_others(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("nsllm.node.completions.NOTES", 3)
+    path = tmp_path / "completions.sqlite"
+    table = await Completions.open(path, SystemClock(), InlineOffload())
+
+    def written() -> list[str]:
+        with sqlite3.connect(path) as raw:
+            return [row[0] for row in raw.execute("SELECT id FROM completion ORDER BY id")]
+
+    await table.note("a", "private", TimeMs(1))
+    await table.note("b", "withheld", TimeMs(2))
+    assert written() == []
+    found = await table.get("b")
+    assert (found.state, found.detail, found.signed, found.created_ms) == ("none", "withheld", None, 2)
+    await table.note("c", "private", TimeMs(3))
+    assert written() == ["a", "b", "c"]
+    assert (await table.get("b")).detail == "withheld"
+    await table.note("d", "private", TimeMs(4))
+    await table.add("e", "pending", "", record(1), TimeMs(5), own=True)
+    assert written() == ["a", "b", "c", "d", "e"]
+    await table.note("f", "private", TimeMs(6))
+    await table.close()
+    assert written() == ["a", "b", "c", "d", "e", "f"]
+
+
+async def test_a_full_disk_costs_notes_and_no_answer(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("nsllm.node.completions.NOTES", 3)
+    table = await Completions.open(tmp_path / "completions.sqlite", SystemClock(), InlineOffload())
+    table._connection.execute("PRAGMA max_page_count = 1")
+    for number in range(60):
+        await table.note(f"{number}", "private " * 500, TimeMs(number))
+    assert len(table._notes) <= 3
+    assert (await table.get("59")).state == "none"
+    await table.close()
+
+
 async def test_a_damaged_page_costs_its_own_rows_only(tmp_path: Path):
     path = tmp_path / "completions.sqlite"
     await fill(path, 60)

@@ -27,11 +27,11 @@ def test_an_answer_is_certified_anchored_and_its_receipt_verifies(on_stage) -> N
 def test_every_other_peer_serves_it_from_the_cache_with_a_receipt_of_its_own(on_stage) -> None:
     async def play(stage) -> None:
         first, *others = stage.peers
-        answer = await stage.ask(first, "How do bridges carry weight?")
+        answer = await stage.ask(first, "How do bridges carry their weight?")
         await stage.anchored(first, answer)
         await trio.sleep(1)
         for peer in others:
-            again = await stage.ask(peer, "How do bridges carry weight?")
+            again = await stage.ask(peer, "How do bridges carry their weight?")
             assert again.started.source.kind == "cache"
             assert again.started.source.generator == answer.started.source.generator
             assert again.text == answer.text

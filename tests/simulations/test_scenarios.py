@@ -62,7 +62,7 @@ async def broken(network, nursery) -> dict:
     async def bug(*_args: object, **_kwargs: object) -> int:
         raise ZeroDivisionError("in the log")
 
-    peer.stores.peer_log.append = bug
+    peer.stores.peer_log.append_all = bug
     await ask(0, peer, "How do tides work?")
     await trio.sleep(60)
     return {}
