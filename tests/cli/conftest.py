@@ -29,6 +29,7 @@ class FakePeer:
     """State of the receipt at each successive request; the last one stays."""
     detail: str = ""
     error_in_stream: bool = False
+    attachments: list[dict[str, str]] = field(default_factory=list)
     requests: list[tuple[str, str, dict[str, str], Any]] = field(default_factory=list)
     """(method, path, lower-case headers, JSON body)."""
 
@@ -143,6 +144,7 @@ def handler(peer: FakePeer) -> type[BaseHTTPRequestHandler]:
                 "score_ppm": None,
                 "height": None,
                 "receipt": None,
+                "attachments": peer.attachments,
             }
             chunks = [chunk({"role": "assistant", "content": ""}), *(chunk({"content": piece}) for piece in PIECES)]
             if peer.error_in_stream:

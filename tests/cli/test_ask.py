@@ -1,5 +1,6 @@
 """`nsllm ask` and `nsllm receipt` against a stand-in of the API."""
 
+import base64
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,52 @@ def test_json_is_one_object(nsllm: Callable, peer: Any) -> None:
     assert (said["answer"], said["score"], said["height"], said["source"]) == (ANSWER, 0.812345, 7, "engine")
     assert said["signers"] == ["0xaa", "0xbb", "0xcc"]
     assert said["receipt"] is None
+
+
+PNG = b"\x89PNG\r\n\x1a\n and so on"
+
+
+def test_files_go_along_before_the_question(nsllm: Callable, peer: Any, tmp_path: Path) -> None:
+    picture, table, more = tmp_path / "f.png", tmp_path / "f.csv", tmp_path / "G.JSON"
+    picture.write_bytes(PNG)
+    table.write_bytes(b"a,b\n1,2\n")
+    more.write_bytes(b"{}")
+    note = {"digest": "0x" + "ab" * 32, "kind": "image", "how": "ocr+labels", "name": ""}
+    peer.attachments = [note]
+    files = ["--image", picture, "--data", table, "--image", picture, "--data", more]
+    said = nsllm("ask", "What?", "--api", peer.url, *files)
+    assert said.status == 0
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + base64.b64encode(PNG).decode()}}
+    assert peer.body()["messages"][0]["content"] == [
+        image,
+        image,
+        {"type": "file", "file": {"filename": "f.csv", "file_data": "data:text/csv;base64,YSxiCjEsMgo="}},
+        {"type": "file", "file": {"filename": "G.JSON", "file_data": "data:application/json;base64,e30="}},
+        {"type": "text", "text": "What?"},
+    ]
+    assert "image 0xabababababab…: its text and what it likely shows" in said.err
+    assert nsllm("ask", "What?", "--api", peer.url, "--json", "--image", picture).json()["attachments"] == [note]
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "content", "says"),
+    [
+        ("--image", "f.gif", b"GIF89a", "no picture that peers take"),
+        ("--image", "none.png", None, "cannot read"),
+        ("--image", "huge.png", PNG * 500_000, "larger than 6,291,456 bytes"),
+        ("--data", "f.txt", b"a,b", "no data that peers take"),
+        ("--data", "huge.csv", b"a" * 1_048_577, "larger than 1,048,576 bytes"),
+    ],
+)
+def test_a_file_that_no_peer_takes_is_not_sent(
+    nsllm: Callable, peer: Any, tmp_path: Path, option: str, name: str, content: bytes | None, says: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    said = nsllm("ask", "What?", "--api", peer.url, option, tmp_path / name)
+    assert said.status != 0
+    assert says in said.err
+    assert peer.requests == []
 
 
 def test_with_receipt_it_returns_once_anchored(nsllm: Callable, peer: Any, tmp_path: Path) -> None:

@@ -22,17 +22,31 @@ SCORE_WAIT_S: Final = 10.0
 """How long an answer's score is waited for when nobody asked for a receipt: p50 is below 5 s on a devnet."""
 
 
+HOW: Final = {
+    "ocr+labels": "its text and what it likely shows were put into words for the model",
+    "native": "the model saw it",
+    "table": "its columns and first rows were put into words for the model",
+    "json": "its content was put into words for the model",
+}
+"""What an attachment's `how` means."""
+
+
 @click.command(
     short_help="Ask a question; the answer streams.",
     epilog=examples(
         "nsllm ask 'Why is the sky blue?'",
         "nsllm ask 'Name three rivers.' --api http://127.0.0.1:8701 --receipt r.json",
         "nsllm ask 'Tell me a story.' --temperature 0.8 --seed 7 --max-tokens 200 --visibility private",
+        "nsllm ask 'What is the total?' --image invoice.png --data prices.csv",
         "echo 'What is 2 + 2?' | nsllm ask - --json",
     ),
 )
 @click.argument("text")
 @api_options
+@click.option("--image", "images", type=click.Path(path_type=Path, dir_okay=False), multiple=True, metavar="FILE",
+              help="A picture to ask about (PNG, JPEG, WebP); may be given several times.")  # fmt: skip
+@click.option("--data", type=click.Path(path_type=Path, dir_okay=False), multiple=True, metavar="FILE",
+              help="A table to ask about (.csv, .json); may be given several times.")  # fmt: skip
 @click.option("--receipt", "receipt_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Wait until the answer is anchored and write its receipt here.")  # fmt: skip
 @click.option(
@@ -51,6 +65,8 @@ def ask(
     text: str,
     api: str,
     key: str,
+    images: tuple[Path, ...],
+    data: tuple[Path, ...],
     receipt_file: Path | None,
     visibility: str | None,
     model: str | None,
@@ -60,14 +76,17 @@ def ask(
     timeout_s: float,
     as_json: bool,
 ) -> None:
-    """Ask TEXT (`-`: standard input). The answer streams to standard output; source, score and height follow on
-    standard error. With --receipt the command returns once the answer is anchored on the chain, or fails.
+    """Ask TEXT (`-`: standard input), about the files that go along with it. The answer streams to standard output;
+    source, score and height follow on standard error. With --receipt the command returns once the answer is anchored
+    on the chain, or fails.
     """  # noqa: D205 - help text
     import trio
 
+    from nsllm.cli.attaching import content_with
+
     question = sys.stdin.read() if text == "-" else text
     optional = {"visibility": visibility, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    body: dict[str, Any] = {"messages": [{"role": "user", "content": question}]}
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": content_with(question, images, data)}]}
     body.update({name: value for name, value in optional.items() if value is not None})
     if model is not None:
         body["model"] = model
@@ -214,6 +233,8 @@ def _tell(answer: Answer, receipt: Receipt | None, receipt_file: Path | None) ->
     if score is None:
         parts.append(f"{answer.about.get('publication', 'not scored')}{_why(answer)}")
     note("[dim]──[/] " + " [dim]·[/] ".join(parts))
+    for row in answer.about.get("attachments", ()):
+        note(f"[dim]── {row['name'] or row['kind']} {row['digest'][:14]}…: {HOW.get(row['how'], row['how'])}[/]")
     if answer.finish_reason == "content_filter":
         note(f"[yellow]withheld by the network's policy[/]{_why(answer)}")
     if receipt_file is not None:
@@ -240,6 +261,7 @@ def _described(answer: Answer, receipt: Receipt | None, receipt_file: Path | Non
         "visibility": answer.about.get("visibility"),
         "publication": answer.about.get("publication"),
         "detail": answer.about.get("detail", ""),
+        "attachments": answer.about.get("attachments", []),
         "state": None if receipt is None else receipt.state,
         "signers": [] if receipt is None else list(receipt.signers),
         "anchor_tx": None if receipt is None else receipt.anchor_tx,
