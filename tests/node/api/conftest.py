@@ -18,6 +18,7 @@ from nsllm.node.api.server import ApiServer
 from nsllm.node.api.settings import ApiSettings
 from nsllm.node.api.testing import CHROMIUM_FLAGS, Seen
 from nsllm.node.api.testing import ask_and_wait as drive_page
+from nsllm.node.attachments.attend import Note
 from nsllm.node.engine.port import EngineInfo, ModelInfo
 from nsllm.node.errors import ContextOverflowError, NotFoundError, UnknownModelError
 from nsllm.node.service import (
@@ -64,6 +65,7 @@ class FakeService:
     fail_after: tuple[int, Exception] | None = None
     source: Source = field(default_factory=lambda: Source(kind="engine", generator=GENERATOR))
     finish_reason: str = "stop"
+    notes: tuple[Note, ...] = ()
     publication: str = "pending"
     detail: str = ""
     commands: list[ChatCommand] = field(default_factory=list)
@@ -117,6 +119,7 @@ class FakeService:
                         created_s=1_700_000_000,
                         source=self.source,
                         visibility=command.visibility or "public",
+                        attachments=self.notes,
                     )
                 )
                 for index, word in enumerate(self.words):
