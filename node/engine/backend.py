@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
+from nsllm.node.engine.guide import GuideBook
 from nsllm.node.engine.sampler import Chooser
 from nsllm.node.engine.spelling import Spelling
-from nsllm.record import Message
+from nsllm.record import Message, Tool
 
 if TYPE_CHECKING:
     import torch
@@ -68,9 +69,14 @@ class Backend(Encoder, Protocol):
     """No token spells more characters: a lower bound on tokens before a long text is read."""
     spelling: Spelling
     chooser: Chooser
+    guides: GuideBook
 
-    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
+    def chat_tokens(self, messages: Sequence[Message], *, tools: Sequence[Tool] = ()) -> list[int]:
         """Prompt for the assistant's next turn, in the model's chat template. Raises `TemplateError`."""
+        ...
+
+    def text_tokens(self, text: str) -> list[int]:
+        """A prompt without a template, with the tokens that the tokenizer puts before a text."""
         ...
 
     def tokens(self, text: str) -> list[int]:
@@ -116,7 +122,9 @@ class Backend(Encoder, Protocol):
 class Eyes(Protocol):
     """What a backend of a model that takes pictures has beside the rest."""
 
-    def picture_tokens(self, messages: Sequence[Message], images: Sequence[bytes]) -> list[int]:
+    def picture_tokens(
+        self, messages: Sequence[Message], images: Sequence[bytes], *, tools: Sequence[Tool] = ()
+    ) -> list[int]:
         """As `chat_tokens`, with pictures (PNG files) in the places that the messages hold; for `open` as it is."""
         ...
 

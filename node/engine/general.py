@@ -11,18 +11,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-import jinja2
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.distributed import DistributedConfig
 
 from nsllm.node.engine.backend import Cache, Read, TemplateError, template_alarm
 from nsllm.node.engine.card import ENCODER_TOKENS
+from nsllm.node.engine.conversation import (
+    REFUSALS,
+    native_tools,
+    native_turns,
+    plain_turns,
+    takes_tools,
+    uses_tools,
+)
 from nsllm.node.engine.devices import CPU, HERE, Devices
+from nsllm.node.engine.guide import GuideBook
 from nsllm.node.engine.sampler import PlainChooser
 from nsllm.node.engine.spelling import Spelling, WindowSpelling, spelling_of
 from nsllm.node.errors import ConfigError
-from nsllm.record import Message
+from nsllm.record import Message, Tool
 
 EMBED_BATCH_TOKENS: Final = 512
 """Tokens, padding included, that the encoder reads at once: about 150 ms on one thread."""
@@ -178,21 +186,43 @@ class TransformersBackend:
         self.end_token_ids = self._model.end_token_ids | frozenset(end_tokens(self._tokenizer.eos_token_id))
         self.longest_token_chars = max(len(token) for token in self._tokenizer.get_vocab())
         self.spelling = _spelling(self._tokenizer, self.text)
+        self.guides = GuideBook(
+            token_bytes=self.spelling.token_bytes,
+            encode=self.tokens,
+            vocabulary=config.vocab_size,
+            special_token_ids=self._tokenizer.all_special_ids,
+            end_token_ids=self.end_token_ids,
+        )
 
-    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
+    def chat_tokens(self, messages: Sequence[Message], *, tools: Sequence[Tool] = ()) -> list[int]:
         """Prompt for the assistant's next turn; the template runs in jinja's sandbox, under an alarm."""
-        turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             with template_alarm():
-                prompt = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+                prompt = self._render(messages, tools)
+        except REFUSALS as error:
             raise TemplateError(f"the model's chat template refuses this conversation: {str(error)[:200]}") from None
         return self.tokens(prompt)
+
+    def text_tokens(self, text: str) -> list[int]:
+        """A prompt without a template, with the tokens that the tokenizer puts before a text."""
+        ids: list[int] = self._tokenizer(text, add_special_tokens=True)["input_ids"]
+        return ids
 
     def tokens(self, text: str) -> list[int]:
         """Plain text as tokens, none added."""
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
+
+    def _render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+        told = native_tools(tools)
+        native = uses_tools(messages, tools) and takes_tools(self._tokenizer.get_chat_template(tools=told))
+        rendered: str = self._tokenizer.apply_chat_template(
+            native_turns(messages) if native else plain_turns(messages, tools),
+            tools=told if native else None,
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        return rendered
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Tokens as text, special ones left out."""
@@ -222,6 +252,10 @@ class TransformersBackend:
         """Read tokens at the end of each sequence; logits (keep, vocabulary) of each."""
         return self._model.forward(reads)
 
+    def read(self, reads: Sequence[Read]) -> torch.Tensor:
+        """The same as one tensor."""
+        return torch.cat(self.forward(reads))
+
     def log_probabilities(self, logits: torch.Tensor, token_ids: Sequence[int]) -> list[float]:
         """Natural log-probability of each token under its row of `logits` (tokens, vocabulary)."""
         wanted = torch.tensor(token_ids, dtype=torch.long).unsqueeze(1)
@@ -236,6 +270,7 @@ def _spelling(tokenizer: Any, text: Callable[[Sequence[int]], str]) -> Spelling:
 
 
 def end_tokens(value: int | list[int] | None) -> list[int]:
+    """As configurations write them: one, several or none."""
     if value is None:
         return []
     return value if isinstance(value, list) else [value]

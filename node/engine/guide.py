@@ -171,8 +171,9 @@ class _Words:
         self.bos_token_id = None
         self._encode = encode
 
-    def __call__(self, text: str) -> list[int]:
-        return self._encode(text)
+    def __call__(self, text: str | bytes) -> list[int]:
+        """Text that has to come, as the model would cut it."""
+        return self._encode(text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
 
 
 def _grammar(guide: Guide) -> str:

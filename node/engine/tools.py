@@ -287,7 +287,7 @@ def tool_schema(tool: Tool) -> dict[str, object]:
         return {"type": "object", "properties": {}, "additionalProperties": False}
     try:
         schema = json.loads(tool.parameters)
-    except ValueError:
+    except (ValueError, RecursionError):
         schema = None
     if not isinstance(schema, dict):
         raise InvalidRequestError("a tool's parameters are not a JSON object that is a schema", param="tools")

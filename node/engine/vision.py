@@ -13,29 +13,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import jinja2
 import torch
 from msgspec import structs
 from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache
 
 from nsllm.node.attachments.attached import PLACE
 from nsllm.node.engine.backend import Cache, Read, TemplateError, template_alarm
+from nsllm.node.engine.conversation import (
+    REFUSALS,
+    native_tools,
+    native_turns,
+    plain_turns,
+    takes_tools,
+    uses_tools,
+)
 from nsllm.node.engine.devices import HERE, Devices
 from nsllm.node.engine.general import SAFE, GeneralCache, TransformersBackend, end_tokens
 from nsllm.node.errors import ConfigError
-from nsllm.record import Message
+from nsllm.record import Message, Tool
 
 TEXT_INPUTS: Final = frozenset({"input_ids", "attention_mask"})
 """What a processor gives beside the inputs that show the pictures."""
 GONE: Final = "[picture]"
-REFUSALS: Final = (
-    jinja2.TemplateError,
-    ArithmeticError,
-    LookupError,
-    TypeError,
-    ValueError,
-)
-"""What templates and processors raise over conversations that they do not take."""
 
 
 class Sight(list[int]):
@@ -144,12 +143,14 @@ class VisionBackend(TransformersBackend):
                 hint="install what it names; pip install 'nsllm[images]' brings Pillow",
             ) from None
 
-    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
+    def chat_tokens(self, messages: Sequence[Message], *, tools: Sequence[Tool] = ()) -> list[int]:
         """Prompt for the assistant's next turn; where a picture stood, a word says so: who judges has no pictures."""
         told = [structs.replace(message, content=message.content.replace(PLACE, GONE)) for message in messages]
-        return list(self.picture_tokens(told, ()))
+        return list(self.picture_tokens(told, (), tools=tools))
 
-    def picture_tokens(self, messages: Sequence[Message], images: Sequence[bytes]) -> Sight:
+    def picture_tokens(
+        self, messages: Sequence[Message], images: Sequence[bytes], *, tools: Sequence[Tool] = ()
+    ) -> Sight:
         """Prompt for the assistant's next turn, with pictures.
 
         Raises:
@@ -163,16 +164,20 @@ class VisionBackend(TransformersBackend):
         from PIL import Image
 
         pictures = iter([Image.open(io.BytesIO(image), formats=["PNG"]).convert("RGB") for image in images])
-        turns = [{"role": message.role, "content": _parts(message.content, pictures)} for message in messages]
         try:
             with template_alarm():
-                self._processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+                native = uses_tools(messages, tools) and takes_tools(str(self._processor.chat_template))
+                turns = native_turns(messages) if native else plain_turns(messages, tools)
+                turns = [{**turn, "content": _parts(turn["content"], pictures)} for turn in turns]
+                options = {"tools": native_tools(tools)} if native else {}
+                self._processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options)
             given = self._processor.apply_chat_template(
                 turns,
                 tokenize=True,
                 add_generation_prompt=True,
                 return_dict=True,
                 return_tensors="pt",
+                **options,
             )
         except REFUSALS as error:
             raise TemplateError(f"the model's chat template refuses this conversation: {str(error)[:200]}") from None

@@ -24,6 +24,7 @@ from nsllm.node.engine.fast.packed import Place, keep_packed
 from nsllm.node.engine.fast.select import NativeChooser
 from nsllm.node.engine.fast.shape import Shape, read_shape
 from nsllm.node.engine.fast.weights import Numerics, load_weights
+from nsllm.node.engine.guide import GuideBook
 from nsllm.node.errors import ConfigError
 
 SIDE_CONTEXTS: Final = 1
@@ -79,7 +80,15 @@ class FastBackend:
         self.chat_tokens = self._chat.chat_tokens
         self.tokens = self._chat.tokens
         self.text = self._chat.text
+        self.text_tokens = self._chat.text_tokens
         self.spelling = self._chat.spelling
+        self.guides = GuideBook(
+            token_bytes=self.spelling.token_bytes,
+            encode=self.tokens,
+            vocabulary=shape.vocabulary,
+            special_token_ids=self._chat.special_token_ids,
+            end_token_ids=self.end_token_ids,
+        )
 
     @property
     def logits(self) -> torch.Tensor:

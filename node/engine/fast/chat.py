@@ -5,18 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
-import jinja2
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import Template
 from tokenizers import Tokenizer
 
 from nsllm.node.engine.backend import TemplateError, template_alarm
+from nsllm.node.engine.conversation import (
+    REFUSALS,
+    native_tools,
+    native_turns,
+    plain_turns,
+    takes_tools,
+    template_environment,
+    uses_tools,
+)
 from nsllm.node.engine.spelling import spelling_of
-from nsllm.record import Message
+from nsllm.record import Message, Tool
 
 TEMPLATE_FILE: Final = "chat_template.jinja"
+TEMPLATE_FOLDER: Final = "additional_chat_templates"
 
 
 class ChatText:
@@ -32,7 +40,8 @@ class ChatText:
         self._tokenizer.no_padding()
         settings = _object(folder / "tokenizer_config.json")
         self._specials = {name: token for name, value in settings.items() if (token := _token(name, value)) is not None}
-        self.template = _template(folder, settings)
+        self.template, self.tool_template = _templates(folder, settings)
+        self._compiled: dict[str, Template] = {}
         card = _object(folder / "generation_config.json") or _object(folder / "config.json")
         ends = card.get("eos_token_id")
         self.end_token_ids = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
@@ -42,14 +51,15 @@ class ChatText:
         self.longest_token_chars = max(len(token) for token in vocabulary)
         self.last_token_id = max(vocabulary.values())
         self.spelling = spelling_of(self._tokenizer, self.text)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.special_token_ids = frozenset(number for number, token in added.items() if token.special)
 
-    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
+    def chat_tokens(self, messages: Sequence[Message], *, tools: Sequence[Tool] = ()) -> list[int]:
         """Prompt for the assistant's next turn; the template runs in jinja's sandbox, under an alarm."""
-        turns = [{"role": str(message.role), "content": str(message.content)} for message in messages]
         try:
             with template_alarm():
-                prompt = self._render(turns)
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+                prompt = self._render(messages, tools)
+        except REFUSALS as error:
             raise TemplateError(f"the model's chat template refuses this conversation: {str(error)[:200]}") from None
         return self.tokens(prompt)
 
@@ -58,28 +68,31 @@ class ChatText:
         ids: list[int] = self._tokenizer.encode(str(text), add_special_tokens=False).ids
         return ids
 
+    def text_tokens(self, text: str) -> list[int]:
+        """A prompt without a template, with the tokens that the tokenizer puts before a text."""
+        ids: list[int] = self._tokenizer.encode(str(text), add_special_tokens=True).ids
+        return ids
+
     def text(self, token_ids: Sequence[int]) -> str:
         """Tokens as text, special ones left out."""
         decoded: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
         return decoded
 
-    def _render(self, turns: list[dict[str, str]]) -> str:
-        if self.template is None:
+    def _render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+        source = self.tool_template if tools and self.tool_template is not None else self.template
+        if source is None:
             raise TemplateError("there is none in the model's folder")
-        # As transformers compiles templates.
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _refuse
-        template = environment.from_string(self.template)
-        return template.render(messages=turns, add_generation_prompt=True, **self._specials)
-
-
-def _refuse(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _to_json(value: object, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+        native = uses_tools(messages, tools) and takes_tools(source)
+        template = self._compiled.get(source)
+        if template is None:
+            template = self._compiled[source] = template_environment().from_string(source)
+        return template.render(
+            messages=native_turns(messages) if native else plain_turns(messages, tools),
+            tools=native_tools(tools) if native else None,
+            documents=None,
+            add_generation_prompt=True,
+            **self._specials,
+        )
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -100,10 +113,16 @@ def _token(name: str, value: object) -> str | None:
     return content if isinstance(content, str) else None
 
 
-def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+def _templates(folder: Path, settings: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The template, and the one for requests with tools if that is another."""
     if (folder / TEMPLATE_FILE).is_file():
-        return (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
+        other = folder / TEMPLATE_FOLDER / "tool_use.jinja"
+        return (folder / TEMPLATE_FILE).read_text(encoding="utf-8"), (
+            other.read_text(encoding="utf-8") if other.is_file() else None
+        )
     stored = settings.get("chat_template")
-    if isinstance(stored, list):  # named templates
-        stored = {row.get("name"): row.get("template") for row in stored}.get("default")
-    return stored if isinstance(stored, str) else None
+    named = (
+        {row.get("name"): row.get("template") for row in stored} if isinstance(stored, list) else {"default": stored}
+    )
+    default, tool_use = named.get("default"), named.get("tool_use")
+    return default if isinstance(default, str) else None, tool_use if isinstance(tool_use, str) else None
