@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Literal, get_args
 
 Fault = Literal[
@@ -44,7 +45,7 @@ class Outage:
     end_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """One schedule. Times are seconds of virtual time; until `heals_s` the network is bad, afterwards it is good."""
 
@@ -64,10 +65,15 @@ class Plan:
     """Virtual seconds a second of each validator's clock."""
     heals_s: float
 
+    @cached_property
+    def honest(self) -> tuple[int, ...]:
+        """Validators that follow the algorithm."""
+        faulty = dict(self.faulty)
+        return tuple(index for index in range(self.peers) if index not in faulty)
+
     def victim(self, height: int) -> int:
         """The honest validator that guided links and the schemer treat apart at a height."""
-        honest = [index for index in range(self.peers) if index not in dict(self.faulty)]
-        return honest[(height + self.seed) % len(honest)]
+        return self.honest[(height + self.seed) % len(self.honest)]
 
     def secret_round(self, height: int) -> int:
         """The round in which the victim is to decide, see the guide "secret decision"."""

@@ -123,6 +123,8 @@ class Validator:
         self.doom = ""
         """Where power is lost: `signed` (before the log has it), `written` (before it is sent)."""
         self.chain: list[DecidedBlock] = []
+        self.tip = Digest(NETWORK)
+        """Header id of the last decided block."""
         self.last: Vote | Proposal | None = None
         """What the signer guard remembers, on disk."""
         self.log: list[Input] = []
@@ -221,7 +223,7 @@ class Validator:
             epoch=self.world.validators.epoch,
             height=height,
             time_ms=TimeMs(int(self.world.now_s * 1000)),
-            parent=self.chain[-1].block.header.id() if self.chain else Digest(NETWORK),
+            parent=self.tip,
             proposer=self.me,
             body_digest=_EMPTY_DIGEST,
             scores_root=merkle.EMPTY_ROOT,
@@ -306,9 +308,8 @@ class Validator:
     def _proposal(self, proposal: Proposal) -> None:
         if not core.wants(self.state, proposal):
             return
-        parent = self.chain[-1].block.header.id() if self.chain else Digest(NETWORK)
         try:
-            check_link(self.world.validators, proposal.block, self.state.height, parent)
+            check_link(self.world.validators, proposal.block, self.state.height, self.tip)
         except PeerFault:
             return
         polka: tuple[Input, ...] = (CertificateReceived(votes=proposal.polka),) if proposal.polka else ()
@@ -371,8 +372,7 @@ class Validator:
         certificate, block = decided.certificate, decided.block
         signers = {vote.validator for vote in certificate.precommits}
         try:
-            parent = self.chain[-1].block.header.id() if self.chain else Digest(NETWORK)
-            check_link(self.world.validators, block, self.state.height, parent)
+            check_link(self.world.validators, block, self.state.height, self.tip)
         except PeerFault:
             return False
         return certificate.header == block.header and len(signers) >= self.world.validators.quorum
@@ -440,6 +440,7 @@ class Validator:
     def _commit(self, decided: DecidedBlock) -> None:
         self.world.commits(self, decided)
         self.chain.append(decided)
+        self.tip = decided.block.header.id()
         self._begin()
 
 

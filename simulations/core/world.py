@@ -264,12 +264,12 @@ class World:
     def _secret(self, sender: Validator, to: int, body: Message) -> bool:
         """Whether a message would spoil the secret: polkas before the secret round, the victim's words after it."""
         if not isinstance(body, Vote | Proposal):
-            return to not in dict(self.plan.faulty) and not isinstance(body, Request)
+            return to in self.plan.honest and not isinstance(body, Request)
         height, round_ = body.height, body.round
         secret, victim = self.plan.secret_round(height), self.plan.victim(height)
         prevote = isinstance(body, Vote) and body.kind == "prevote"
         if prevote and round_ < secret:
-            return self.machines[to][0].honest
+            return to in self.plan.honest
         precommit = isinstance(body, Vote) and body.kind == "precommit"
         return sender.index == victim and (round_ > secret or (round_ == secret and precommit))
 
