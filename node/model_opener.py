@@ -10,6 +10,7 @@ from typing import Final
 import psutil
 
 from nsllm.node.config import EngineConfig
+from nsllm.node.engine.about import writes_text
 from nsllm.node.engine.choice import choose
 from nsllm.node.engine.models import read_config
 from nsllm.node.engine.needs import worker_bytes
@@ -19,8 +20,6 @@ from nsllm.node.engine.supervisor import WorkerEngine
 from nsllm.node.errors import ConfigError, InvalidRequestError, UnknownModelError
 
 CGROUP: Final = Path("/sys/fs/cgroup")
-TEXT: Final = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForImageTextToText")
-"""How the architectures of models that write text end."""
 
 
 class ModelOpener:
@@ -87,8 +86,8 @@ class ModelOpener:
             raise UnknownModelError(
                 f"there is no model {name[:128]!r} in the store", hint=f"there are: {known}", param="model"
             )
-        architecture = (read_config(folder).get("architectures") or [""])[0]
-        if not str(architecture).endswith(TEXT):
+        architecture = next(iter(read_config(folder).get("architectures") or ()), None)
+        if not writes_text(architecture):
             raise InvalidRequestError(f"{name!r} ({architecture or 'not stated'}) writes no text", param="model")
         return Candidate(needed_bytes=self._needed_bytes(folder), open=partial(self.worker, folder))
 

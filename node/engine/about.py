@@ -18,6 +18,8 @@ from nsllm.node.errors import NodeError
 
 SOURCE: Final = ".nsllm-source.json"
 """Beside a model of the store: where it came from."""
+TEXT: Final = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForImageTextToText")
+"""How the architectures of models that write text end."""
 MAX_CARD_BYTES: Final = 256 * 1024
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---", re.DOTALL)
 _LICENCE = re.compile(r"^license(?:_name)?:[ \t]*[\"']?([\w.+-]+)[\"']?[ \t]*$", re.MULTILINE)
@@ -85,7 +87,7 @@ class Runs:
 
 def read_runs(about: About, cache_mb: int) -> Runs | None:
     """How the model would run with `cache_mb` for keys and values; None if it is no text model that runs here."""
-    if about.architecture is None or not about.architecture.endswith(("ForCausalLM", "LMHeadModel")):
+    if not writes_text(about.architecture):
         return None
     folder = Path(about.folder)
     try:
@@ -100,6 +102,15 @@ def read_runs(about: About, cache_mb: int) -> Runs | None:
         digest="0x" + info.digest.hex(),
         memory_mb=size_bytes >> 20,
     )
+
+
+def writes_text(architecture: str | None) -> bool:
+    """Whether a model of this architecture, as transformers calls it, writes text.
+
+    >>> writes_text("LlamaForCausalLM"), writes_text("BertModel")
+    (True, False)
+    """
+    return architecture is not None and architecture.endswith(TEXT)
 
 
 def read_licence(folder: Path) -> str | None:

@@ -214,7 +214,7 @@ class ModelPool:
         first = LoadedModel(
             base.text, base.state, base.active, base.queued, memory_mb=self._base_bytes >> 20, removable=False
         )
-        rows = [(None, first)]
+        rows: list[tuple[str | None, LoadedModel]] = [(None, first)]
         for held in self._held.values():
             if not held.leaving:
                 info = held.engine.info()

@@ -202,7 +202,7 @@ def _value(spec: Any, tensors: list[torch.Tensor]) -> Any:
 def _padded(tensors: list[torch.Tensor]) -> Iterator[Any]:
     for tensor in tensors:
         if tensor.numel():
-            yield memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())
+            yield tensor.contiguous().flatten().view(torch.uint8).numpy().data
         yield bytes(-(tensor.numel() * tensor.element_size()) % LINE_BYTES)
 
 
@@ -226,7 +226,7 @@ def _mapped(path: Path) -> torch.Tensor:
 
 
 def _digest(memory: torch.Tensor) -> bytes:
-    return hashlib.sha256(memory[len(MAGIC) + 32 :].numpy()).digest()
+    return hashlib.sha256(memory[len(MAGIC) + 32 :].numpy().data).digest()
 
 
 def _quick(memory: torch.Tensor) -> torch.Tensor:

@@ -71,11 +71,8 @@ def list_(*, as_json: bool) -> None:
     found = list_models(models_home())
     runs = {row.name: read_runs(row, EngineConfig().cache_mb) for row in found if isinstance(row, About)}
     if as_json:
-        rows = [asdict(row) for row in found]
-        for row in rows:
-            way = runs.get(row["name"])
-            row.update({"runs": asdict(way) if way else None} if row["name"] in runs else {})
-        emit({"store": str(store), "models": rows})
+        ways = {name: {"runs": asdict(way) if way else None} for name, way in runs.items()}
+        emit({"store": str(store), "models": [asdict(row) | ways.get(row.name, {}) for row in found]})
         return
     if not found:
         note(f"no models in {escape(str(store))}; fetch the default ones with: nsllm model fetch")
