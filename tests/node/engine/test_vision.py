@@ -21,7 +21,7 @@ from nsllm.node.engine.protocol import Gain, Generate, Refused, Started, Step
 from nsllm.node.engine.scheduler import Scheduler
 from nsllm.node.engine.supervisor import WorkerEngine
 from nsllm.node.engine.tiny_vision import CONTEXT_TOKENS, build_tiny_idefics, build_tiny_llava
-from nsllm.node.engine.vision import Sight, VisionBackend, VisionModel
+from nsllm.node.engine.vision import VisionBackend, VisionModel
 from nsllm.node.errors import ConfigError, InvalidRequestError
 from nsllm.record import Message, Sampling
 
@@ -153,14 +153,6 @@ def test_a_prompt_in_pieces_gives_what_a_whole_one_gives(seeing):
     assert cache.read == len(prompt)
     assert torch.equal(logits[0], whole)
     seeing.close(cache)
-
-
-def test_a_sequence_that_is_read_again_keeps_its_pictures(seeing):
-    prompt = seeing.picture_tokens(user(PLACE), (RED,))
-    again = prompt + [5, 6]  # noqa: RUF005 - as the scheduler does
-    assert isinstance(again, Sight)
-    assert again.inputs is prompt.inputs
-    assert again[-2:] == [5, 6]
 
 
 @pytest.mark.parametrize(
