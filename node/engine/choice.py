@@ -25,7 +25,9 @@ Wish = Literal["auto", "fast", "general"]
 QUANTIZED: Final = ("bfloat16", "float16", "int8")
 """Stored dtypes that the fast path runs in int8; a model that is stored in float32 is meant to run in float32."""
 
-SCHEMES: Final = {"int8": "int8: the weights of an output share a scale, 64 activations of a row do"}
+SCHEMES: Final = {
+    "int8": "int8: the weights of an output share a scale, 64 activations of a row do, and a key, a value, a query each"
+}
 """How a dtype is computed; another way needs another text, so that digests tell the two apart."""
 
 PACKED_LEAST_BYTES: Final = 16 << 20

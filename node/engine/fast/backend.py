@@ -19,7 +19,7 @@ from nsllm.node.engine.fast.blocks import BlockPool, Lease
 from nsllm.node.engine.fast.chat import ChatText
 from nsllm.node.engine.fast.encoder import BertEncoder, runs
 from nsllm.node.engine.fast.memory import trim
-from nsllm.node.engine.fast.native import BLOCK_TOKENS, NativeModel, Run
+from nsllm.node.engine.fast.native import BLOCK_TOKENS, NativeModel, Run, block_bytes
 from nsllm.node.engine.fast.packed import Place, keep_packed
 from nsllm.node.engine.fast.select import NativeChooser
 from nsllm.node.engine.fast.shape import Shape, read_shape
@@ -145,6 +145,4 @@ def _context_blocks(shape: Shape) -> int:
 
 
 def _block_count(shape: Shape, numerics: Numerics, cache_mb: int) -> int:
-    number_bytes = 2 if numerics == "int8" else 4
-    block_bytes = shape.layers * 2 * shape.kv_heads * shape.head_dim * BLOCK_TOKENS * number_bytes
-    return max((cache_mb << 20) // block_bytes, (1 + SIDE_CONTEXTS) * _context_blocks(shape))
+    return max((cache_mb << 20) // block_bytes(shape, numerics), (1 + SIDE_CONTEXTS) * _context_blocks(shape))

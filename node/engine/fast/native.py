@@ -17,14 +17,14 @@ from nsllm.node.engine.fast.weights import LlamaWeights, Numerics, PackedLinear,
 from nsllm.node.errors import EngineError
 
 BLOCK_TOKENS: Final = 32
-"""Tokens in a block of keys and values; `forward.c`."""
+"""Tokens in a block of keys and values; `attention.h`."""
 LOGIT_ROWS: Final = 256
 """Rows of logits that there is room for from the beginning; their memory is used as they are first written."""
 
 
 class _Linear(Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("weight", "scale", "offset", "bias")),
+        *((name, c_void_p) for name in ("weight", "scale", "bias")),
         *((name, c_int32) for name in ("inputs", "outputs")),
     )
 
@@ -34,7 +34,7 @@ class _Model(Structure):
         *((name, POINTER(_Linear)) for name in ("qkv", "out", "gate_up", "down", "head")),
         *((name, c_void_p) for name in ("norms", "embedding", "cosine", "sine", "query_norm", "key_norm")),
         *((name, c_int32) for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "inner", "vocabulary")),
-        *((name, c_int32) for name in ("int8", "embedding_bf16", "cache_bf16")),
+        *((name, c_int32) for name in ("int8", "embedding_bf16")),
         ("epsilon", c_float),
     )
 
@@ -59,6 +59,12 @@ class Run:
     """How many of the last tokens' logits are wanted."""
 
 
+def block_bytes(shape: Shape, numerics: Numerics) -> int:
+    """Keys and values of a block, in all layers; int8 has a float32 scale for each token and head."""
+    vector_bytes = shape.head_dim + 4 if numerics == "int8" else shape.head_dim * 4
+    return shape.layers * 2 * shape.kv_heads * BLOCK_TOKENS * vector_bytes
+
+
 class NativeModel:
     """Model, keys and values in memory; one call at a time.
 
@@ -66,7 +72,7 @@ class NativeModel:
         library: from `build`.
         shape: sizes of the model.
         weights: kept alive here.
-        numerics: what the weights are packed as. int8 keeps keys and values in bfloat16.
+        numerics: what the weights are packed as. They are also what keys and values are kept in.
         blocks: number of blocks of keys and values; memory is used as they are first written.
         threads: that compute.
     """
@@ -78,9 +84,7 @@ class NativeModel:
         self._library.team_start.restype = c_void_p
         self._shape = shape
         self._weights = weights
-        dtype = torch.bfloat16 if numerics == "int8" else torch.float32
-        block_numbers = shape.layers * 2 * shape.kv_heads * BLOCK_TOKENS * shape.head_dim
-        self._blocks = reserve(blocks * block_numbers * dtype.itemsize)
+        self._blocks = reserve(blocks * block_bytes(shape, numerics))
         self.logits = _logits(LOGIT_ROWS, shape.vocabulary)
         """(rows, vocabulary) float32: each call writes those that it is asked for from row 0 on. The same memory all
         the time, unless a call asks for more rows than it has."""
@@ -107,7 +111,6 @@ class NativeModel:
             vocabulary=shape.vocabulary,
             int8=numerics == "int8",
             embedding_bf16=weights.embedding.dtype == torch.bfloat16,
-            cache_bf16=dtype == torch.bfloat16,
             epsilon=shape.epsilon,
         )
         self._team = c_void_p(self._library.team_start(threads))
@@ -173,7 +176,6 @@ class NativeModel:
                 _Linear(
                     weight=layer.weight.data_ptr(),
                     scale=layer.scale.data_ptr(),
-                    offset=layer.offset.data_ptr(),
                     bias=None if layer.bias is None else layer.bias.data_ptr(),
                     inputs=layer.inputs,
                     outputs=layer.outputs,

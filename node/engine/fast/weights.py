@@ -13,15 +13,13 @@ from typing import Any, Final, Literal
 import torch
 from safetensors import safe_open
 
-from nsllm.node.engine.fast.memory import Arena
+from nsllm.node.engine.fast.memory import LINE_BYTES, Arena
 from nsllm.node.engine.fast.shape import Shape
 
-COLS: Final = 64
-"""Outputs in a tile; `forward.c`."""
-GROUP: Final = 64
-"""Inputs that share an activation scale."""
+COLS: Final = 48
+"""Outputs in a tile; `linear.h`."""
 SHIFT: Final = 128
-"""Activations are unsigned bytes around it."""
+"""Weights are unsigned bytes around it."""
 INDEX: Final = "model.safetensors.index.json"
 
 Numerics = Literal["int8", "float32"]
@@ -32,10 +30,11 @@ class PackedLinear:
     """One linear layer, (inputs, outputs), packed; owns what the kernels point at."""
 
     weight: torch.Tensor
-    """int8 (tiles, inputs / 4, 64, 4), or float32 (tiles, inputs, 64)."""
+    """uint8 around 128 (tiles, inputs / 4, 48, 4), or float32 (tiles, inputs, 48)."""
     scale: torch.Tensor
-    offset: torch.Tensor
+    """(tiles * 48,), int8 only."""
     bias: torch.Tensor | None
+    """(tiles * 48,)."""
     inputs: int
     outputs: int
 
@@ -66,18 +65,16 @@ def pack(arena: Arena, weight: torch.Tensor, numerics: Numerics, bias: torch.Ten
     """
     outputs, inputs = weight.shape
     tiles = -(-outputs // COLS)
+    more = tiles * COLS - outputs
+    padded = torch.nn.functional.pad(weight, (0, 0, 0, more)).view(tiles, COLS, inputs)
+    if bias is not None:
+        bias = torch.nn.functional.pad(bias, (0, more)).contiguous()
     if numerics == "float32":
-        padded = torch.nn.functional.pad(weight, (0, 0, 0, tiles * COLS - outputs))
-        packed = arena.keep(padded.view(tiles, COLS, inputs).transpose(1, 2))
-        empty = torch.empty(0)
-        return PackedLinear(packed, empty, empty, bias, inputs, outputs)
-    scale = weight.abs().amax(1) / 127
-    whole = (weight / scale.clamp(min=1e-30)[:, None]).round_().to(torch.int8)
-    padded = torch.nn.functional.pad(whole, (0, 0, 0, tiles * COLS - outputs))
-    groups = torch.nn.functional.pad(padded, (0, -inputs % GROUP)).view(tiles, COLS, -1, GROUP)
-    offset = (groups.sum(3, dtype=torch.int32) * SHIFT).transpose(1, 2)
-    packed = arena.keep(padded.view(tiles, COLS, inputs // 4, 4).transpose(1, 2))
-    return PackedLinear(packed, scale.contiguous(), arena.keep(offset), bias, inputs, outputs)
+        return PackedLinear(arena.keep(padded.transpose(1, 2)), torch.empty(0), bias, inputs, outputs)
+    scale = padded.abs().amax(2) / 127
+    whole = (padded / scale.clamp(min=1e-30)[:, :, None]).round_() + SHIFT
+    packed = arena.keep(whole.to(torch.uint8).view(tiles, COLS, inputs // 4, 4).transpose(1, 2))
+    return PackedLinear(packed, scale.view(-1), bias, inputs, outputs)
 
 
 def load_weights(folder: Path, shape: Shape, numerics: Numerics) -> LlamaWeights:
@@ -124,16 +121,14 @@ def rope_table(shape: Shape, positions: int) -> tuple[torch.Tensor, torch.Tensor
 
 
 def _packed_bytes(shape: Shape, numerics: Numerics) -> int:
-    """Of all linear layers, tiles and offsets, and of the embedding; a little more than enough."""
+    """Of all linear layers and of the embedding; a little more than enough."""
     width = shape.heads * shape.head_dim
     both = 2 * shape.kv_heads * shape.head_dim
     pairs = [(shape.hidden, width + both), (width, shape.hidden), (shape.hidden, 2 * shape.inner)]
     pairs = [*pairs, (shape.inner, shape.hidden)] * shape.layers + [(shape.hidden, shape.vocabulary)]
     number_bytes = 1 if numerics == "int8" else 4
     embedding_bytes = shape.vocabulary * shape.hidden * 4
-    return embedding_bytes + sum(
-        (outputs + COLS) * (inputs * number_bytes + 4 * (inputs // GROUP + 1)) for inputs, outputs in pairs
-    )
+    return embedding_bytes + sum((outputs + COLS) * inputs * number_bytes + LINE_BYTES for inputs, outputs in pairs)
 
 
 class _Source:

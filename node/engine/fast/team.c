@@ -1,0 +1,139 @@
+/* How the threads of a team take items, sleep and wake. */
+
+#include <sched.h>
+#include <stdlib.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "team.h"
+
+#define HUGE_PAGE 2097152 /* bytes */
+#define HELPER_SPINS 4000 /* about 60 us, a gap between two passes; then it sleeps */
+#define LEADER_SPINS 8000 /* then it lets somebody else run, perhaps the one whom it waits for */
+
+typedef struct {
+    Team *team;
+    int32_t id;
+} Seat;
+
+#define FIELD 20
+#define TAKEN(ticket) ((ticket) & ((1u << FIELD) - 1))
+#define ITEMS(ticket) ((ticket) >> FIELD & ((1u << FIELD) - 1))
+
+static void pause_briefly(void) {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* Do items of the present work until none is left. */
+static void take_items(Team *team, int32_t worker) {
+    unsigned long long seen = atomic_load_explicit(&team->ticket, memory_order_acquire);
+    while (TAKEN(seen) < ITEMS(seen)) {
+        if (!atomic_compare_exchange_weak(&team->ticket, &seen, seen + 1)) continue;
+        team->task(team->argument, (int32_t)TAKEN(seen), worker); /* the leader waits for this item: both stand */
+        atomic_fetch_add_explicit(&team->done, 1, memory_order_release);
+        seen = atomic_load_explicit(&team->ticket, memory_order_acquire);
+    }
+}
+
+static int has_items(Team *team) {
+    unsigned long long seen = atomic_load(&team->ticket);
+    return TAKEN(seen) < ITEMS(seen);
+}
+
+static void *helper(void *given) {
+    Seat seat = *(Seat *)given;
+    free(given);
+    Team *team = seat.team;
+    while (!atomic_load(&team->stopping)) {
+        int spins = 0;
+        while (!has_items(team) && spins++ < HELPER_SPINS) pause_briefly();
+        if (!has_items(team)) {
+            pthread_mutex_lock(&team->mutex);
+            atomic_store(&team->asleep, 1);
+            while (!has_items(team) && !atomic_load(&team->stopping)) {
+                pthread_cond_wait(&team->wake, &team->mutex);
+                atomic_store(&team->asleep, 1);
+            }
+            pthread_mutex_unlock(&team->mutex);
+        }
+        take_items(team, seat.id);
+    }
+    return NULL;
+}
+
+static void wake_helpers(Team *team) {
+    if (!atomic_load(&team->asleep) || !atomic_exchange(&team->asleep, 0)) return;
+    pthread_mutex_lock(&team->mutex);
+    pthread_cond_broadcast(&team->wake);
+    pthread_mutex_unlock(&team->mutex);
+}
+
+void share(Team *team, Task task, const void *argument, int32_t items) {
+    if (team->size == 1 || items <= 1) {
+        for (int32_t item = 0; item < items; item++) task(argument, item, 0);
+        return;
+    }
+    unsigned long long before = atomic_load_explicit(&team->ticket, memory_order_relaxed);
+    team->task = task;
+    team->argument = argument;
+    atomic_store(&team->done, 0);
+    atomic_store(&team->ticket, ((before >> 2 * FIELD) + 1) << 2 * FIELD | (unsigned long long)items << FIELD);
+    wake_helpers(team);
+    take_items(team, 0);
+    for (int spins = 0; atomic_load_explicit(&team->done, memory_order_acquire) < items; spins++) {
+        if (spins > LEADER_SPINS) sched_yield();
+        else pause_briefly();
+    }
+}
+
+void *team_memory(Team *team, size_t bytes) {
+    if (bytes > team->memory_bytes) {
+        size_t rounded = (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+        free(team->memory);
+        team->memory = aligned_alloc(HUGE_PAGE, rounded);
+        team->memory_bytes = team->memory ? rounded : 0;
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+        if (team->memory) madvise(team->memory, rounded, MADV_HUGEPAGE);
+#endif
+    }
+    return team->memory;
+}
+
+void team_stop(Team *team) {
+    atomic_store(&team->stopping, 1);
+    pthread_mutex_lock(&team->mutex);
+    pthread_cond_broadcast(&team->wake);
+    pthread_mutex_unlock(&team->mutex);
+    for (int32_t id = 1; id <= team->started; id++) pthread_join(team->threads[id], NULL);
+    free(team->threads);
+    free(team->memory);
+    free(team);
+}
+
+Team *team_start(int32_t size) {
+    Team *team = aligned_alloc(LINE, (sizeof(Team) + LINE - 1) / LINE * LINE);
+    if (!team) return NULL;
+    *team = (Team){.size = size};
+    team->threads = calloc((size_t)size, sizeof(pthread_t));
+    pthread_mutex_init(&team->mutex, NULL);
+    pthread_cond_init(&team->wake, NULL);
+    for (int32_t id = 1; id < size; id++) {
+        Seat *seat = malloc(sizeof(Seat));
+        *seat = (Seat){team, id};
+        if (pthread_create(&team->threads[id], NULL, helper, seat)) {
+            free(seat);
+            team_stop(team);
+            return NULL;
+        }
+        team->started = id;
+    }
+    return team;
+}
