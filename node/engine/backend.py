@@ -113,6 +113,10 @@ class Backend(Encoder, Protocol):
         """
         ...
 
+    def read(self, reads: Sequence[Read]) -> torch.Tensor:
+        """The same as one tensor: (all that are kept, vocabulary)."""
+        ...
+
     def log_probabilities(self, logits: torch.Tensor, token_ids: Sequence[int]) -> list[float]:
         """Natural log-probability of each token under its row of `logits` (tokens, vocabulary)."""
         ...

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 
 from nsllm.governance.ports import JudgeModels
 from nsllm.ids import Digest
+from nsllm.node.engine.stats import EngineStats
 from nsllm.record import Guide, Message, Request, Sampling, Tool
 
 
@@ -67,7 +68,9 @@ class EngineInfo:
     """Generations that run now."""
     queued: int
     tokens_per_second: float | None
-    """Over the last finished generations; None before the first."""
+    """Of one stream, over the last finished generations; None before the first."""
+    stats: EngineStats | None = None
+    """Of the text model's worker here; None where another server or nobody runs it."""
     scorer: ModelInfo | None = None
     """What judges, where that is not the text model."""
     loaded: tuple[LoadedModel, ...] = ()

@@ -103,8 +103,7 @@ class Scheduler:
         if not running:
             return
         prompt_rows = sum(len(read.token_ids) for one, read in zip(running, reads, strict=True) if not one.tokens)
-        ready = self._read(running, reads)
-        gains = self._choose([one for one, _ in ready], [logits for _, logits in ready])
+        gains = self._choose(*self._read(running, reads))
         used, blocks = self._backend.room()
         load = Load(
             step_s=time.perf_counter() - started_s,
@@ -184,10 +183,10 @@ class Scheduler:
                 self._send(Started(job=one.job, prompt_token_ids=tuple(one.prompt), max_tokens=one.max_tokens))
 
     def _give_room(self, one: Generation) -> bool:
-        one.cache = self._backend.open(one.prompt + one.tokens, one.most, side=False)
+        one.cache = self._backend.open(one.prompt, one.most, side=False)
         if one.cache is None:
             return False
-        self._queried_tokens += len(one.prompt) + len(one.tokens)
+        self._queried_tokens += len(one.prompt)
         self._found_tokens += one.cache.read
         return True
 
@@ -222,10 +221,10 @@ class Scheduler:
                     reads.append(one.next_read(share))
         return writing, reads
 
-    def _read(self, running: list[Generation], reads: list[Read]) -> list[tuple[Generation, torch.Tensor]]:
-        """One pass; the generations that have read all, with their next token's logits."""
+    def _read(self, running: list[Generation], reads: list[Read]) -> tuple[list[Generation], torch.Tensor | None]:
+        """One pass; the generations that have read all, and a row of logits for each."""
         try:
-            rows = self._backend.forward(reads)
+            logits = self._backend.read(reads)
         except Exception as error:
             if len(running) == 1:
                 self._failed_passes += 1
@@ -235,12 +234,12 @@ class Scheduler:
             else:
                 for one in running:
                     self._read_again(one)
-            return []
+            return [], None
         self._failed_passes = 0
-        ready = [(one, logits[0]) for one, read, logits in zip(running, reads, rows, strict=True) if read.keep]
-        for one, _ in ready:
+        ready = [one for one, read in zip(running, reads, strict=True) if read.keep]
+        for one in ready:
             one.suspect = False
-        return ready
+        return ready, logits
 
     def _read_again(self, one: Generation) -> None:
         """Read the sequence from its beginning, in passes of its own: what the cache holds is uncertain."""
@@ -250,12 +249,12 @@ class Scheduler:
         if not self._give_room(one):
             self._waiting.add(one.client, one)
 
-    def _choose(self, ready: Sequence[Generation], rows: Sequence[torch.Tensor]) -> tuple[Gain, ...]:
-        """The next token of each generation, and what it gains by it. `rows`: (vocabulary,) each."""
-        if not ready:
+    def _choose(self, ready: Sequence[Generation], logits: torch.Tensor | None) -> tuple[Gain, ...]:
+        """The next token of each generation, and what it gains by it. `logits`: (generations, vocabulary)."""
+        if logits is None or not ready:
             return ()
         gains: list[Gain] = []
-        choices = self._backend.chooser.choose_all([one.sampler for one in ready], rows)
+        choices = self._backend.chooser.choose_all([one.sampler for one in ready], logits)
         for one, choice in zip(ready, choices, strict=True):
             if isinstance(choice, NoChoiceError):
                 self._drop(one)

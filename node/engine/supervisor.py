@@ -7,14 +7,12 @@ fail, embedding and judging are tried once more, and what waits goes on waiting.
 
 from __future__ import annotations
 
-import itertools
 import logging
-import math
 import random
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,18 +21,17 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar, assert_never
 import msgspec
 import trio
 
-from nsllm.errors import EncodingError
 from nsllm.governance.ports import Likelihood
-from nsllm.node.engine.answer import AnswerStream, Reply, next_reply
+from nsllm.node.engine.answer import AnswerStream
 from nsllm.node.engine.card import read_encoder_info, read_text_info
 from nsllm.node.engine.choice import Wish, choose, packed_place
 from nsllm.node.engine.devices import HERE, Devices
+from nsllm.node.engine.jobs import Jobs
 from nsllm.node.engine.link import WorkerLink, WorkerSettings, open_worker
 from nsllm.node.engine.models import read_config
 from nsllm.node.engine.port import Done, EngineInfo, EngineRequest, Piece
 from nsllm.node.engine.protocol import (
     MAX_BATCH,
-    Cancel,
     Embed,
     Embedded,
     Generate,
@@ -47,7 +44,9 @@ from nsllm.node.engine.protocol import (
     Step,
     ToWorker,
 )
-from nsllm.node.errors import EngineError, InvalidRequestError, OverloadedError
+from nsllm.node.engine.slots import Slots
+from nsllm.node.engine.stats import Recorder, Timing
+from nsllm.node.errors import EngineError, OverloadedError
 from nsllm.record import Message, Sampling
 
 if TYPE_CHECKING:
@@ -126,22 +125,19 @@ class WorkerEngine:
             cache_mb=cache_mb,
             packed=packed_place(text, choice, self._text.digest),
         )
-        self._max_queue = max_queue
         self._max_tokens = max_tokens
         self._rng = rng
         self._observer = observer
         self._pause_s = self._next_pause_s = pause_s
         self._failed_starts = 0
-        self._slots = trio.Semaphore(max_active, max_value=max_active)
+        self._slots = Slots(max_active, max_queue)
         self._side_slots = trio.Semaphore(MAX_SIDE_JOBS, max_value=MAX_SIDE_JOBS)
-        self._jobs: dict[int, trio.MemorySendChannel[Reply]] = {}
-        """Running jobs; a channel that is closed says that the worker died."""
-        self._numbers = itertools.count(1)
+        self._jobs = Jobs()
+        self._recorder = Recorder()
         self._link: WorkerLink | None = None
         self._state: State = "starting"
         self._changed = trio.Event()
         self._restarts = 0
-        self._active = 0
         self._last_failure = ""
         self._finished: deque[tuple[int, float]] = deque(maxlen=RATE_WINDOW)
 
@@ -154,9 +150,15 @@ class WorkerEngine:
             encoder=self._encoder,
             state=self._state,
             restarts=self._restarts,
-            active=self._active,
-            queued=self._slots.statistics().tasks_waiting,
+            active=self._slots.taken,
+            queued=self._slots.waiting,
             tokens_per_second=tokens / seconds if seconds > 0 else None,
+            stats=self._recorder.stats(
+                path="general" if self._settings.library is None else "fast",
+                threads=self._settings.threads,
+                running=self._slots.taken,
+                waiting=self._slots.waiting,
+            ),
         )
 
     @property
@@ -237,22 +239,19 @@ class WorkerEngine:
 
     @asynccontextmanager
     async def _generate(self, request: EngineRequest) -> AsyncIterator[AnswerStream]:
-        if self._slots.statistics().tasks_waiting >= self._max_queue and self._slots.value == 0:
-            raise OverloadedError(
-                f"{self._active} answers are being written and {self._max_queue} wait", hint="try again in a moment"
-            )
-        async with self._slots:
-            self._active += 1
-            try:
-                link = await self._ready_link()
-                make = partial(Generate, request=request, max_tokens_cap=self._max_tokens)
-                with self._job(link, make) as replies:
-                    first = await next_reply(replies)
-                    assert isinstance(first, Started)
-                    effective = msgspec.structs.replace(request.sampling, max_tokens=first.max_tokens)
-                    yield AnswerStream(replies, first.prompt_token_ids, effective, self._finished)
-            finally:
-                self._active -= 1
+        timing = Timing(self._recorder, trio.current_time())
+        async with self._slots.place(request.client):
+            link = await self._ready_link()
+            make = partial(Generate, request=request, max_tokens_cap=self._max_tokens)
+            with self._jobs.open(link, make, timing) as inbox:
+                first = await inbox.take()
+                assert isinstance(first, Started)
+                effective = msgspec.structs.replace(request.sampling, max_tokens=first.max_tokens)
+                try:
+                    yield AnswerStream(inbox, first.prompt_token_ids, effective)
+                finally:
+                    if timing.over() in {"stop", "length"}:
+                        self._finished.append((timing.tokens, timing.decoding_s))
 
     async def _ask(self, make: Callable[..., ToWorker], kind: type[Answer]) -> Answer:
         """One embedding or judging message and its reply; once more if the worker dies over it."""
@@ -268,29 +267,10 @@ class WorkerEngine:
 
     async def _ask_once(self, make: Callable[..., ToWorker], kind: type[Answer]) -> Answer:
         link = await self._ready_link()
-        with self._job(link, make) as replies:
-            reply = await next_reply(replies)
+        with self._jobs.open(link, make) as inbox:
+            reply = await inbox.take()
             assert isinstance(reply, kind)
             return reply
-
-    @contextmanager
-    def _job(self, link: WorkerLink, make: Callable[..., ToWorker]) -> Iterator[trio.MemoryReceiveChannel[Reply]]:
-        """Post a job; its replies. Leaving early cancels it in the worker."""
-        job = next(self._numbers)
-        # Not bounded here but by the job: one message a token, and `max_tokens` of them.
-        send, replies = trio.open_memory_channel[Reply](math.inf)
-        try:
-            link.post(make(job=job))
-        except EncodingError as error:
-            raise InvalidRequestError(f"the request is too long: {error.message}", hint="send less at once") from None
-        self._jobs[job] = send
-        try:
-            yield replies
-        finally:
-            if self._jobs.pop(job, None) is not None:
-                link.post(Cancel(job=job))
-            send.close()
-            replies.close()
 
     async def _ready_link(self) -> WorkerLink:
         while self._link is None:
@@ -318,9 +298,8 @@ class WorkerEngine:
 
     def _unlink(self) -> None:
         self._link = None
-        for send in self._jobs.values():
-            send.close()
-        self._jobs.clear()
+        self._jobs.end()
+        self._recorder.lost()
 
     async def _run_worker(self) -> None:
         """One worker, from start to death. Raises `EngineError` if none can be started."""
@@ -352,19 +331,9 @@ class WorkerEngine:
                     case Pong():
                         pass
                     case Step():
-                        for gain in message.gains:
-                            self._give(gain, last=gain.reason is not None)
-                    case Started():
-                        self._give(message, last=False)
-                    case Embedded() | Judged() | Refused():
-                        self._give(message, last=True)
+                        self._recorder.step(message.load)
+                        self._jobs.step(message)
+                    case Started() | Embedded() | Judged() | Refused():
+                        self._jobs.give(message)
                     case _:
                         assert_never(message)
-
-    def _give(self, reply: Reply, *, last: bool) -> None:
-        """Hand a reply to its job, unless that has left."""
-        send = self._jobs.pop(reply.job, None) if last else self._jobs.get(reply.job)
-        if send is not None:
-            send.send_nowait(reply)
-            if last:
-                send.close()

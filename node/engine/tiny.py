@@ -16,7 +16,7 @@ ENCODER_NAME: Final = "tiny-random-bert"
 CONTEXT_TOKENS: Final = 256
 TEMPLATE: Final = (
     "{% for m in messages %}"
-    "{% if m['role'] == 'tool' %}{{ raise_exception('tools are unknown to this model') }}{% endif %}"
+    "{% if 'REFUSE THIS' in m['content'] %}{{ raise_exception('this template refuses that') }}{% endif %}"
     "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )

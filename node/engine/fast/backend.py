@@ -5,7 +5,6 @@ Imported in the worker process only.
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -90,11 +89,6 @@ class FastBackend:
             end_token_ids=self.end_token_ids,
         )
 
-    @property
-    def logits(self) -> torch.Tensor:
-        """(rows, vocabulary) float32: those that `forward` gave last, in its order, from row 0 on; in place."""
-        return self._model.logits
-
     def open(self, token_ids: Sequence[int], most: int, *, side: bool) -> Lease | None:
         """A sequence, with what is known of its beginning; None if there is no room now."""
         return self.pool.open(token_ids, most, side=side)
@@ -115,6 +109,10 @@ class FastBackend:
 
     def forward(self, reads: Sequence[Read]) -> list[torch.Tensor]:
         """Read the tokens of all sequences at once; logits (keep, vocabulary) of each."""
+        return list(self.read(reads).split([read.keep for read in reads]))
+
+    def read(self, reads: Sequence[Read]) -> torch.Tensor:
+        """The same as one tensor: the memory that the next call writes to."""
         runs = []
         for read in reads:
             assert isinstance(read.cache, Lease)
@@ -124,8 +122,7 @@ class FastBackend:
         for read in reads:
             assert isinstance(read.cache, Lease)
             self.pool.written(read.cache, read.token_ids)
-        ends = itertools.accumulate(read.keep for read in reads)
-        return [logits[end - read.keep : end] for end, read in zip(ends, reads, strict=True)]
+        return logits
 
     def log_probabilities(self, logits: torch.Tensor, token_ids: Sequence[int]) -> list[float]:
         """Natural log-probability of each token under its row of `logits` (tokens, vocabulary)."""

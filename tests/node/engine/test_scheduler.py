@@ -192,10 +192,10 @@ def test_a_huge_prompt_is_refused_unread(desk, backend, monkeypatch):
 
 
 def test_a_conversation_that_the_template_refuses(desk):
-    desk.ask(1, (Message(role="tool", content="x"),), GREEDY)
+    desk.ask(1, user("REFUSE THIS"), GREEDY)
     refused = desk.only(Refused)
     assert refused.kind == "invalid"
-    assert "tools are unknown" in refused.message
+    assert "template refuses that" in refused.message
 
 
 def test_the_end_token_stops_and_is_told(desk, backend, monkeypatch, reference):
@@ -386,6 +386,6 @@ def test_a_conversation_longer_than_the_context_loses_its_beginning(backend):
 
 
 def test_judging_says_if_the_template_refuses(desk):
-    desk.scheduler.handle(Judge(1, (((Message(role="tool", content="x"),), "a"),)))
+    desk.scheduler.handle(Judge(1, ((user("REFUSE THIS"), "a"),)))
     desk.finish()
     assert desk.only(Refused).kind == "invalid"
