@@ -32,7 +32,7 @@ from nsllm.node.executors import Executors
 from nsllm.node.federated_cache import FederatedCache, Found
 from nsllm.node.publisher import Publisher
 from nsllm.node.safety_reader import SafetyReader
-from nsllm.node.service import ChatCommand, ChatDelta, ChatEvent, ChatFinished, ChatStarted, Source
+from nsllm.node.service import ChatCommand, ChatDelta, ChatEvent, ChatFinished, ChatStarted, Listener, Source
 from nsllm.record import (
     MAX_RECORD_BYTES,
     Record,
@@ -103,14 +103,11 @@ class Orchestrator:
 
         async def answer() -> None:
             nonlocal failure
-            try:
-                await self._answer(question, send)
-            except NsllmError as error:
-                failure = error
-            except BaseExceptionGroup as group:
-                failure = _lone(group)
-                if failure is None:
-                    raise
+            with send:  # closing must not yield: the reader would leave before an error is kept
+                try:
+                    await self._answer(question, send)
+                except NsllmError as error:
+                    failure = error
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(answer)
@@ -121,6 +118,10 @@ class Orchestrator:
                 receive.close()
         if failure is not None:
             raise failure
+
+    async def answer(self, command: ChatCommand, listener: Listener) -> None:
+        """Run one completion in the caller's task; see `nsllm.node.service.PeerService.answer`."""
+        await self._answer(await self._admit(command), listener)
 
     async def _admit(self, command: ChatCommand) -> _Question:
         served = self._engine.info()
@@ -157,24 +158,35 @@ class Orchestrator:
             created_ms=self._context.clock.now_ms(),
         )
 
-    async def _answer(self, question: _Question, send: trio.MemorySendChannel[ChatEvent]) -> None:
-        with send:  # closing must not yield: the reader would leave before an error is kept
-            policy = self._context.policy
-            verdict = await self._validator.check_input(question.request.question(), question.embedding, policy)
-            if verdict.withheld:
-                await send.send(self._started(question, self._own_source()))
-                await self._withhold(question, send, verdict.reason, stage="input", tokens=(0, 0))
-                return
-            found = await self._cache.local(question.key) if self._reusable(question) else None
-            if found is not None:
-                await self._serve(question, found, send)
-            else:
-                await self._generate(question, send)
+    async def _answer(self, question: _Question, send: Listener) -> None:
+        """Raises the one error of ours that ended the answer, if one did."""
+        try:
+            await self._judge_and_answer(question, send)
+        except BaseExceptionGroup as group:
+            failure = _lone(group)
+            if failure is None:
+                raise
+            raise failure from None
+
+    async def _judge_and_answer(self, question: _Question, send: Listener) -> None:
+        policy = self._context.policy
+        verdict = await self._validator.check_input(question.request.question(), question.embedding, policy)
+        if verdict.withheld:
+            await _say(send, self._started(question, self._own_source()))
+            await self._withhold(question, send, verdict.reason, stage="input", tokens=(0, 0))
+            return
+        found = await self._cache.local(question.key) if self._reusable(question) else None
+        if found is not None:
+            await self._serve(question, found, send)
+        elif self._reusable(question) and question.visibility != "private":
+            await self._look_up_and_generate(question, send)
+        else:
+            await self._run_engine(question, None, send)
 
     def _reusable(self, question: _Question) -> bool:
         return question.command.reuse and may_stand_in(question.command.sampling)
 
-    async def _generate(self, question: _Question, send: trio.MemorySendChannel[ChatEvent]) -> None:
+    async def _look_up_and_generate(self, question: _Question, send: Listener) -> None:
         """Generate, while a remote look-up runs beside the prefill; a hit cancels the generation."""
         found: Found | None = None
         looked_up = trio.Event()
@@ -189,25 +201,20 @@ class Orchestrator:
 
         async with trio.open_nursery() as nursery:
             generation = trio.CancelScope()
-            if self._reusable(question) and question.visibility != "private":
-                nursery.start_soon(look_up)
-            else:
-                looked_up.set()
+            nursery.start_soon(look_up)
             with generation:
                 await self._run_engine(question, looked_up, send)
             nursery.cancel_scope.cancel()
         if found is not None:
             await self._serve(question, found, send)
 
-    async def _run_engine(
-        self, question: _Question, looked_up: trio.Event, send: trio.MemorySendChannel[ChatEvent]
-    ) -> None:
+    async def _run_engine(self, question: _Question, looked_up: trio.Event | None, send: Listener) -> None:
         texts: list[str] = []
         token_ids: list[int] = []
         started = False
         done: Done | None = None
         private = question.visibility == "private"
-        reader = SafetyReader(self._validator, question.request.messages, self._context.policy, embed=not private)
+        policy, messages = self._context.policy, question.request.messages
         command = question.command
         asked = replace(
             EngineRequest.of(question.request, client=command.client),
@@ -215,13 +222,12 @@ class Orchestrator:
             top_logprobs=command.top_logprobs,
         )
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(reader.run)
+            reader = SafetyReader(nursery, self._validator, messages, policy, embed=not private)
             async with self._executors.generate(question.request, question.visibility, asked) as pieces:
                 async for piece in pieces:
                     if not started:
                         started = True
-                        await looked_up.wait()
-                        await send.send(self._started(question, self._own_source()))
+                        await self._begin(question, looked_up, send)
                     if isinstance(piece, Done):
                         done = piece
                         break
@@ -240,19 +246,24 @@ class Orchestrator:
         if done is None:
             raise EngineError("the model worker ended without finishing its answer", hint="ask again")
         text = "".join(texts)
-        check = await self._validator.check_output(
-            question.request.messages, text, self._context.policy, publishing=not private, embed=not private
-        )
+        check = await self._validator.check_output(messages, text, policy, publishing=not private, embed=not private)
         if check.decision.withheld:
             tokens = done.usage(token_ids)
             await self._withhold(question, send, check.decision.reason, stage="output", tokens=tokens)
             return
         await self._finish(question, send, text, tuple(token_ids), done, check.decision)
 
+    async def _begin(self, question: _Question, looked_up: trio.Event | None, send: Listener) -> None:
+        """Say that this answer is the one, unless the look-up has found another and cancelled us."""
+        if looked_up is not None:
+            await looked_up.wait()
+            await trio.lowlevel.checkpoint_if_cancelled()
+        await _say(send, self._started(question, self._own_source()))
+
     async def _finish(
         self,
         question: _Question,
-        send: trio.MemorySendChannel[ChatEvent],
+        send: Listener,
         text: str,
         token_ids: tuple[int, ...],
         done: Done,
@@ -263,18 +274,18 @@ class Orchestrator:
         self._answered(question, "engine", usage[1])
         if question.visibility == "private":
             await self._settle(question, "this answer is private: it left no trace outside this peer", None)
-            await send.send(ChatFinished(done.finish_reason, *usage, "private"))
+            await _say(send, ChatFinished(done.finish_reason, *usage, "private"))
             return
         signed = sign_record(context.key, self._record(question, text, token_ids, done, question.visibility))
         reason = _unpublishable(signed, decision)
         if reason:
             context.events.emit("unpublished", completion=question.completion_id, reason=reason)
             await self._settle(question, reason, None)
-            await send.send(ChatFinished(done.finish_reason, *usage, "unpublished", reason))
+            await _say(send, ChatFinished(done.finish_reason, *usage, "unpublished", reason))
             return
         await self._settle(question, "", signed)
         self._publisher.publish(signed)
-        await send.send(ChatFinished(done.finish_reason, *usage, "pending"))
+        await _say(send, ChatFinished(done.finish_reason, *usage, "pending"))
 
     def _record(
         self, question: _Question, text: str, token_ids: tuple[int, ...], done: Done, visibility: Published
@@ -295,7 +306,7 @@ class Orchestrator:
             created_ms=self._context.clock.now_ms(),
         )
 
-    async def _serve(self, question: _Question, found: Found, send: trio.MemorySendChannel[ChatEvent]) -> None:
+    async def _serve(self, question: _Question, found: Found, send: Listener) -> None:
         """A certified record in place of a generation, in chunks of a word."""
         record = found.certified.signed.record
         await self._completions.add(
@@ -307,17 +318,17 @@ class Orchestrator:
             own=False,
             certificate=found.certified.certificate,
         )
-        await send.send(self._started(question, _cache_source(found.certified, found.score_ppm, question.created_ms)))
+        await _say(send, self._started(question, _cache_source(found.certified, found.score_ppm, question.created_ms)))
         for chunk in _CHUNK.findall(record.text):
-            await send.send(ChatDelta(chunk))
+            await _say(send, ChatDelta(chunk))
         usage = (len(record.prompt_token_ids), len(record.token_ids))
         self._answered(question, "cache", usage[1])
-        await send.send(ChatFinished(record.finish_reason, *usage, "certified"))
+        await _say(send, ChatFinished(record.finish_reason, *usage, "certified"))
 
     async def _withhold(
         self,
         question: _Question,
-        send: trio.MemorySendChannel[ChatEvent],
+        send: Listener,
         reason: str,
         *,
         stage: str,
@@ -331,7 +342,7 @@ class Orchestrator:
             reason=reason,
         )
         await self._settle(question, reason, None)
-        await send.send(ChatFinished("content_filter", *tokens, "withheld", reason))
+        await _say(send, ChatFinished("content_filter", *tokens, "withheld", reason))
 
     async def _settle(self, question: _Question, detail: str, signed: SignedRecord | None) -> None:
         now = self._context.clock.now_ms()
@@ -363,7 +374,7 @@ class Orchestrator:
         return Source(kind="engine", generator=hex0x(self._context.address))
 
 
-async def _say(send: trio.MemorySendChannel[ChatEvent], event: ChatEvent) -> None:
+async def _say(send: Listener, event: ChatEvent) -> None:
     """Send, and give up the turn only if the reader is behind: generating pauses often enough."""
     try:
         send.send_nowait(event)

@@ -22,6 +22,7 @@ from nsllm.node.parts import Parts
 from nsllm.node.service import (
     ChatCommand,
     ChatEvent,
+    Listener,
     ModelShelf,
     PeerEvent,
     PeerRow,
@@ -97,6 +98,10 @@ class Peer:
     def chat(self, command: ChatCommand) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[ChatEvent]]:
         """Run one completion."""
         return self.parts.orchestrator.chat(command)
+
+    async def answer(self, command: ChatCommand, listener: Listener) -> None:
+        """Run one completion in this task."""
+        await self.parts.orchestrator.answer(command, listener)
 
     async def embed(self, texts: Sequence[str]) -> tuple[list[tuple[float, ...]], int]:
         """Unit vectors and token count."""

@@ -17,18 +17,30 @@ CONTEXT_CHARS: Final = 640
 
 
 class SafetyReader:
-    """Judges an answer stretch by stretch; `run` it beside the generation."""
+    """Judges an answer stretch by stretch, in tasks of `nursery`.
+
+    A judgement that cannot be had ends the nursery with `SafetyUnavailableError` or `EngineError`: nothing more passes.
+    """
 
     def __init__(
-        self, validator: Validator, messages: tuple[Message, ...], policy: Policy, *, embed: bool = True
+        self,
+        nursery: trio.Nursery,
+        validator: Validator,
+        messages: tuple[Message, ...],
+        policy: Policy,
+        *,
+        embed: bool = True,
     ) -> None:
+        """Read an answer to `messages`; `embed`: for the layers that listen to its meaning."""
+        self._nursery = nursery
         self._validator = validator
         self._messages = messages
         self._policy = policy
         self._embed = embed
+        self._seen = ""
         self._unread: list[str] = []
         self._unread_chars = 0
-        self._came = trio.Event()
+        self._judging = False
         self.withheld: str | None = None
         """Reason of the first stretch that failed."""
 
@@ -36,25 +48,19 @@ class SafetyReader:
         """Take the next text; never waits."""
         self._unread.append(text)
         self._unread_chars += len(text)
-        if self._unread_chars >= CHECK_CHARS:
-            self._came.set()
+        if self._unread_chars >= CHECK_CHARS and not self._judging:
+            self._judging = True
+            self._nursery.start_soon(self._judge)
 
-    async def run(self) -> None:
-        """Judge until cancelled or until a stretch fails.
-
-        Raises:
-            SafetyUnavailableError, EngineError: the layers cannot answer; then nothing more may pass.
-        """
-        seen = ""
-        while True:
-            await self._came.wait()
-            self._came = trio.Event()
-            seen = (seen + "".join(self._unread))[-max(CONTEXT_CHARS, self._unread_chars) :]
+    async def _judge(self) -> None:
+        while self._unread_chars >= CHECK_CHARS:
+            self._seen = (self._seen + "".join(self._unread))[-max(CONTEXT_CHARS, self._unread_chars) :]
             self._unread.clear()
             self._unread_chars = 0
             check = await self._validator.check_output(
-                self._messages, seen, self._policy, publishing=False, embed=self._embed
+                self._messages, self._seen, self._policy, publishing=False, embed=self._embed
             )
             if check.decision.withheld:
                 self.withheld = check.decision.reason
                 return
+        self._judging = False

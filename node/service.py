@@ -38,7 +38,7 @@ class ChatCommand:
     client: str = ""
     """Who asks: generations that wait are started in turns between clients."""
     reuse: bool = True
-    """False where a cached answer may not stand in (logprobs, n > 1, tools)."""
+    """False where a cached answer may not stand in: log-probabilities, several answers to one question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,18 @@ class ChatFinished:
 
 
 ChatEvent = ChatStarted | ChatDelta | ChatFinished
+
+
+class Listener(Protocol):
+    """Who hears of a completion; a trio memory channel is one."""
+
+    def send_nowait(self, event: ChatEvent, /) -> None:
+        """Take an event. Raises `trio.WouldBlock` if too much waits already."""
+        ...
+
+    async def send(self, event: ChatEvent, /) -> None:
+        """Take an event, as soon as there is room for it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +229,14 @@ class PeerService(Protocol):
 
         Raises `ServiceError` (or `EngineError`) on entering, or on leaving when the channel ended without
         `ChatFinished`.
+        """
+        ...
+
+    async def answer(self, command: ChatCommand, listener: Listener) -> None:
+        """Run one completion in this task and tell `listener` of it; returns after `ChatFinished`.
+
+        Raises:
+            ServiceError, EngineError: what ended it.
         """
         ...
 

@@ -124,9 +124,13 @@ class PluginHost:
                 if link.built_in:
                     problem = error.message
 
-        async with trio.open_nursery() as nursery:
-            for link in (self._built_in, *(other for other in self._others if not other.disabled)):
-                nursery.start_soon(ask, link)
+        others = [link for link in self._others if not link.disabled]
+        if others:
+            async with trio.open_nursery() as nursery:
+                for link in (self._built_in, *others):
+                    nursery.start_soon(ask, link)
+        else:
+            await ask(self._built_in)
         if BUILT_IN not in replies:
             raise SafetyUnavailableError(problem, hint="retry in a moment; the worker is being restarted")
         ordered = [BUILT_IN, *(link.name for link in self._others)]

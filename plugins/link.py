@@ -193,9 +193,12 @@ class WorkerLink:
 
     async def _reply(self, stream: trio.SocketStream) -> Reply:
         try:
-            header = await _exactly(stream, HEADER_BYTES)
-            body = await _exactly(stream, body_length(header, limit_bytes=MAX_REPLY_BYTES))
-            return canonical.decode(body, Reply, limit_bytes=MAX_REPLY_BYTES)
+            data = await _at_least(stream, bytearray(), HEADER_BYTES)
+            size_bytes = HEADER_BYTES + body_length(bytes(data[:HEADER_BYTES]), limit_bytes=MAX_REPLY_BYTES)
+            data = await _at_least(stream, data, size_bytes)
+            if len(data) > size_bytes:
+                raise WorkerError("the worker spoke out of turn")
+            return canonical.decode(bytes(data[HEADER_BYTES:]), Reply, limit_bytes=MAX_REPLY_BYTES)
         except (ValueError, EncodingError):
             raise WorkerError("the worker sent what is no reply") from None
         except trio.BrokenResourceError:
@@ -240,11 +243,11 @@ class WorkerLink:
                     await process.wait()
 
 
-async def _exactly(stream: trio.SocketStream, count: int) -> bytes:
-    parts = bytearray()
-    while len(parts) < count:
-        chunk = await stream.receive_some(min(65536, count - len(parts)))
+async def _at_least(stream: trio.SocketStream, data: bytearray, count: int) -> bytearray:
+    """`data` and what comes, until there are `count` bytes."""
+    while len(data) < count:
+        chunk = await stream.receive_some(65536)
         if not chunk:
             raise WorkerError("the worker process ended")
-        parts += chunk
-    return bytes(parts)
+        data += chunk
+    return data

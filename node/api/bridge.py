@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -125,24 +125,34 @@ class Inbox(Generic[T]):
             self._waiter.set_result(None)
 
 
-class _Credit:
-    """How many items the trio side may send before its reader has taken some."""
+class Speaker(Generic[T]):
+    """Trio end of a stream; says at most `depth` items (None: any number) more than its reader has taken."""
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, put: Callable[[T], None], depth: int | None) -> None:
+        self._put = put
         self._left = depth
         self._more = trio.Event()
 
-    async def spend(self) -> None:
-        """Take one; waits only if none is left."""
+    def send_nowait(self, item: T, /) -> None:
+        """Say `item`. Raises `trio.WouldBlock` if the reader is behind."""
+        if self._left is not None:
+            if self._left == 0:
+                raise trio.WouldBlock
+            self._left -= 1
+        self._put(item)
+
+    async def send(self, item: T, /) -> None:
+        """Say `item`, once the reader is near enough."""
         while self._left == 0:
             self._more = trio.Event()
             await self._more.wait()
-        self._left -= 1
+        self.send_nowait(item)
 
-    def add(self, count: int) -> None:
+    def allow(self, count: int) -> None:
         """The reader took `count` items."""
-        self._left += count
-        self._more.set()
+        if self._left is not None:
+            self._left += count
+            self._more.set()
 
 
 class _Outbox:
@@ -230,43 +240,48 @@ class Bridge:
         return await self.call(wrapped)
 
     @asynccontextmanager
-    async def stream(
-        self,
-        source: Callable[[], AbstractAsyncContextManager[trio.MemoryReceiveChannel[T]]],
-        *,
-        depth: int,
-        overflow: Overflow = "wait",
+    async def listen(
+        self, work: Callable[[Speaker[T]], Awaitable[None]], *, depth: int, overflow: Overflow = "wait"
     ) -> AsyncIterator[Inbox[T]]:
-        """Items of a trio channel, at most `depth` of them in between. Leaving the context cancels the trio side."""
-        credit = _Credit(depth)
-        waits = overflow == "wait"
-        inbox: Inbox[T] = Inbox(
-            depth=depth, taken=lambda count: self._soon(partial(credit.add, count)) if waits else None
-        )
+        """What `await work(speaker)` says in trio, at most `depth` items in between. Leaving the context cancels it."""
         scope = trio.CancelScope()
+        speaker: Speaker[T]
+        inbox: Inbox[T] = Inbox(depth=depth, taken=lambda count: self._soon(partial(speaker.allow, count)))
+        speaker = Speaker(partial(self._post, inbox.put), depth if overflow == "wait" else None)
 
-        async def pump() -> None:
+        async def run() -> None:
             error: Exception | None = ClosedError()
             try:
                 with scope:
                     try:
-                        async with source() as receive:
-                            async for first in receive:
-                                for item in _with_ready(first, receive):
-                                    if waits:
-                                        await credit.spend()
-                                    self._post(inbox.put, item)
+                        await work(speaker)
                         error = None
                     except Exception as caught:  # noqa: BLE001 - carried over and raised in the handler
                         error = _single(caught)
             finally:
                 self._post(inbox.end, error)
 
-        self._spawn(pump)
+        self._spawn(run)
         try:
             yield inbox
         finally:
             self._soon(scope.cancel)
+
+    def stream(
+        self,
+        source: Callable[[], AbstractAsyncContextManager[trio.abc.ReceiveChannel[T]]],
+        *,
+        depth: int,
+        overflow: Overflow = "wait",
+    ) -> AbstractAsyncContextManager[Inbox[T]]:
+        """Items of a trio channel, see `listen`."""
+
+        async def pump(speaker: Speaker[T]) -> None:
+            async with source() as receive:
+                async for item in receive:
+                    await speaker.send(item)
+
+        return self.listen(pump, depth=depth, overflow=overflow)
 
     def _spawn(self, task: Callable[[], Awaitable[None]]) -> None:
         # The nursery outlives the asyncio thread, so it is open whenever a handler can ask.
@@ -275,14 +290,6 @@ class Bridge:
     def _soon(self, work: Callable[[], object]) -> None:
         with suppress(trio.RunFinishedError):
             self._token.run_sync_soon(work)
-
-
-def _with_ready(first: T, channel: trio.MemoryReceiveChannel[T]) -> Iterator[T]:
-    """`first`, and what follows it without waiting."""
-    yield first
-    with suppress(trio.WouldBlock, trio.EndOfChannel):
-        while True:
-            yield channel.receive_nowait()
 
 
 def _settle(reply: asyncio.Future[R], outcome: _Value[R] | _Failed) -> None:

@@ -2,45 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Final
 
 import trio
 
 from nsllm.errors import NsllmError
+from nsllm.node.api.bridge import Speaker
 from nsllm.node.errors import OverloadedError
 from nsllm.node.service import ChatCommand, ChatEvent, PeerService
 
 AT_ONCE: Final = 8
 """Answers of one request that are asked for at the same time."""
-CHANNEL_LIMIT: Final = 64
 
 Numbered = tuple[int, ChatEvent]
 """Which of the answers, and what happened."""
 
 
-@asynccontextmanager
-async def run_choices(
-    service: PeerService, commands: Sequence[ChatCommand]
-) -> AsyncGenerator[trio.MemoryReceiveChannel[Numbered]]:
+async def run_choices(service: PeerService, commands: Sequence[ChatCommand], speaker: Speaker[Numbered]) -> None:
     """Run all commands, as many at once as the peer takes; their events come as they happen.
 
     The first one goes ahead: once it has begun, the others find its prompt read. An answer that finds the queue full
-    waits for another one of the same request to end. The first failure ends them all; leaving the context cancels them.
+    waits for another one of the same request to end. The first failure ends them all.
 
     Raises:
-        NsllmError: on leaving, what went wrong first; see `PeerService.chat`.
+        NsllmError: what went wrong first; see `PeerService.answer`.
     """
-    send, receive = trio.open_memory_channel[Numbered](CHANNEL_LIMIT)
-    choices = _Choices(service, commands, send)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(choices.run)
-        try:
-            yield receive
-        finally:
-            nursery.cancel_scope.cancel()
-            receive.close()
+    choices = _Choices(service, commands, speaker)
+    await choices.run()
     if choices.failure is not None:
         raise choices.failure
 
@@ -48,12 +37,10 @@ async def run_choices(
 class _Choices:
     """The answers of one request."""
 
-    def __init__(
-        self, service: PeerService, commands: Sequence[ChatCommand], send: trio.MemorySendChannel[Numbered]
-    ) -> None:
+    def __init__(self, service: PeerService, commands: Sequence[ChatCommand], speaker: Speaker[Numbered]) -> None:
         self._service = service
         self._commands = commands
-        self._send = send
+        self._speaker = speaker
         self._places = trio.Semaphore(AT_ONCE)
         self._running = 0
         self._first_begun = trio.Event()
@@ -61,11 +48,10 @@ class _Choices:
         self.failure: NsllmError | None = None
 
     async def run(self) -> None:
-        """Until all have ended or one has failed; then the channel ends."""
-        with self._send:
-            async with trio.open_nursery() as nursery:
-                for index in range(len(self._commands)):
-                    nursery.start_soon(self._run_one, index, nursery.cancel_scope)
+        """Until all have ended or one has failed."""
+        async with trio.open_nursery() as nursery:
+            for index in range(len(self._commands)):
+                nursery.start_soon(self._run_one, index, nursery.cancel_scope)
 
     async def _run_one(self, index: int, all_of_them: trio.CancelScope) -> None:
         if index:
@@ -81,15 +67,11 @@ class _Choices:
     async def _attempt(self, index: int) -> bool:
         """False if the queue is full and another answer of ours will leave it."""
         self._running += 1
-        begun = False
+        one = _Numbering(self._speaker, index, self._first_begun)
         try:
-            async with self._service.chat(self._commands[index]) as events:
-                async for event in events:
-                    begun = True
-                    await self._send.send((index, event))
-                    self._first_begun.set()
+            await self._service.answer(self._commands[index], one)
         except OverloadedError:
-            if begun or self._running == 1:
+            if one.begun or self._running == 1:
                 raise
             return False
         finally:
@@ -97,3 +79,27 @@ class _Choices:
             self._one_ended.set()
             self._one_ended = trio.Event()
         return True
+
+
+class _Numbering:
+    """Listens to one of the answers."""
+
+    def __init__(self, speaker: Speaker[Numbered], index: int, first_begun: trio.Event) -> None:
+        self._speaker = speaker
+        self._index = index
+        self._first_begun = first_begun
+        self.begun = False
+
+    def send_nowait(self, event: ChatEvent, /) -> None:
+        """Pass it on with its number."""
+        self._speaker.send_nowait((self._index, event))
+        self._passed()
+
+    async def send(self, event: ChatEvent, /) -> None:
+        """The same, as soon as there is room for it."""
+        await self._speaker.send((self._index, event))
+        self._passed()
+
+    def _passed(self) -> None:
+        self.begun = True
+        self._first_begun.set()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
@@ -147,22 +147,20 @@ class _Reply:
             await self._response.prepare(self._request)
         return self._response
 
-    def _open(self) -> AbstractAsyncContextManager[Inbox[ChatEvent | Numbered]]:
-        """The bridged events: it waits for a slow reader and loses nothing. One answer alone has no numbers."""
+    def _open(self) -> AbstractAsyncContextManager[Inbox[Any]]:
+        """The events: the peer waits for a slow reader, nothing is lost. One answer alone has no numbers."""
         context, commands = self._context, self._asked.commands
-        source = (
-            partial(run_choices, context.service, commands)
-            if self._several
-            else partial(context.service.chat, commands[0])
-        )
-        return context.bridge.stream(source, depth=context.settings.chat_queue_events)
+        depth = context.settings.chat_queue_events
+        if self._several:
+            return context.bridge.listen(partial(run_choices, context.service, commands), depth=depth)
+        return context.bridge.listen(partial(context.service.answer, commands[0]), depth=depth)
 
-    async def _next(self, inbox: Inbox[ChatEvent | Numbered]) -> list[Numbered] | None:
+    async def _next(self, inbox: Inbox[Any]) -> list[Numbered] | None:
         """What has happened; nothing at the end; None if nothing did for so long that a proxy may grow impatient."""
         events = await inbox.take(self._context.settings.heartbeat_s)
         if events is None:
             return None
-        return [event if isinstance(event, tuple) else (0, event) for event in events]
+        return events if self._several else [(0, event) for event in events]
 
     def _usage(self) -> dict[str, int]:
         finished = [answer.finished for answer in self._answers if answer.finished is not None]

@@ -28,6 +28,7 @@ from nsllm.node.service import (
     ChatEvent,
     ChatFinished,
     ChatStarted,
+    Listener,
     PeerEvent,
     PeerRow,
     Readiness,
@@ -106,6 +107,11 @@ class FakeService:
                 yield receive
             finally:
                 nursery.cancel_scope.cancel()
+
+    async def answer(self, command: ChatCommand, listener: Listener) -> None:
+        async with self.chat(command) as events:
+            async for event in events:
+                await listener.send(event)
 
     async def _generate(
         self, command: ChatCommand, completion_id: str, send: trio.MemorySendChannel[ChatEvent]
