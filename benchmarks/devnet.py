@@ -31,6 +31,7 @@ import httpx
 QUESTIONS = Path(__file__).with_name("benign_questions.txt")
 PEERS = 4
 WAIT_S = 120.0
+POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,19 @@ def reached(url: str, completion: str, level: str) -> float:
             raise SystemExit(f"no receipt of {completion}: {answer.text}")
 
 
+def spread(url: str, count: int) -> None:
+    """Wait until that many of the peer's records have reached their holders, as its metrics say."""
+    deadline = time.perf_counter() + WAIT_S
+    wanted = 'nsllm_events_total{kind="record_spread"} '
+    while True:
+        lines = httpx.get(f"{url}/metrics").text.splitlines()
+        if sum(float(line.removeprefix(wanted)) for line in lines if line.startswith(wanted)) >= count:
+            return
+        if time.perf_counter() > deadline:
+            raise SystemExit(f"not all of the {count} records of {url} reached their holders within {WAIT_S} s")
+        time.sleep(POLL_S)
+
+
 def measure(url: str, peer: int, question: str, *, max_tokens: int, seed: int | None) -> Row | None:
     """One question's road; None if the answer was not published."""
     about, _, pieces, tokens, began = ask(url, question, max_tokens=max_tokens, seed=seed)
@@ -146,7 +160,8 @@ def run(urls: list[str], questions: list[str], *, streams: int, max_tokens: int,
     with ThreadPoolExecutor(streams) as pool:
         rows = [row for row in pool.map(one, range(len(questions))) if row is not None]
     whole_s = time.perf_counter() - began
-    time.sleep(2)  # the last records reach their holders
+    for peer, url in enumerate(urls):
+        spread(url, sum(row.peer == peer for row in rows))
     hits: list[float] = []
     misses = 0
     for row in rows:

@@ -24,6 +24,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 TEXT: Final = re.compile(rb'"(?:content|text)": ?"[^"]')
+"""Of chats and of completions."""
 USAGE: Final = re.compile(rb'"usage": ?(\{[^}]*\})')
 SOURCE: Final = re.compile(rb"(?i)\r\nx-nsllm-source: *(\S+)")
 END: Final = b"0\r\n\r\n"
@@ -203,7 +204,7 @@ def _row(asked: Asked) -> dict[str, Any]:
     return {
         "due_s": asked.due_s,
         "ended_s": None if asked.ended_s is None else asked.ended_s - asked.due_s,
-        "texts_s": [round(at - asked.due_s, 6) for at in asked.texts_s],
+        "texts_s": [at - asked.due_s for at in asked.texts_s],
         "completion_tokens": asked.completion_tokens,
         "prompt_tokens": asked.prompt_tokens,
         "source": asked.source,

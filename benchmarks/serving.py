@@ -48,10 +48,11 @@ STOP_S: Final = 30
 
 def plan(urls: Sequence[str], prompts: Sequence[str], visibility: str, options: argparse.Namespace) -> dict[str, Any]:
     """What the load generator is to do."""
+    chat = options.endpoint == "chat"
     bodies = [
         {
             "model": "default",
-            "messages": [{"role": "user", "content": prompt}],
+            **({"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}),
             "max_tokens": ANSWER_TOKENS,
             "ignore_eos": True,
             "stream": True,
@@ -62,7 +63,7 @@ def plan(urls: Sequence[str], prompts: Sequence[str], visibility: str, options: 
     ]
     return {
         "urls": list(urls),
-        "path": "/v1/chat/completions",
+        "path": "/v1/chat/completions" if chat else "/v1/completions",
         "bodies": bodies,
         "rps": options.rps,
         "duration_s": options.duration,
@@ -261,6 +262,12 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="30 seconds")
     parser.add_argument("--rps", type=float, default=20.0, help="requests a second on average (default: 20)")
     parser.add_argument("--duration", type=float, help="seconds (default: 300)")
+    parser.add_argument(
+        "--endpoint",
+        choices=("chat", "completions"),
+        default="chat",
+        help="chat completions, whose template adds tokens (default), or completions",
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the arrivals")
     parser.add_argument("--pipeline", action="store_true", help="then the same through a devnet of four peers")
     parser.add_argument(
@@ -280,7 +287,7 @@ def main() -> int:
     ]
     with tempfile.TemporaryDirectory() as folder, solo(Path(folder), options.set) as (urls, pid):
         result = measure(urls, pid, "private", prompts, options)
-    result["settings"] = options.set
+    result |= {"endpoint": options.endpoint, "settings": options.set}
     if options.pipeline:
         with tempfile.TemporaryDirectory() as folder, devnet(Path(folder)) as (urls, pid):
             result["pipeline"] = measure(urls, pid, "public", prompts, options)

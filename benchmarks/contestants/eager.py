@@ -17,7 +17,7 @@ import transformers
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-from benchmarks.contestants.stage import CONTEXT_TOKENS, losses_of, serve
+from benchmarks.contestants.stage import losses_of, serve
 
 BLOCKS = 64
 PAGE_TOKENS = 256
@@ -72,7 +72,7 @@ class Eager:
         del settings
         greedy = GenerationConfig(do_sample=False, max_new_tokens=tokens, eos_token_id=-1, pad_token_id=0)
         cache = ContinuousBatchingConfig(
-            page_size=PAGE_TOKENS, num_blocks=BLOCKS, max_batch_tokens=len(texts) * CONTEXT_TOKENS
+            page_size=PAGE_TOKENS, num_blocks=BLOCKS, max_batch_tokens=len(texts) * len(texts[0])
         )
         inputs = [list(text) for text in texts]
         found = self._model.generate_batch(inputs, generation_config=greedy, continuous_batching_config=cache)

@@ -72,11 +72,11 @@ class Fast:
         return read
 
     def generate(self, texts: Sequence[Sequence[int]], tokens: int, settings: str) -> None:
-        """Prompts one by one, then all streams together."""
+        """Prompts and then tokens, all streams together."""
         del settings
         with self._opened(texts, tokens) as caches:
-            last = [self._forward([Read(cache, text, 1)]) for cache, text in zip(caches, texts, strict=True)]
-            chosen = [int(logits[0][-1].argmax()) for logits in last]
+            reads = [Read(cache, text, 1) for cache, text in zip(caches, texts, strict=True)]
+            chosen = torch.cat(self._forward(reads)).argmax(dim=1).tolist()
             for _ in range(tokens - 1):
                 reads = [Read(cache, [token], 1) for cache, token in zip(caches, chosen, strict=True)]
                 chosen = torch.cat(self._forward(reads)).argmax(dim=1).tolist()

@@ -133,26 +133,11 @@ class LlamaCpp:
     def settings_of(self, task: str, *, thorough: bool) -> list[str]:
         """See the module."""
         if task == "prefill":
-            sizes = (512, 256, 128) if thorough else (512, 128)
-            return [f"{attention} ub{size}".strip() for attention in ("fa", "") for size in sizes]
+            every = [f"{attention} ub{size}".strip() for attention in ("fa", "") for size in (512, 256, 128)]
+            return every if thorough else ["fa ub512", "ub128"]
         if task == "perplexity":
             return ["fa"]
-        return ["fa", "", "fa unified", "unified"] if thorough else ["fa", ""]
-
-    def generate(self, texts: Sequence[Sequence[int]], tokens: int, settings: str) -> None:
-        """Prompts one by one, then all streams together."""
-        context = self._open(settings, streams=len(texts), tokens=SEQUENCE_TOKENS)
-        rows = []
-        for sequence, text in enumerate(texts):
-            context.read(text, sequence)
-            rows.append((int(context.logits(1)[0].argmax()), len(text), sequence, True))
-        for _ in range(tokens - 1):
-            context.put(rows)
-            context.run()
-            chosen = context.logits(len(rows)).argmax(axis=1).tolist()
-            rows = [
-                (token, place + 1, sequence, True) for token, (_, place, sequence, _) in zip(chosen, rows, strict=True)
-            ]
+        return ["fa", "", "fa unified", "unified"] if thorough else ["fa"]
 
     def decode(self, texts: Sequence[Sequence[int]], settings: str) -> Callable[[], None]:
         """One token in each stream, the same for every step; positions go on."""

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -37,16 +37,20 @@ class Contestant(Protocol):
         """A function that reads `text`, which is not known yet, up to the logits after its last token."""
         ...
 
-    def generate(self, texts: Sequence[Sequence[int]], tokens: int, settings: str) -> None:
-        """Read the texts and continue each by that many tokens, the likeliest ones."""
-        ...
-
     def losses(self, windows: Sequence[Sequence[int]], read_at_once: int, settings: str) -> np.ndarray:
         """Negative log-probabilities (windows, tokens - 1) of all tokens but the first.
 
         The first `read_at_once` tokens of each window are read as a prompt, the others one by one, all windows in a
         batch: through the kernels that write answers.
         """
+        ...
+
+
+class Writer(Contestant, Protocol):
+    """A contestant that is compared over whole answers, too."""
+
+    def generate(self, texts: Sequence[Sequence[int]], tokens: int, settings: str) -> None:
+        """Read the texts and continue each by that many tokens, the likeliest ones."""
         ...
 
 
@@ -65,7 +69,7 @@ class Stage:
     def __init__(self, contestant: Contestant) -> None:
         self._contestant = contestant
         self._texts: list[list[int]] = []
-        self._prompts = itertools.count(1000)
+        self._prompts = itertools.count()
 
     def answer(self, task: dict[str, Any]) -> dict[str, Any]:
         """Do one task; its method is named after it."""
@@ -84,27 +88,26 @@ class Stage:
 
     def do_decode(self, streams: int, steps: int, settings: str) -> dict[str, Any]:
         """Time steps that write one token in each stream."""
-        step = self._contestant.decode(self._starts(streams), settings)
+        step = self._contestant.decode([text[:CONTEXT_TOKENS] for text in self._texts[:streams]], settings)
         step()  # warm-up
         return timed(lambda: [step() for _ in range(steps)], steps * streams)
 
     def do_prefill(self, tokens: int, settings: str) -> dict[str, Any]:
         """Time reading a prompt that begins like no other."""
         number = next(self._prompts)
-        text = [number, *self._texts[number % len(self._texts)]][:tokens]
-        return timed(self._contestant.prefill(text, settings), tokens)
+        text = self._texts[number % len(self._texts)]
+        turned = 1 + number // len(self._texts)
+        return timed(self._contestant.prefill([*text[turned:], *text[:turned]][:tokens], settings), tokens)
 
-    def do_generate(self, streams: int, tokens: int, settings: str) -> dict[str, Any]:
+    def do_generate(self, streams: int, prompt_tokens: int, tokens: int, settings: str) -> dict[str, Any]:
         """Time whole greedy answers, prompts included."""
-        return timed(lambda: self._contestant.generate(self._starts(streams), tokens, settings), tokens * streams)
+        prompts = [text[:prompt_tokens] for text in self._texts[:streams]]
+        return timed(lambda: cast("Writer", self._contestant).generate(prompts, tokens, settings), tokens * streams)
 
     def do_perplexity(self, windows: int, read_at_once: int, settings: str) -> dict[str, Any]:
         """Sum of negative log-probabilities, and of how many tokens."""
         values = self._contestant.losses(self._texts[:windows], read_at_once, settings)
         return {"loss": math.fsum(values.ravel()), "count": values.size}
-
-    def _starts(self, streams: int) -> list[list[int]]:
-        return [text[:CONTEXT_TOKENS] for text in self._texts[:streams]]
 
 
 def timed(run: Callable[[], object], tokens: int) -> dict[str, Any]:
