@@ -277,6 +277,18 @@ def guide_for_tools(tools: Sequence[Tool], choice: str | None = None, *, paralle
     return Guide(kind="grammar", text=text)
 
 
+def forced_choice(guide: Guide | None, tools: Sequence[Tool]) -> tuple[str | None, bool] | None:
+    """What `guide_for_tools` made this guide of: (choice, parallel); None if it is not one of its guides.
+
+    >>> forced_choice(guide_for_tools([Tool(name="a"), Tool(name="b")], "b"), [Tool(name="a"), Tool(name="b")])
+    ('b', True)
+    """
+    if guide is None or guide.kind != "grammar":
+        return None
+    asked = [(None, True), (None, False), *((tool.name, True) for tool in tools)] if tools else []
+    return next((one for one in asked if guide_for_tools(tools, one[0], parallel=one[1]) == guide), None)
+
+
 def tool_schema(tool: Tool) -> dict[str, object]:
     """JSON schema of a tool's arguments; a tool that takes none has an object without properties.
 

@@ -16,7 +16,7 @@ import ssl
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal, cast
 
 import httpx
@@ -28,7 +28,8 @@ from nsllm.governance.ports import Likelihood
 from nsllm.ids import Digest
 from nsllm.node.engine.port import Done, Engine, EngineInfo, EngineRequest, ModelInfo, Piece
 from nsllm.node.engine.upstream_answer import BEFORE_HINT, UpstreamAnswer
-from nsllm.node.engine.upstream_wire import PASSING, ListedModel, Listing, refusal, request_body
+from nsllm.node.engine.upstream_request import Post, make_post
+from nsllm.node.engine.upstream_wire import PASSING, ListedModel, Listing, refusal
 from nsllm.node.errors import EngineError, OverloadedError
 from nsllm.record import Message, Sampling
 
@@ -176,7 +177,8 @@ class UpstreamEngine:
             EngineError: the server is away, slow, or talks nonsense.
         """
         max_tokens = request.sampling.max_tokens or self._max_tokens
-        return self._generate(request.messages, msgspec.structs.replace(request.sampling, max_tokens=max_tokens))
+        sampling = msgspec.structs.replace(request.sampling, max_tokens=max_tokens)
+        return self._generate(replace(request, sampling=sampling))
 
     async def embed(self, texts: Sequence[str]) -> list[tuple[float, ...]]:
         """Unit vectors of the local encoder."""
@@ -191,7 +193,7 @@ class UpstreamEngine:
         return await self._local.likelihoods(items)
 
     @asynccontextmanager
-    async def _generate(self, messages: tuple[Message, ...], sampling: Sampling) -> AsyncIterator[UpstreamAnswer]:
+    async def _generate(self, request: EngineRequest) -> AsyncIterator[UpstreamAnswer]:
         if self._slots.statistics().tasks_waiting >= self._max_queue and self._slots.value == 0:
             raise OverloadedError(
                 f"{self._active} answers are being written and {self._max_queue} wait", hint="try again in a moment"
@@ -200,9 +202,9 @@ class UpstreamEngine:
             self._active += 1
             try:
                 listed = await self._known()
-                body = request_body(self._upstream.model, messages, sampling, listed.owned_by)
+                post = make_post(self._upstream.model, request, listed.owned_by)
                 async with AsyncExitStack() as stack:
-                    yield await self._open(stack, body, sampling)
+                    yield await self._open(stack, post, request)
             finally:
                 self._active -= 1
 
@@ -216,12 +218,12 @@ class UpstreamEngine:
             raise EngineError(f"the upstream cannot be used: {self._problem}", hint="check engine.upstream_url")
         return self._listed
 
-    async def _open(self, stack: AsyncExitStack, body: bytes, sampling: Sampling) -> UpstreamAnswer:
+    async def _open(self, stack: AsyncExitStack, post: Post, request: EngineRequest) -> UpstreamAnswer:
         """An answer whose first piece is there; `stack` closes it."""
         for pause_s in (*RETRY_PAUSES_S, None):
             try:
                 async with AsyncExitStack() as attempt:
-                    answer = await self._attempt(attempt, body, sampling)
+                    answer = await self._attempt(attempt, post, request)
                     await stack.enter_async_context(attempt.pop_all())
                     return answer
             except _PassingError as passing:
@@ -232,13 +234,13 @@ class UpstreamEngine:
                 await trio.sleep(pause_s * (1 + self._rng.random() / 2))
         raise failure
 
-    async def _attempt(self, attempt: AsyncExitStack, body: bytes, sampling: Sampling) -> UpstreamAnswer:
-        url = f"{self._upstream.url}/chat/completions"
+    async def _attempt(self, attempt: AsyncExitStack, post: Post, request: EngineRequest) -> UpstreamAnswer:
+        url = f"{self._upstream.url}{post.path}"
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
         try:
             with trio.fail_after(self._upstream.first_token_s):
                 response = await attempt.enter_async_context(
-                    self._client.stream("POST", url, content=body, headers=headers)
+                    self._client.stream("POST", url, content=post.body, headers=headers)
                 )
                 raw = await attempt.enter_async_context(aclosing(_raw(response)))
                 if response.status_code != httpx.codes.OK:
@@ -251,7 +253,7 @@ class UpstreamEngine:
                         raise _PassingError(error)
                     raise error
                 _check_stream(response)
-                answer = UpstreamAnswer(raw, sampling, self._upstream.between_tokens_s, self._finished)
+                answer = UpstreamAnswer(raw, request, self._upstream.between_tokens_s, self._finished)
                 await answer.prime()
                 return answer
         except trio.TooSlowError:

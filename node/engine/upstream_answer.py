@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import Final, Literal
 
 import httpx
 import trio
 
-from nsllm.node.engine.port import Done, Piece
+from nsllm.node.engine.port import Done, EngineRequest, Piece, TokenLogprob
 from nsllm.node.engine.sse import EventReader
-from nsllm.node.engine.upstream_wire import Chunk, Usage, parse_chunk
+from nsllm.node.engine.upstream_wire import Chunk, Delta, Usage, parse_chunk, token_logprobs
 from nsllm.node.errors import EngineError, InvalidRequestError
-from nsllm.record import MAX_TEXT_CHARS, Sampling
+from nsllm.record import MAX_TEXT_CHARS
 
 MAX_ANSWER_BYTES: Final = 64 << 20
 """Of one streamed answer, everything that wraps its text included: 200,000 chunks of 300 bytes."""
@@ -24,18 +25,22 @@ class UpstreamAnswer:
     """Iterates over one generation: pieces without token ids, then `Done`. Whoever made the response closes it."""
 
     def __init__(
-        self, body: AsyncIterator[bytes], sampling: Sampling, between_s: float, finished: deque[tuple[int, float]]
+        self,
+        body: AsyncIterator[bytes],
+        request: EngineRequest,
+        between_s: float,
+        finished: deque[tuple[int, float]],
     ) -> None:
         """Read an open response.
 
         Args:
             body: bytes of the response as they come, not decompressed.
-            sampling: what was asked for, `max_tokens` set.
+            request: what was asked for, `max_tokens` set.
             between_s: longest wait for the next piece.
             finished: tokens and seconds of the answer are added here at its end.
         """
         self._body = body
-        self._sampling = sampling
+        self._request = request
         self._between_s = between_s
         self._finished = finished
         self._started_s = trio.current_time()
@@ -47,6 +52,8 @@ class UpstreamAnswer:
         self._reason: str | None = None
         self._usage: Usage | None = None
         self._first: Piece | Done | None = None
+        self._calling: Literal["no", "named", "arguments"] = "no"
+        """How far the tool call has come that is being written."""
         self._ended = False
 
     async def prime(self) -> None:
@@ -101,23 +108,48 @@ class UpstreamAnswer:
     def _take(self, chunk: Chunk) -> Piece | None:
         """What a chunk adds; None if it is no progress."""
         self._usage = chunk.usage or self._usage
-        piece = None
+        text, progress = "", False
+        told: list[TokenLogprob] = []
         for choice in chunk.choices or ():
             self._reason = choice.finish_reason or self._reason
-            delta = choice.delta
-            if delta is not None and delta.content:
-                text = delta.content[: MAX_TEXT_CHARS - self._chars]
-                self._chars += len(text)
-                if len(text) < len(delta.content):  # no record holds more: the answer ends here
-                    self._reason = "length"
-                    self._events.clear()
-                piece = Piece((), text)
-            elif delta is not None and (delta.reasoning_content or delta.reasoning):
-                piece = Piece((), "")
-        return piece
+            delta = choice.delta or Delta()
+            text += (delta.content or "") + (choice.text or "") + self._calls(delta)
+            progress |= bool(delta.reasoning_content or delta.reasoning or delta.tool_calls)
+            if self._request.top_logprobs is not None:
+                told += token_logprobs(choice)
+        if self._reason is not None and self._reason != "length":  # what is cut off stays open
+            text += self._end_of_call()
+        if not text and not progress and not told:
+            return None
+        kept = text[: MAX_TEXT_CHARS - self._chars]
+        self._chars += len(kept)
+        if len(kept) < len(text):  # no record holds more: the answer ends here
+            self._reason = "length"
+            self._events.clear()
+        return Piece((), kept, tuple(told))
+
+    def _calls(self, delta: Delta) -> str:
+        """Tool calls as text, as a model writes them that is told of its tools in words."""
+        text = ""
+        for call in delta.tool_calls or ():
+            function = call.function
+            if function is not None and function.name:
+                text += self._end_of_call()
+                text += "\n" if self._chars or text else ""
+                text += f'<tool_call>\n{{"name": {json.dumps(function.name, ensure_ascii=False)}, "arguments": '
+                self._calling = "named"
+            if function is not None and function.arguments and self._calling != "no":
+                text += function.arguments
+                self._calling = "arguments"
+        return text
+
+    def _end_of_call(self) -> str:
+        ends = {"no": "", "named": "{}}\n</tool_call>", "arguments": "}\n</tool_call>"}
+        text, self._calling = ends[self._calling], "no"
+        return text
 
     async def _done(self) -> Done:
-        if self._reason not in {"stop", "length"}:
+        if self._reason not in {"stop", "length", "tool_calls"}:
             raise InvalidRequestError(
                 "the upstream withheld its answer or ended it for a reason that is not served here",
                 hint="ask in another way",
@@ -128,7 +160,7 @@ class UpstreamAnswer:
         counted = None if self._usage is None else (self._usage.prompt_tokens, self._usage.completion_tokens)
         if counted is not None:
             self._finished.append((counted[1], trio.current_time() - self._started_s))
-        return Done("stop" if self._reason == "stop" else "length", (), self._sampling, counted)
+        return Done("length" if self._reason == "length" else "stop", (), self._request.sampling, counted)
 
     async def _chunk(self) -> Chunk | None:
         """The next chunk; None at `[DONE]` or at the end of the body."""

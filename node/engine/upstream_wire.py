@@ -1,4 +1,4 @@
-"""What an OpenAI-compatible server is asked and what it answers: the body, its chunks, its list, its refusals.
+"""What an OpenAI-compatible server answers: chunks, its list of models, its refusals.
 
 An upstream's error messages are never repeated: servers quote the request in them. What is told is the status, the
 server's code word, and, where a prompt is too long, the numbers beside the word "tokens".
@@ -6,27 +6,38 @@ server's code word, and, where a prompt is too long, the numbers beside the word
 
 from __future__ import annotations
 
+import builtins
 import re
-from collections.abc import Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from nsllm.errors import NsllmError
+from nsllm.node.engine.port import TokenLogprob
 from nsllm.node.errors import ContextOverflowError, EngineError, InvalidRequestError, OverloadedError
-from nsllm.record import Message, Sampling
 
-MICRO: Final = 1_000_000
 MAX_RETRY_AFTER_S: Final = 600
 PASSING: Final = frozenset({502, 503, 504})
 """Statuses of a server that is being started or replaced."""
-LLAMA_CPP: Final = frozenset({"llamacpp", "me"})
-"""How llama-server and llama-cpp-python's server call the owner of a model."""
 OVERFLOW_CODES: Final = frozenset({"context_length_exceeded", "exceed_context_size_error"})
 _OVERFLOW = re.compile(r"context (?:length|size|window)|longer than the model", re.IGNORECASE)
 _TOKENS = re.compile(r"\b(\d{1,9})(?: input)? tokens|context (?:length|size|window)(?: is| of)?:? \(?(\d{1,9})\b")
 _WORD = re.compile(r"[\w.-]{1,64}")
+
+
+class FunctionDelta(Struct):
+    """What a chunk adds to a call."""
+
+    name: str | None = None
+    """In the first chunk of each call."""
+    arguments: str | None = None
+
+
+class CallDelta(Struct):
+    """A piece of a tool call."""
+
+    function: FunctionDelta | None = None
 
 
 class Delta(Struct):
@@ -36,6 +47,31 @@ class Delta(Struct):
     reasoning_content: str | None = None
     reasoning: str | None = None
     """A reasoning model thinks aloud; that is progress, and no part of the answer."""
+    tool_calls: tuple[CallDelta, ...] | None = None
+
+
+class LikelyToken(Struct):
+    """A token and its log-probability."""
+
+    token: str
+    logprob: float
+    bytes: list[Annotated[int, Meta(ge=0, le=255)]] | None = None
+
+    def spelled(self) -> builtins.bytes:
+        """What the token spells."""
+        return self.token.encode() if self.bytes is None else builtins.bytes(self.bytes)
+
+
+class WrittenToken(LikelyToken):
+    """A token of the answer, and what else might have come."""
+
+    top_logprobs: tuple[LikelyToken, ...] = ()
+
+
+class Logprobs(Struct):
+    """Log-probabilities of a chunk's tokens."""
+
+    content: tuple[WrittenToken, ...] | None = None
 
 
 class Choice(Struct):
@@ -43,6 +79,10 @@ class Choice(Struct):
 
     index: int = 0
     delta: Delta | None = None
+    text: str | None = None
+    """Instead of `delta`, of a prompt without a template."""
+    logprobs: Any = None
+    """`Logprobs`, if they were asked for."""
     finish_reason: str | None = None
 
 
@@ -88,46 +128,22 @@ class Listing(Struct):
     data: tuple[ListedModel, ...]
 
 
-def request_body(model: str, messages: Sequence[Message], sampling: Sampling, owner: str | None) -> bytes:
-    """Body of the POST; parameters that are unset stay out, so the upstream's own defaults hold for them.
+def token_logprobs(choice: Choice) -> tuple[TokenLogprob, ...]:
+    """Of the tokens in a chunk.
 
-    Args:
-        model: as the upstream lists it.
-        messages: the conversation.
-        sampling: parameters; `max_tokens` set.
-        owner: what `/v1/models` says of the model's owner: servers spell two parameters differently.
+    Raises:
+        EngineError: they are in no shape of OpenAI's.
     """
-    micro = {
-        "temperature": sampling.temperature_micro,
-        "top_p": sampling.top_p_micro,
-        "min_p": sampling.min_p_micro,
-        "presence_penalty": sampling.presence_penalty_micro,
-        "frequency_penalty": sampling.frequency_penalty_micro,
-        "repeat_penalty" if owner in LLAMA_CPP else "repetition_penalty": sampling.repetition_penalty_micro,
-    }
-    body: dict[str, object] = {
-        "model": model,
-        "messages": [{"role": message.role, "content": message.content} for message in messages],
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        **{name: value / MICRO for name, value in micro.items() if value is not None},
-    }
-    if sampling.top_k is not None:
-        # Off is 0 in our words and at a peer; llama-cpp-python refuses -1, which vLLM and SGLang want.
-        body["top_k"] = -1 if sampling.top_k == 0 and owner not in {*LLAMA_CPP, "nsllm"} else sampling.top_k
-    if sampling.seed is not None:
-        body["seed"] = sampling.seed
-    if sampling.max_tokens is not None:
-        body["max_tokens"] = sampling.max_tokens
-    if sampling.min_tokens is not None:
-        body["min_tokens"] = sampling.min_tokens
-    if sampling.logit_bias:
-        body["logit_bias"] = {str(token): bias / MICRO for token, bias in sampling.logit_bias}
-    if sampling.stop:
-        body["stop"] = list(sampling.stop)
-    if owner == "nsllm":
-        body["visibility"] = "private"  # who publishes an answer is decided here, never by what computes it
-    return msgspec.json.encode(body)
+    if choice.logprobs is None:
+        return ()
+    try:
+        told = msgspec.convert(choice.logprobs, Logprobs)
+    except msgspec.ValidationError:
+        raise EngineError("the upstream's log-probabilities are not those of OpenAI's chat API") from None
+    return tuple(
+        TokenLogprob(one.spelled(), one.logprob, tuple((top.spelled(), top.logprob) for top in one.top_logprobs))
+        for one in told.content or ()
+    )
 
 
 def parse_chunk(data: bytes) -> Chunk:

@@ -12,12 +12,13 @@ import trio
 
 from nsllm.errors import NsllmError
 from nsllm.node.engine import upstream as module
-from nsllm.node.engine.port import Done, EngineRequest, Piece
+from nsllm.node.engine.port import Done, EngineRequest, Piece, TokenLogprob
 from nsllm.node.engine.sse import MAX_EVENT_BYTES, EventReader
+from nsllm.node.engine.tools import parse_answer
 from nsllm.node.engine.upstream import Upstream, UpstreamEngine, upstream_digest
-from nsllm.node.engine.upstream_wire import parse_chunk, refusal, request_body
+from nsllm.node.engine.upstream_wire import parse_chunk, refusal
 from nsllm.node.errors import ContextOverflowError, EngineError, InvalidRequestError, OverloadedError
-from nsllm.record import Message, Sampling
+from nsllm.record import Guide, Message, Sampling
 from nsllm.simulations.standin import StandInEngine, stand_in_digest
 
 MODEL = "big-model"
@@ -173,36 +174,78 @@ async def test_what_the_caller_left_open_is_the_servers_choice(engine, server):
     }
 
 
-ALL = Sampling(
-    temperature_micro=700_000, top_p_micro=900_000, top_k=0, repetition_penalty_micro=1_100_000, seed=5, max_tokens=6,
-    stop=("a", "b"),
-)  # fmt: skip
+def called(*deltas: dict[str, object]) -> str:
+    """A chunk with pieces of tool calls."""
+    return delta(None, tool_calls=[{"index": 0, "type": "function", **one} for one in deltas])
 
 
-@pytest.mark.parametrize(
-    ("owner", "differs"),
-    [
-        ("vllm", {"top_k": -1, "repetition_penalty": 1.1}),
-        (None, {"top_k": -1, "repetition_penalty": 1.1}),
-        ("llamacpp", {"top_k": 0, "repeat_penalty": 1.1}),
-        ("me", {"top_k": 0, "repeat_penalty": 1.1}),
-        ("nsllm", {"top_k": 0, "repetition_penalty": 1.1, "visibility": "private"}),
-    ],
+TWO_CALLS = (
+    delta("Let me see.")
+    + called({"id": "a", "function": {"name": "now", "arguments": ""}})
+    + called({"id": "b", "function": {"name": "get", "arguments": '{"city": '}})
+    + called({"function": {"arguments": '"Rome"}'}})
 )
-def test_every_parameter_is_spelled_as_the_server_spells_it(owner, differs):
-    body = json.loads(request_body(MODEL, CHAT, ALL, owner))
-    for name in ("model", "messages", "stream", "stream_options"):
-        body.pop(name)
-    common = {"temperature": 0.7, "top_p": 0.9, "seed": 5, "max_tokens": 6, "stop": ["a", "b"]}
-    assert body == common | differs
+WRITTEN = (
+    'Let me see.\n<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "get", "arguments": {"city": "Rome"}}\n</tool_call>'
+)
 
 
-@pytest.mark.parametrize("name", Sampling.__struct_fields__)
-def test_no_parameter_is_forgotten(name):
-    """Whoever adds one to `Sampling` is told to spell it for upstreams, too."""
-    values = {"stop": ("x",), "logit_bias": ((3, 1),), "temperature_micro": 500_000}
-    one = Sampling(**{name: values.get(name, 3)})
-    assert request_body(MODEL, CHAT, one, None) != request_body(MODEL, CHAT, Sampling(), None)
+async def test_calls_become_text_as_our_own_models_write_them(engine, server):
+    server.replies = [says(SSE + TWO_CALLS + delta(None, "tool_calls") + event("[DONE]"))]
+    pieces, done = await collect(await engine())
+    assert "".join(piece.text for piece in pieces) == WRITTEN
+    assert done.finish_reason == "stop"
+    answer = parse_answer(WRITTEN, [], random.Random(1))
+    assert [(call.name, call.arguments) for call in answer.calls] == [("now", "{}"), ("get", '{"city": "Rome"}')]
+
+
+async def test_a_call_that_is_cut_off_stays_open(engine, server):
+    server.replies = [says(SSE + TWO_CALLS + delta(None, "length") + event("[DONE]"))]
+    pieces, done = await collect(await engine())
+    assert "".join(piece.text for piece in pieces) == WRITTEN.removesuffix("}\n</tool_call>")
+    assert done.finish_reason == "length"
+
+
+async def test_log_probabilities_come_with_the_text(engine, server):
+    told = {"token": "ö", "logprob": -0.5, "bytes": [195, 182], "top_logprobs": [{"token": "o", "logprob": -0.7}]}
+    chunk = {"choices": [{"index": 0, "delta": {"content": "ö"}, "logprobs": {"content": [told]}}]}
+    server.replies = [says(SSE + event(chunk) + END)]
+    made = await engine()
+    async with made.generate(EngineRequest(CHAT, Sampling(), top_logprobs=1)) as events:
+        pieces = [item async for item in events if isinstance(item, Piece)]
+    assert pieces[0].logprobs == (TokenLogprob("ö".encode(), -0.5, ((b"o", -0.7),)),)
+    pieces, _ = await collect(made)  # not asked for
+    assert pieces[0].logprobs == ()
+
+
+async def test_log_probabilities_in_another_shape_are_an_error(engine, server):
+    server.replies = [says(SSE + event({"choices": [{"index": 0, "delta": {}, "logprobs": {"content": 3}}]}) + END)]
+    made = await engine()
+    with pytest.raises(EngineError, match="log-probabilities"):
+        async with made.generate(EngineRequest(CHAT, Sampling(), top_logprobs=1)) as events:
+            async for _ in events:
+                pass
+
+
+async def test_a_text_prompt_is_continued(engine, server):
+    chunk = event({"choices": [{"index": 0, "text": " upon a time", "finish_reason": None}]})
+    server.replies = [says(SSE + chunk + event({"choices": [{"index": 0, "text": "", "finish_reason": "length"}]}))]
+    made = await engine()
+    async with made.generate(EngineRequest(CHAT, Sampling(), form="text")) as events:
+        *pieces, done = [item async for item in events]
+    assert [piece.text for piece in pieces] == [" upon a time"]
+    assert done.finish_reason == "length"
+    ((line, _, _),) = server.requests
+    assert line == "POST /v1/completions HTTP/1.1"
+
+
+async def test_what_the_server_has_no_word_for_is_never_sent(engine, server):
+    made = await engine()
+    with pytest.raises(InvalidRequestError, match="no regex"):
+        async with made.generate(EngineRequest(CHAT, Sampling(), guide=Guide(kind="regex", text="a"))):
+            pass
+    assert server.requests == []
 
 
 async def test_info_says_what_is_claimed_and_what_judges(engine, server):
