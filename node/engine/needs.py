@@ -13,7 +13,7 @@ from nsllm.node.engine.weights import read_weights
 
 BASE_BYTES: Final = 330 << 20
 """A worker without its text model on the fast path: Python, torch, the encoder, tables and work space (measured)."""
-GENERAL_BASE_BYTES: Final = 560 << 20
+GENERAL_BASE_BYTES: Final = 490 << 20
 """The same on the general path: transformers is larger (measured)."""
 GENERAL_CONTEXTS: Final = 2
 """Sequences of full context that the general path is reckoned to hold keys and values of."""

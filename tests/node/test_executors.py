@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 import trio
 
+from nsllm.ids import Digest
 from nsllm.node import executors as module
-from nsllm.node.errors import EngineError
+from nsllm.node.engine.port import LoadedModel
+from nsllm.node.errors import EngineError, UnknownModelError
 from nsllm.p2p.errors import MisbehaviourError
 from nsllm.p2p.protocols.generate import GENERATE
 from nsllm.record import Sampling
@@ -95,5 +97,42 @@ def test_an_executor_that_streams_beyond_what_was_asked_is_cut_off(on_stage, mon
         monkeypatch.setattr(module, "MAX_TEXT_CHARS", 50_000)
         with pytest.raises(MisbehaviourError, match="more than was asked for"):
             await stage.ask(peer, "How do tides work?", visibility="public", sampling=Sampling(max_tokens=50))
+
+    on_stage(play)
+
+
+def with_second_model(peer, state: str) -> None:
+    """The peer has another model loaded, in this state."""
+    engine = peer._world.engine
+    plain = engine.info
+
+    def info():
+        first = plain()
+        second = replace(first.text, name="second", digest=Digest(b"\x02" * 32))
+        rows = (LoadedModel(first.text, first.state, 0, 0), LoadedModel(second, state, 0, 0))
+        return replace(first, loaded=rows)
+
+    engine.info = info
+
+
+def test_a_model_that_one_peer_cannot_run_now_answers_at_another_that_loaded_it_too(on_stage) -> None:
+    async def play(stage) -> None:
+        peer, other, *_ = stage.peers
+        told: list[str] = []
+        peer.parts.context.events.tap(lambda event: told.append(event.kind))
+        with_second_model(peer, "restarting")
+        with_second_model(other, "ready")
+        assert [model.name for model in other.models()][1] == "second"
+        with trio.fail_after(120):  # until the other's new card has come with a heartbeat
+            while len(peer.parts.directory.card_of(other._world.network.peer_id).models) != 3:
+                await trio.sleep(1)
+        answer = await stage.ask(peer, "How do bridges carry weight?", visibility="public", model="second")
+        assert answer.started.model == "second"
+        assert "generation_delegated" in told
+        told.clear()
+        await stage.ask(peer, "How do rivers flow?", visibility="public")
+        assert "generation_delegated" not in told
+        with pytest.raises(UnknownModelError, match="'second'"):
+            await stage.ask(peer, "How do tides work?", model="third")
 
     on_stage(play)
