@@ -6,6 +6,9 @@ Each life is a process of its own, forked from this one, which has done the impo
 times; after LIVES deaths this process ends. Everything that the peer signs and sends in consensus is written to the
 file TAP first, a line each: `signed` or `sent`, and the canonical message in hex. Votes need no model, so none runs
 without the last argument.
+
+With the moment `diverging` it has one life, in this process, until it is killed: it passes over the transactions of the
+embedded chain, so that its state is not the one that the others certify.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import trio
 from nsllm.clock import SystemClock
 from nsllm.consensus.guard import SignerGuard
 from nsllm.consensus.message import encode_message
+from nsllm.governance.chain import EmbeddedChain
 from nsllm.node.data_folder import settle
 from nsllm.node.identity import locked
 from nsllm.node.links import ConsensusMesh
@@ -44,6 +48,8 @@ def live(data_dir: Path, moment: str, nth: int, tap: Path, *, engine: bool) -> N
                 os.kill(os.getpid(), signal.SIGKILL)
 
     watch(tap)
+    if moment == "diverging":
+        EmbeddedChain.execute = lambda self, _transactions, time_ms: self._evm.execute((), time_ms)  # type: ignore[method-assign]
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s %(message)s")
     config = load_config(data_dir)
     with locked(config.data_dir):
@@ -84,6 +90,8 @@ def watch(tap: Path) -> None:
 
 def main(data_dir: Path, moment: str, nth: int, lives: int, tap: Path, *, engine: bool) -> int:
     """Live and die; 0 if every death was the wanted one."""
+    if moment == "diverging":
+        live(data_dir, moment, nth, tap, engine=engine)
     child = 0
 
     def stop(*_: object) -> None:

@@ -157,3 +157,42 @@ def test_peers_and_workers_end_when_the_devnet_is_killed(tiny_models, tmp_path, 
     devnet.process.send_signal(signal.SIGKILL)
     devnet.process.wait()
     assert devnet.gone(family) == []
+
+
+def test_a_validator_whose_state_diverged_is_healed_as_the_manual_says(tiny_net, tmp_path):
+    """docs/operations.md: stop it, move its ledger aside, keep log and guard, start it."""
+    net = tiny_net
+    seen = [len(net.log(index)) for index in range(4)]
+    home = net.places[3].data_dir
+    net.stop(3)
+    net.start(3, faulty=("diverging", "1", "1", str(tmp_path / "tap")))
+
+    def halted() -> bool:
+        return "against our state" in (net.status(3)["consensus"]["halted"] or "")
+
+    net.until(lambda: net.get(3, "/healthz").status_code == 200, "the peer answers")
+    certify(net, 0)
+    net.until(halted, "it has halted")
+    net.kill(3)
+    before = certify(net, 1)
+
+    # What it executed wrongly is on its disk: a restart alone does not help.
+    net.start(3)
+    net.until(halted, "it halts again")
+    assert any("consensus halted" in notice for notice in net.status(3)["notices"])
+    net.stop(3)
+    guard = (home / "consensus" / "guard").read_bytes()
+    for path in home.glob("ledger.sqlite*"):
+        path.rename(tmp_path / path.name)
+    assert (home / "consensus" / "guard").read_bytes() == guard
+    net.start(3)
+    net.until_ready(3)
+    net.until_level()
+    assert net.receipt(3, certify(net, 3), "anchored")
+    assert net.receipt(1, before, "anchored")
+
+    # It votes again: without one of the others nothing is certified but with its vote.
+    net.stop(2)
+    certify(net, 0)
+    for index in (0, 1, 3):
+        assert "equivocation" not in net.log(index)[seen[index] :]
