@@ -68,6 +68,16 @@ def test_a_large_picture_is_read_too_and_its_own_size_is_told(onlooker, draw, fi
     assert said.startswith("3200x1600 JPEG.\nText in it:\nINVOICE 4711")
 
 
+@pytest.mark.parametrize(
+    ("text", "size", "height"),
+    [("EXIT 4711", (300, 80), 36), ("Room 12 B", (200, 60), 20), ("PLATFORM 9", (800, 120), 60)],
+)
+def test_a_small_sign_is_read(onlooker, file_of, text, size, height):
+    image = Image.new("RGB", size, "white")
+    ImageDraw.Draw(image).text((20, 20), text, fill="black", font=ImageFont.load_default(height))
+    assert onlooker.describe(file_of(image), "PNG").splitlines()[2] == text
+
+
 def test_an_empty_picture_has_no_text(onlooker, file_of):
     assert "\nNo text in it." in onlooker.describe(file_of(Image.new("RGB", (300, 200), "white")), "PNG")
 
