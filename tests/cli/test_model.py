@@ -53,7 +53,7 @@ def test_a_model_is_added_listed_and_described(tiny, home, capsys):
 def test_people_read_the_same(tiny, home, capsys):
     assert run(["model", "add", str(tiny.text)]) == 0
     told = capsys.readouterr()
-    assert 'text_model = "tiny-random-llama"' in told.err
+    assert 'use it: [engine] text_model = "tiny-random-llama"' in told.err
     assert run(["model", "info", "tiny-random-llama"]) == 0
     told = capsys.readouterr().out
     for line in ("LlamaForCausalLM", "256 tokens", "not stated", "chat template  yes", "float32 on the fast path"):

@@ -208,4 +208,4 @@ def info(*, model: str, as_json: bool) -> None:
 def _told(about: About) -> None:
     licence = about.licence or "not stated"
     note(f"[green]✓[/] {escape(about.folder)} [dim]{about.digest[:18]}[/]  licence {escape(licence)}")
-    note(f'  use it: [engine\\] text_model = "{escape(about.name)}" in config.toml')
+    note(f'  use it: \\[engine] text_model = "{escape(about.name)}" in config.toml')
