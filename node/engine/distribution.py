@@ -119,7 +119,8 @@ def weights(scores: Floats, scale: np.float32) -> NDArray[np.uint64]:
     for coefficient in POWER[1:]:
         value = value * part + coefficient
     mantissa = (value * np.float32(2**23)).astype(np.uint64) << np.uint64(BITS - 23)
-    return mantissa >> (-whole).astype(np.uint64)
+    result: NDArray[np.uint64] = mantissa >> (-whole).astype(np.uint64)
+    return result
 
 
 def choose(scores: Floats, limits: Limits, draw: int) -> int | None:

@@ -27,7 +27,7 @@ from nsllm.node.engine.conversation import (
 )
 from nsllm.node.engine.devices import CPU, HERE, Devices
 from nsllm.node.engine.guide import GuideBook
-from nsllm.node.engine.sampler import PlainChooser
+from nsllm.node.engine.sampler import Chooser, PlainChooser
 from nsllm.node.engine.spelling import Spelling, WindowSpelling, spelling_of
 from nsllm.node.errors import ConfigError
 from nsllm.record import Message, Tool
@@ -180,7 +180,7 @@ class TransformersBackend:
         self._tokenizer = AutoTokenizer.from_pretrained(text, **SAFE)
         self._model = model or CausalModel(text)
         self.embed = TransformersEncoder(encoder).embed
-        self.chooser = PlainChooser()
+        self.chooser: Chooser = PlainChooser()
         config = self._model.config
         self.context_tokens: int = getattr(config, "max_position_embeddings", None) or config.n_positions
         self.end_token_ids = self._model.end_token_ids | frozenset(end_tokens(self._tokenizer.eos_token_id))

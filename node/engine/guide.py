@@ -183,9 +183,11 @@ def _grammar(guide: Guide) -> str:
 
     match guide.kind:
         case "json_object":
-            return LLMatcher.grammar_from_json_schema('{"type":"object"}', overrides=SCHEMA_SPACE)
+            return LLMatcher.grammar_from_json_schema(
+                '{"type":"object"}', overrides={"whitespace_pattern": SCHEMA_SPACE}
+            )
         case "json_schema":
-            return LLMatcher.grammar_from_json_schema(guide.text, overrides=SCHEMA_SPACE)
+            return LLMatcher.grammar_from_json_schema(guide.text, overrides={"whitespace_pattern": SCHEMA_SPACE})
         case "regex":
             return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(guide.text, ASCII_CLASSES)}/")
         case "choice":

@@ -26,7 +26,7 @@ PARALLEL_CALLS: Final = 8
 """Calls that one forced answer holds at most."""
 MARKS: Final = ("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>")
 CLOSERS: Final = ("</tool_call>", "]", ",", ";")
-SCHEMA_SPACE: Final = {"whitespace_pattern": r" |\n[ \t]{0,20}"}
+SCHEMA_SPACE: Final = r" |\n[ \t]{0,20}"
 """White space that guided JSON may hold between its parts: a model that hesitates must not write it for ever."""
 
 
@@ -264,7 +264,7 @@ def guide_for_tools(tools: Sequence[Tool], choice: str | None = None, *, paralle
     ]
     for index, tool in enumerate(wanted):
         opening = f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": '
-        schema = {**tool_schema(tool), "x-guidance": SCHEMA_SPACE}
+        schema = {**tool_schema(tool), "x-guidance": {"whitespace_pattern": SCHEMA_SPACE}}
         lines += [
             f'body_{index}: {lark_text(opening)} args_{index} "}}"',
             f"args_{index}: %json {json.dumps(schema, ensure_ascii=False)}",

@@ -24,6 +24,7 @@ from nsllm.node.engine.fast.select import NativeChooser
 from nsllm.node.engine.fast.shape import Shape, read_shape
 from nsllm.node.engine.fast.weights import Numerics, load_weights
 from nsllm.node.engine.guide import GuideBook
+from nsllm.node.engine.sampler import Chooser
 from nsllm.node.errors import ConfigError
 
 SIDE_CONTEXTS: Final = 1
@@ -72,7 +73,7 @@ class FastBackend:
         self._model = NativeModel(library, shape, weights, numerics, blocks=blocks, threads=threads)
         self.pool = BlockPool(blocks, BLOCK_TOKENS, spare=SIDE_CONTEXTS * _context_blocks(shape))
         self.embed = _encoder(encoder).embed
-        self.chooser = NativeChooser(library, shape.vocabulary)
+        self.chooser: Chooser = NativeChooser(library, shape.vocabulary)
         self.context_tokens = shape.context_tokens
         self.end_token_ids = self._chat.end_token_ids
         self.longest_token_chars = self._chat.longest_token_chars

@@ -64,7 +64,7 @@ class NativeChooser:
     ) -> list[Choice | NoChoiceError]:
         """See `nsllm.node.engine.sampler.Chooser`."""
         table = (_Row * len(samplers))()
-        kept = []
+        kept: list[list[Mask | Ints | Floats]] = []
         refused: dict[int, NoChoiceError] = {}
         for at, (sampler, address) in enumerate(zip(samplers, self._addresses(rows), strict=True)):
             try:
