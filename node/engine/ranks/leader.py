@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,16 +60,26 @@ class LeadingModel:
         self._closed.append(cache.number)
 
     def forward(self, reads: Sequence[Read]) -> list[torch.Tensor]:
-        """See `CausalModel.forward`; blocks for as long as another rank does not keep up."""
+        """See `CausalModel.forward`; blocks for as long as another rank does not keep up.
+
+        Raises:
+            SystemExit: the pass failed here. The others stand somewhere within it, and the next one would mix with it:
+                all ranks end, and with them every generation that runs.
+        """
         parts = []
         for read in reads:
             assert isinstance(read.cache, GeneralCache)
             parts.append(Part(read.cache.number, tuple(read.token_ids), read.keep))
         data = frame(Pass(tuple(self._closed), tuple(parts)))
         self._closed.clear()
-        for follower in self._followers:
-            follower.connection.sendall(data)
-        return self._model.forward(reads)
+        try:
+            for follower in self._followers:
+                follower.connection.sendall(data)
+            return self._model.forward(reads)
+        except Exception:  # noqa: BLE001 - whatever it is, the ranks are out of step
+            time.sleep(LAST_WORDS_S)  # if another rank has died, the watch says so and ends this process
+            traceback.print_exc()
+            sys.exit(1)
 
 
 def lead(text: Path, devices: Devices, threads: int) -> LeadingModel:

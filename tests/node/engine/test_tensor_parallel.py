@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 
@@ -15,9 +16,11 @@ import trio
 from nsllm.content import Text
 from nsllm.node.engine.backend import Read
 from nsllm.node.engine.devices import Devices
+from nsllm.node.engine.general import GeneralCache
 from nsllm.node.engine.link import WorkerSettings
 from nsllm.node.engine.port import Done, EngineRequest
 from nsllm.node.engine.protocol import frame
+from nsllm.node.engine.ranks import leader
 from nsllm.node.engine.ranks.follower import take
 from nsllm.node.engine.ranks.passes import Part, Pass, pass_reader
 from nsllm.node.engine.supervisor import WorkerEngine
@@ -112,14 +115,14 @@ async def test_when_a_rank_dies_or_freezes_all_are_started_again(tiny):
     async with engine.running():
         expected = await tokens(engine, "hello", SEEDED)
         (first,) = followers(engine)
-        leader = psutil.Process(engine.worker_pid)
+        leading = psutil.Process(engine.worker_pid)
         with pytest.raises(EngineError, match="died over this request"):
             async with engine.generate(EngineRequest(messages=user("hi"), sampling=LONG)) as stream:
                 await anext(stream)
                 first.kill()
                 async for _ in stream:
                     pass
-        await gone([leader, first])
+        await gone([leading, first])
         assert await tokens(engine, "hello", SEEDED) == expected
         assert engine.info().restarts == 1
 
@@ -180,6 +183,28 @@ async def test_all_ranks_die_with_their_peer(tiny):
     parent.kill()
     parent.communicate()
     await gone(family)
+
+
+class Broken:
+    """A model whose passes fail."""
+
+    config, end_token_ids = None, frozenset()
+
+    def forward(self, reads):
+        raise RuntimeError("out of memory")
+
+
+def test_a_pass_that_fails_on_the_leader_ends_it(monkeypatch, capsys):
+    """Were it to go on, its next pass would take the other ranks' answers to this one."""
+    monkeypatch.setattr(leader, "LAST_WORDS_S", 0)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        model = leader.LeadingModel(Broken(), [leader.Follower(1, None, ours)])
+        with pytest.raises(SystemExit):
+            model.forward([Read(GeneralCache(5, None), [1, 2], 1)])
+        (told,) = pass_reader().feed(theirs.recv(1000))
+    assert told == Pass((), (Part(5, (1, 2), 1),))
+    assert "RuntimeError: out of memory" in capsys.readouterr().err
 
 
 class Recorder:
