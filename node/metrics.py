@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from nsllm.node.engine.port import EngineInfo
+from nsllm.node.engine_metrics import EngineMetrics
 from nsllm.node.service import PeerEvent
 
 
@@ -19,8 +21,7 @@ class PeerMetrics:
         self._halted = Gauge("nsllm_consensus_halted", "1 if consensus has halted here, else 0", registry=registry)
         self._log_size = Gauge("nsllm_network_log_size", "Entries of the network log", registry=registry)
         self._connected = Gauge("nsllm_peers_connected", "Peers with a live connection", registry=registry)
-        self._running = Gauge("nsllm_generations_running", "Generations that run now", registry=registry)
-        self._waiting = Gauge("nsllm_generations_waiting", "Generations that wait for a slot", registry=registry)
+        self._engine = EngineMetrics(registry)
         self._restarts = Gauge("nsllm_engine_restarts", "Restarts of the model worker so far", registry=registry)
         self._hits = Gauge("nsllm_cache_hits", "Answers served from the cache so far", registry=registry)
         self._misses = Gauge("nsllm_cache_misses", "Look-ups that found nothing so far", registry=registry)
@@ -37,7 +38,7 @@ class PeerMetrics:
         halted: Callable[[], bool],
         log_size: Callable[[], int],
         connected: Callable[[], int],
-        generations: Callable[[], tuple[int, int, int]],
+        engine: Callable[[], EngineInfo],
         look_ups: Callable[[], tuple[int, int, int]],
     ) -> None:
         """Say where the gauges read from; each call is cheap.
@@ -47,15 +48,15 @@ class PeerMetrics:
             halted: whether consensus has.
             log_size: entries of the network log.
             connected: peers.
-            generations: running, waiting, restarts of the worker.
+            engine: what it runs and did.
             look_ups: hits, misses, refused records.
         """
         self._height.set_function(height)
         self._halted.set_function(halted)
         self._log_size.set_function(log_size)
         self._connected.set_function(connected)
-        for position, gauge in enumerate((self._running, self._waiting, self._restarts)):
-            gauge.set_function(_part(generations, position))
+        self._engine.watch(engine)
+        self._restarts.set_function(lambda: engine().restarts)
         for position, gauge in enumerate((self._hits, self._misses, self._refused)):
             gauge.set_function(_part(look_ups, position))
 

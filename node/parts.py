@@ -165,17 +165,12 @@ class Parts:
     def _watch(self) -> None:
         """Tell the gauges where to read."""
         ledger, engine, counters = self._stores.ledger, self._world.engine, self.cache.counters
-
-        def generations() -> tuple[int, int, int]:
-            info = engine.info()
-            return info.active, info.queued, info.restarts
-
         self.metrics.watch(
             height=lambda: ledger.height,
             halted=lambda: self.agreement.halted is not None,
             log_size=lambda: ledger.log_size,
             connected=lambda: len(self._world.network.connected()),
-            generations=generations,
+            engine=engine.info,
             look_ups=lambda: (counters.hits_local + counters.hits_remote, counters.misses, counters.refused),
         )
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from tables.pieces import REPOSITORY, ROOMS, calls, first, literal, table, texts
 
 if TYPE_CHECKING:
+    from prometheus_client import Metric
+
     from nsllm.errors import NsllmError
 
 
@@ -81,13 +83,19 @@ def _metrics() -> Iterator[tuple[str, str, str, str]]:
     from prometheus_client.metrics import MetricWrapperBase
 
     from nsllm.node.api.instruments import ApiMetrics
+    from nsllm.node.engine_metrics import EngineMetrics
     from nsllm.node.metrics import PeerMetrics
 
+    for family in EngineMetrics(CollectorRegistry()).describe():
+        yield _row(family, family._labelnames)  # noqa: SLF001 - prometheus_client has no public name for them
     registry = CollectorRegistry()
     parts = (PeerMetrics(registry), ApiMetrics(registry))
     found = [value for part in parts for value in vars(part).values() if isinstance(value, MetricWrapperBase)]
     for metric in found:
         (family,) = metric.describe()
-        labels = metric._labelnames  # noqa: SLF001 - prometheus_client has no public name for them
-        shown = f"; by {', '.join(f'`{label}`' for label in labels)}" if labels else ""
-        yield family.name + ("_total" if family.type == "counter" else ""), family.type, shown, family.documentation
+        yield _row(family, metric._labelnames)  # noqa: SLF001 - the same
+
+
+def _row(family: Metric, labels: Sequence[str]) -> tuple[str, str, str, str]:
+    shown = f"; by {', '.join(f'`{label}`' for label in labels)}" if labels else ""
+    return family.name + ("_total" if family.type == "counter" else ""), family.type, shown, family.documentation

@@ -38,6 +38,12 @@ async def status_json(request: web.Request) -> web.Response:
     status = await context.bridge.call(context.service.status)
     body = to_json(status)
     body["readiness"]["ready"] = status.readiness.ready
+    stats = status.engine.stats
+    if stats is not None:
+        shown = body["engine"]["stats"]
+        del shown["histograms"]  # they are for /metrics
+        shown["outcomes"] = dict(stats.outcomes)
+        shown.update(cache_usage=stats.cache_usage, hit_rate=stats.hit_rate)
     return _json(body)
 
 

@@ -11,11 +11,22 @@ import trio
 
 from nsllm.errors import EncodingError
 from nsllm.node.engine.link import WorkerLink
-from nsllm.node.engine.protocol import Cancel, Embedded, Gain, Judged, Refused, Started, Step, ToWorker
+from nsllm.node.engine.protocol import (
+    Cancel,
+    Detokenized,
+    Embedded,
+    Gain,
+    Judged,
+    Refused,
+    Started,
+    Step,
+    Tokenized,
+    ToWorker,
+)
 from nsllm.node.engine.stats import Timing
 from nsllm.node.errors import ContextOverflowError, EngineError, InvalidRequestError
 
-Reply = Started | Gain | Embedded | Judged
+Reply = Started | Gain | Embedded | Judged | Tokenized | Detokenized
 
 
 class Inbox:
@@ -124,7 +135,7 @@ class Jobs:
                     inbox.timing.finished(gain.reason)
             inbox.put(gain)
 
-    def give(self, reply: Started | Embedded | Judged | Refused) -> None:
+    def give(self, reply: Started | Embedded | Judged | Tokenized | Detokenized | Refused) -> None:
         """Hand out another reply, unless its job has left."""
         inbox = self._inboxes.get(reply.job)
         if inbox is None:
@@ -134,7 +145,7 @@ class Jobs:
                 if inbox.timing is not None:
                     inbox.timing.started(trio.current_time(), len(reply.prompt_token_ids))
                 inbox.put(reply)
-            case Embedded() | Judged():
+            case Embedded() | Judged() | Tokenized() | Detokenized():
                 del self._inboxes[reply.job]
                 inbox.put(reply)
             case Refused():

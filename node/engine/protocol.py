@@ -48,6 +48,22 @@ class Judge(msgspec.Struct, frozen=True, tag=True):
     items: Annotated[tuple[tuple[Conversation, str], ...], Meta(max_length=MAX_BATCH)]
 
 
+class Tokenize(msgspec.Struct, frozen=True, tag=True):
+    """What a prompt's tokens are. Answered by `Tokenized`, or by `Refused`."""
+
+    job: int
+    request: EngineRequest
+    special: bool
+    """Of a text: with the tokens that the tokenizer puts before it."""
+
+
+class Detokenize(msgspec.Struct, frozen=True, tag=True):
+    """What tokens spell. Answered by `Detokenized`, or by `Refused`."""
+
+    job: int
+    token_ids: tuple[int, ...]
+
+
 class Cancel(msgspec.Struct, frozen=True, tag=True):
     """Forget a job; nothing answers, and an unknown job is no mistake."""
 
@@ -130,6 +146,20 @@ class Judged(msgspec.Struct, frozen=True, tag=True):
     rows: tuple[tuple[float, int], ...]
 
 
+class Tokenized(msgspec.Struct, frozen=True, tag=True):
+    """Tokens of a prompt, whether it fits the context or not."""
+
+    job: int
+    token_ids: tuple[int, ...]
+
+
+class Detokenized(msgspec.Struct, frozen=True, tag=True):
+    """The text of tokens; what is no character shows as U+FFFD."""
+
+    job: int
+    text: str
+
+
 class Refused(msgspec.Struct, frozen=True, tag=True):
     """The job cannot be done, or not be finished; other jobs are not touched."""
 
@@ -145,8 +175,8 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
     """The worker is alive."""
 
 
-ToWorker = Generate | Embed | Judge | Cancel | Ping
-FromWorker = Ready | Started | Step | Embedded | Judged | Refused | Pong
+ToWorker = Generate | Embed | Judge | Tokenize | Detokenize | Cancel | Ping
+FromWorker = Ready | Started | Step | Embedded | Judged | Tokenized | Detokenized | Refused | Pong
 M = TypeVar("M")
 
 

@@ -20,9 +20,12 @@ from typing import TYPE_CHECKING, Final
 from nsllm.node.engine.backend import Backend, Eyes, Read, TemplateError
 from nsllm.node.engine.failures import failed
 from nsllm.node.engine.generation import Generation
+from nsllm.node.engine.guide import GuideError
 from nsllm.node.engine.port import EngineRequest
 from nsllm.node.engine.protocol import (
     Cancel,
+    Detokenize,
+    Detokenized,
     Embed,
     FromWorker,
     Gain,
@@ -34,6 +37,8 @@ from nsllm.node.engine.protocol import (
     Refused,
     Started,
     Step,
+    Tokenize,
+    Tokenized,
     ToWorker,
 )
 from nsllm.node.engine.sampler import NoChoiceError, Sampler
@@ -88,6 +93,8 @@ class Scheduler:
                 self._side.embed(message)
             case Judge():
                 self._side.judge(message)
+            case Tokenize() | Detokenize():
+                self._send(self._spelled(message))
             case Cancel(job=job):
                 if job in self._generations:
                     self._drop(self._generations[job])
@@ -127,15 +134,19 @@ class Scheduler:
     def _start(self, message: Generate) -> None:
         request = message.request
         context = self._backend.context_tokens
-        chars = sum(len(turn.content) for turn in request.messages)
+        chars = _chars(request)
         if chars > context * self._backend.longest_token_chars:
             at_least = chars // self._backend.longest_token_chars
             self._refuse_overflow(message.job, f"at least {at_least}")
             return
         try:
             prompt = self._prompt(request)
+            guide = None if request.guide is None else self._backend.guides.start(request.guide)
         except TemplateError as error:
             self._send(Refused(job=message.job, kind="invalid", message=str(error), param="messages"))
+            return
+        except GuideError as error:
+            self._send(Refused(job=message.job, kind="invalid", message=str(error), param=error.param))
             return
         if len(prompt) + 1 > context:
             self._refuse_overflow(message.job, str(len(prompt)))
@@ -150,6 +161,7 @@ class Scheduler:
                 sampling,
                 prompt,
                 end_token_ids=self._backend.end_token_ids,
+                guide=guide,
                 top_logprobs=request.top_logprobs,
             ),
             stream=TextStream(self._backend.spelling.decoder(), sampling.stop, sampling.min_tokens or 0),
@@ -157,14 +169,31 @@ class Scheduler:
         self._generations[generation.job] = generation
         self._waiting.add(generation.client, generation)
 
+    def _spelled(self, message: Tokenize | Detokenize) -> FromWorker:
+        """Tokens of a prompt, or the text of tokens: bounded work, done at once."""
+        job = message.job
+        try:
+            if isinstance(message, Detokenize):
+                decoder = self._backend.spelling.decoder()
+                text = "".join(decoder.push(token) for token in message.token_ids) + decoder.finish()
+                return Detokenized(job, text)
+            request = message.request
+            if request.form == "text" and not message.special:
+                return Tokenized(job, tuple(self._backend.tokens(request.messages[0].content)))
+            return Tokenized(job, tuple(self._prompt(request)))
+        except TemplateError as error:
+            return Refused(job=job, kind="invalid", message=str(error), param="messages")
+        except Exception as error:  # noqa: BLE001 - one job's failure is nobody else's
+            return failed(job, error)
+
     def _prompt(self, request: EngineRequest) -> list[int]:
         if request.form == "text":
-            return self._backend.tokens(request.messages[0].content)
+            return self._backend.text_tokens(request.messages[0].content)
         if request.images:
             if not isinstance(self._backend, Eyes):
                 raise TemplateError("this model takes no pictures")
             return self._backend.picture_tokens(request.messages, request.images)
-        return self._backend.chat_tokens(request.messages)
+        return self._backend.chat_tokens(request.messages, tools=request.tools)
 
     def _refuse_overflow(self, job: int, tokens: str) -> None:
         context = self._backend.context_tokens
@@ -273,3 +302,9 @@ class Scheduler:
     def _fail(self, one: Generation, error: Exception) -> None:
         self._drop(one)
         self._send(failed(one.job, error))
+
+
+def _chars(request: EngineRequest) -> int:
+    """Characters that the prompt holds at least."""
+    turns = sum(len(turn.content) + sum(len(call.arguments) for call in turn.tool_calls) for turn in request.messages)
+    return turns + sum(len(tool.description) + len(tool.parameters) for tool in request.tools)

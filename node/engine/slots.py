@@ -92,10 +92,7 @@ class Slots:
         try:
             await waiter.told.wait()
         except trio.Cancelled:
-            if not waiter.told.is_set():
-                self._turns.remove(client, waiter)
-            elif waiter.admitted:
-                self._give_back()
+            self._turns.remove(client, waiter)  # once told, nobody is cancelled here any more
             raise
         if not waiter.admitted:
             raise self._overloaded()

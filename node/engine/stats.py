@@ -41,17 +41,38 @@ class Histogram:
 
 
 @dataclass(frozen=True, slots=True)
+class Histograms:
+    """Of generations and steps since the peer started."""
+
+    first_token: Histogram
+    """Seconds from the question to the first token."""
+    between_tokens: Histogram
+    """Seconds."""
+    queue: Histogram
+    """Seconds from the question until the worker began to read the prompt."""
+    prefill: Histogram
+    """Seconds from then to the first token."""
+    decode: Histogram
+    """Seconds from the first token to the last."""
+    whole: Histogram
+    """Seconds from the question to the end of the answer."""
+    step_tokens: Histogram
+    """Tokens that the text model read in a step."""
+    prompt_length: Histogram
+    """Tokens."""
+    answer_length: Histogram
+    """Tokens."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Since the peer started, over all workers that ran; the gauges are those of the last step."""
+    """Counts since the peer started, over all workers that ran; what is in use as of the last step."""
 
     path: Literal["fast", "general"]
     """Which implementation runs the text model."""
     threads: int
-    running: int
-    """Generations that have a place."""
-    waiting: int
-    batch: int
-    """Tokens that the last pass read."""
+    batch_tokens: int
+    """Tokens that the text model read in the last step."""
     step_s: float
     """Time that the last step took."""
     used_blocks: int
@@ -66,27 +87,12 @@ class EngineStats:
     """Of those: whose keys and values were known."""
     outcomes: tuple[tuple[Outcome, int], ...]
     """How generations ended; `abort`: the caller left."""
-    first_token: Histogram
-    """Seconds from the question to the first token."""
-    between_tokens: Histogram
-    """Seconds."""
-    queue: Histogram
-    """Seconds from the question until the worker began to read the prompt."""
-    prefill: Histogram
-    """Seconds from then to the first token."""
-    decode: Histogram
-    """Seconds from the first token to the last."""
-    whole: Histogram
-    """Seconds from the question to the end of the answer."""
-    step_tokens: Histogram
-    """Read in a step."""
-    prompt_length: Histogram
-    answer_length: Histogram
+    histograms: Histograms
 
     @property
-    def cache_usage(self) -> float:
+    def cache_usage(self) -> float | None:
         """Share of the blocks for keys and values that are in use."""
-        return self.used_blocks / self.blocks if self.blocks else 0.0
+        return self.used_blocks / self.blocks if self.blocks else None
 
     @property
     def hit_rate(self) -> float | None:
@@ -142,15 +148,13 @@ class Recorder:
         """The worker is gone, and with it what it held."""
         self._load = None
 
-    def stats(self, path: Literal["fast", "general"], threads: int, running: int, waiting: int) -> EngineStats:
+    def stats(self, path: Literal["fast", "general"], threads: int) -> EngineStats:
         """All of it, as it stands."""
         load = self._load
         return EngineStats(
             path=path,
             threads=threads,
-            running=running,
-            waiting=waiting,
-            batch=load.rows if load else 0,
+            batch_tokens=load.rows if load else 0,
             step_s=load.step_s if load else 0.0,
             used_blocks=load.used_blocks if load else 0,
             blocks=load.blocks if load else 0,
@@ -159,15 +163,17 @@ class Recorder:
             queried_tokens=self._queried_tokens,
             found_tokens=self._found_tokens,
             outcomes=tuple(self._outcomes.items()),
-            first_token=self.first_token.histogram(),
-            between_tokens=self.between_tokens.histogram(),
-            queue=self.queue.histogram(),
-            prefill=self.prefill.histogram(),
-            decode=self.decode.histogram(),
-            whole=self.whole.histogram(),
-            step_tokens=self.step_tokens.histogram(),
-            prompt_length=self.prompt_length.histogram(),
-            answer_length=self.answer_length.histogram(),
+            histograms=Histograms(
+                first_token=self.first_token.histogram(),
+                between_tokens=self.between_tokens.histogram(),
+                queue=self.queue.histogram(),
+                prefill=self.prefill.histogram(),
+                decode=self.decode.histogram(),
+                whole=self.whole.histogram(),
+                step_tokens=self.step_tokens.histogram(),
+                prompt_length=self.prompt_length.histogram(),
+                answer_length=self.answer_length.histogram(),
+            ),
         )
 
 

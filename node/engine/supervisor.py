@@ -22,6 +22,7 @@ import msgspec
 import trio
 
 from nsllm.governance.ports import Likelihood
+from nsllm.ids import Digest
 from nsllm.node.engine.answer import AnswerStream
 from nsllm.node.engine.card import read_encoder_info, read_text_info
 from nsllm.node.engine.choice import Wish, choose, packed_place
@@ -32,6 +33,8 @@ from nsllm.node.engine.models import read_config
 from nsllm.node.engine.port import Done, EngineInfo, EngineRequest, Piece
 from nsllm.node.engine.protocol import (
     MAX_BATCH,
+    Detokenize,
+    Detokenized,
     Embed,
     Embedded,
     Generate,
@@ -42,6 +45,8 @@ from nsllm.node.engine.protocol import (
     Refused,
     Started,
     Step,
+    Tokenize,
+    Tokenized,
     ToWorker,
 )
 from nsllm.node.engine.slots import Slots
@@ -156,8 +161,6 @@ class WorkerEngine:
             stats=self._recorder.stats(
                 path="general" if self._settings.library is None else "fast",
                 threads=self._settings.threads,
-                running=self._slots.taken,
-                waiting=self._slots.waiting,
             ),
         )
 
@@ -227,6 +230,15 @@ class WorkerEngine:
             reply = await self._ask(partial(Judge, items=batch), Judged)
             rows += [Likelihood(mean_logprob=mean, tokens=tokens) for mean, tokens in reply.rows]
         return rows
+
+    async def tokenize(self, request: EngineRequest, *, special: bool) -> tuple[int, ...]:
+        """Tokens of a prompt, see `Engine.tokenize`."""
+        return (await self._ask(partial(Tokenize, request=request, special=special), Tokenized)).token_ids
+
+    async def detokenize(self, token_ids: Sequence[int], model: Digest | None) -> str:
+        """Text of tokens, see `Engine.detokenize`; of the only model that there is here."""
+        del model
+        return (await self._ask(partial(Detokenize, token_ids=tuple(token_ids)), Detokenized)).text
 
     def _complete(self, sampling: Sampling) -> Sampling:
         """Every field set but `max_tokens`: the caller's values, then the model card's, then a drawn seed."""
@@ -333,7 +345,7 @@ class WorkerEngine:
                     case Step():
                         self._recorder.step(message.load)
                         self._jobs.step(message)
-                    case Started() | Embedded() | Judged() | Refused():
+                    case Started() | Embedded() | Judged() | Tokenized() | Detokenized() | Refused():
                         self._jobs.give(message)
                     case _:
                         assert_never(message)

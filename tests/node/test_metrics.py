@@ -17,7 +17,7 @@ def test_a_scrape_reads_the_peers_state(on_stage, asked: int) -> None:
         assert read("nsllm_network_log_size") == asked
         assert read("nsllm_consensus_halted") == 0
         assert read("nsllm_cache_hits") == asked
-        assert read("nsllm_generations_running") == 0
+        assert read("nsllm_num_requests_running", {"model_name": peer._world.engine.info().text.name}) == 0
         assert read("nsllm_events_total", {"kind": "answered"}) == (2 * asked or None)
 
     on_stage(play, peers=1)

@@ -76,8 +76,19 @@ function engine(e) {
     ["Encoder", model(e.encoder)],
     ...(e.scorer ? [["Scorer", model(e.scorer)]] : []),
     ["Running", `${number(e.active)} now, ${number(e.queued)} waiting`],
+    ...(e.stats ? work(e.stats) : []),
     ["Restarts", number(e.restarts)],
   ], "left");
+}
+
+function work(s) {
+  const share = (value) => (value === null ? null : `${number(100 * value, 0)} %`);
+  return [
+    ["Runs on", `${s.path} path, ${number(s.threads)} ${s.threads === 1 ? "thread" : "threads"}`],
+    ["Last step", s.batch_tokens ? `${number(s.batch_tokens)} tokens in ${number(1000 * s.step_s, 1)} ms` : null],
+    ["Keys and values", s.blocks ? `${share(s.cache_usage)} of the memory in use` : null],
+    ["Known prompts", s.queried_tokens ? `${share(s.hit_rate)} of prompt tokens not read again` : null],
+  ];
 }
 
 function peers(rows, own) {
