@@ -8,7 +8,7 @@ never withholds text, it only decides whether the answer is published.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Final, Literal
@@ -26,7 +26,7 @@ from nsllm.node.attachments.attend import Attended, attend
 from nsllm.node.attachments.port import Describer
 from nsllm.node.completions import Completions
 from nsllm.node.context import PeerContext
-from nsllm.node.engine.port import Done, Engine, EngineRequest
+from nsllm.node.engine.port import Done, Engine, EngineRequest, ModelInfo
 from nsllm.node.errors import EngineError, UnknownModelError
 from nsllm.node.executors import Executors
 from nsllm.node.federated_cache import FederatedCache, Found
@@ -123,14 +123,28 @@ class Orchestrator:
         """Run one completion in the caller's task; see `nsllm.node.service.PeerService.answer`."""
         await self._answer(await self._admit(command), listener)
 
-    async def _admit(self, command: ChatCommand) -> _Question:
+    async def tokenize(self, command: ChatCommand, *, special: bool) -> tuple[tuple[int, ...], int | None]:
+        """Tokens of what is asked, see `nsllm.node.service.PeerService.tokenize`."""
+        model = self._named(command.model)
+        request, attended = await self._request(command, model)
+        asked = replace(EngineRequest.of(request), images=attended.images)
+        return await self._engine.tokenize(asked, special=special), model.context_tokens
+
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+        """Text of tokens, see `nsllm.node.service.PeerService.detokenize`."""
+        return await self._engine.detokenize(token_ids, self._named(model).digest)
+
+    def _named(self, name: str) -> ModelInfo:
         served = self._engine.info()
-        model = served.named(command.model)
+        model = served.named(name)
         if model is None:
             names = ", ".join(repr(row.model.name) for row in served.texts())
             raise UnknownModelError(
-                f"model {command.model!r} is not served here", hint=f"this peer serves {names}", param="model"
+                f"model {name!r} is not served here", hint=f"this peer serves {names}", param="model"
             )
+        return model
+
+    async def _request(self, command: ChatCommand, model: ModelInfo) -> tuple[Request, Attended]:
         attended = await attend(command.messages, command.attached, self._describer, sees=model.sees)
         request = Request(
             model=model.name,
@@ -142,6 +156,10 @@ class Orchestrator:
             guide=command.guide,
             attachments=attended.digests,
         )
+        return request, attended
+
+    async def _admit(self, command: ChatCommand) -> _Question:
+        request, attended = await self._request(command, self._named(command.model))
         visibility = command.visibility or self._default_visibility
         embedding: tuple[float, ...] | None = None
         if visibility != "private":

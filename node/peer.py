@@ -103,6 +103,14 @@ class Peer:
         """Run one completion in this task."""
         await self.parts.orchestrator.answer(command, listener)
 
+    async def tokenize(self, command: ChatCommand, *, special: bool) -> tuple[tuple[int, ...], int | None]:
+        """Tokens of what is asked, and how many the context holds."""
+        return await self.parts.orchestrator.tokenize(command, special=special)
+
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+        """Text of tokens."""
+        return await self.parts.orchestrator.detokenize(model, token_ids)
+
     async def embed(self, texts: Sequence[str]) -> tuple[list[tuple[float, ...]], int]:
         """Unit vectors and token count."""
         return await self._world.engine.embed_counted(texts)

@@ -240,6 +240,22 @@ class PeerService(Protocol):
         """
         ...
 
+    async def tokenize(self, command: ChatCommand, *, special: bool) -> tuple[tuple[int, ...], int | None]:
+        """Tokens of what is asked, and how many the model's context holds (None: an upstream that does not say).
+
+        Args:
+            command: model, messages, form, tools and attachments count.
+            special: of a text, with the tokens that the tokenizer puts before one.
+
+        Raises:
+            ServiceError, EngineError: see `Engine.tokenize`.
+        """
+        ...
+
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+        """Text that tokens of a model spell. Raises `ServiceError`, `EngineError`."""
+        ...
+
     async def embed(self, texts: Sequence[str]) -> tuple[list[tuple[float, ...]], int]:
         """Unit vectors and token count."""
         ...

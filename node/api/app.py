@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from nsllm.node.api import admin, chat, completions, embeddings, health, metrics, model_admin, models, receipts, status
+from nsllm.node.api import (
+    admin,
+    chat,
+    completions,
+    embeddings,
+    health,
+    metrics,
+    model_admin,
+    models,
+    receipts,
+    status,
+    tokens,
+)
 from nsllm.node.api.context import CONTEXT, Context
 from nsllm.node.api.endpoints import ENDPOINTS
 from nsllm.node.api.page import Page
@@ -28,6 +40,8 @@ def _handlers(page: Page) -> dict[tuple[str, str], Handler]:
     return {
         ("POST", "/v1/chat/completions"): chat.chat_completions,
         ("POST", "/v1/completions"): completions.completions,
+        ("POST", "/tokenize"): tokens.tokenize,
+        ("POST", "/detokenize"): tokens.detokenize,
         ("POST", "/v1/embeddings"): embeddings.embeddings,
         ("GET", "/v1/models"): models.list_models,
         ("GET", "/v1/models/{id:.+}"): models.get_model,

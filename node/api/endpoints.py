@@ -26,6 +26,8 @@ ENDPOINTS: Final = (
         "POST", "/v1/completions", "key", "Text goes on, without the chat template; plain or as server-sent events"
     ),
     Endpoint("POST", "/v1/embeddings", "key", "Embeddings as floats or base64 of little-endian float32"),
+    Endpoint("POST", "/tokenize", "key", "Tokens of a prompt or a conversation, how many, and what the context holds"),
+    Endpoint("POST", "/detokenize", "key", "The text of tokens"),
     Endpoint("GET", "/v1/models", "key", "The chat models, the default one first, then the encoder"),
     Endpoint("GET", "/v1/models/{id:.+}", "key", "One model"),
     Endpoint(

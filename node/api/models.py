@@ -39,6 +39,9 @@ def _model(info: ModelInfo, created_s: int, *, encodes: bool) -> dict[str, objec
         "object": "model",
         "created": created_s,
         "owned_by": "nsllm",
+        "root": info.name,
+        "parent": None,
+        "max_model_len": info.context_tokens,
         "nsllm": {
             "kind": "embedding" if encodes else "chat",
             "digest": hex0x(info.digest),

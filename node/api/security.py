@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -23,6 +25,9 @@ from nsllm.node.api.sessions import CSRF_HEADER, Session, cookie_name
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 ADMIN_HEADER: Final = "X-NSLLM-Admin-Key"
+REQUEST_ID_HEADER: Final = "x-request-id"
+REQUEST_ID: Final = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
+"""Ids of callers that are sent back as they came."""
 LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 RESPONSE_HEADERS: Final = {
     "Content-Security-Policy": (
@@ -67,9 +72,10 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Security headers on every answer, errors and streams included."""
-    del request
+    """Security headers on every answer, errors and streams included; the request's id, the caller's or a new one."""
     response.headers.update(RESPONSE_HEADERS)
+    sent = request.headers.get(REQUEST_ID_HEADER, "")
+    response.headers[REQUEST_ID_HEADER] = sent if REQUEST_ID.fullmatch(sent) else f"req_{secrets.token_hex(12)}"
     response.headers.setdefault("Cache-Control", "no-store")
 
 

@@ -19,8 +19,8 @@ from nsllm.node.api.settings import ApiSettings
 from nsllm.node.api.testing import CHROMIUM_FLAGS, Seen
 from nsllm.node.api.testing import ask_and_wait as drive_page
 from nsllm.node.attachments.attend import Note
-from nsllm.node.engine.port import EngineInfo, ModelInfo
-from nsllm.node.errors import ContextOverflowError, NotFoundError, UnknownModelError
+from nsllm.node.engine.port import EngineInfo, ModelInfo, TokenLogprob
+from nsllm.node.errors import ContextOverflowError, NotFoundError, OverloadedError, UnknownModelError
 from nsllm.node.service import (
     CertificateRow,
     ChatCommand,
@@ -62,6 +62,7 @@ class FakeService:
 
     words: Sequence[str] = ("The ", "sky ", "scatters ", "blue ", "light.")
     pace_s: float = 0.0
+    before_start_s: float = 0.0
     fail_entering: Exception | None = None
     fail_after: tuple[int, Exception] | None = None
     source: Source = field(default_factory=lambda: Source(kind="engine", generator=GENERATOR))
@@ -72,6 +73,10 @@ class FakeService:
     commands: list[ChatCommand] = field(default_factory=list)
     embedded: list[Sequence[str]] = field(default_factory=list)
     sent: int = 0
+    room: int = 1000
+    """Completions that run at once; more are refused."""
+    at_once: int = 0
+    most_at_once: int = 0
     cancelled: trio.Event = field(default_factory=trio.Event)
     finished: trio.Event = field(default_factory=trio.Event)
     receipts: dict[str, ReceiptStatus] = field(default_factory=dict)
@@ -109,15 +114,40 @@ class FakeService:
                 nursery.cancel_scope.cancel()
 
     async def answer(self, command: ChatCommand, listener: Listener) -> None:
+        if self.at_once >= self.room:
+            raise OverloadedError(f"{self.at_once} answers are being written", hint="ask again")
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            await self._tell(command, listener)
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+        finally:
+            self.at_once -= 1
+
+    async def _tell(self, command: ChatCommand, listener: Listener) -> None:
         async with self.chat(command) as events:
             async for event in events:
                 await listener.send(event)
+
+    async def tokenize(self, command: ChatCommand, *, special: bool) -> tuple[tuple[int, ...], int | None]:
+        await trio.lowlevel.checkpoint()
+        self.commands.append(command)
+        words = [word for message in command.messages for word in message.content.split()]
+        return tuple(([1] if special else []) + [len(word) for word in words]), 8192
+
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+        await trio.lowlevel.checkpoint()
+        if model not in {MODEL, "default"}:
+            raise UnknownModelError(f"no model {model!r} here", param="model")
+        return " ".join("x" * token for token in token_ids)
 
     async def _generate(
         self, command: ChatCommand, completion_id: str, send: trio.MemorySendChannel[ChatEvent]
     ) -> None:
         try:
             with send:  # not `async with`: its checkpoint would let the reader cancel a failure away
+                await trio.sleep(self.before_start_s)
                 await send.send(
                     ChatStarted(
                         completion_id=completion_id,
@@ -132,7 +162,7 @@ class FakeService:
                     if self.fail_after is not None and self.fail_after[0] == index:
                         raise self.fail_after[1]
                     await trio.sleep(self.pace_s)
-                    await send.send(ChatDelta(word))
+                    await send.send(ChatDelta(word, _told(word, command.top_logprobs)))
                     self.sent += 1
                 await send.send(
                     ChatFinished(self.finish_reason, 7, len(self.words), self.publication, self.detail)  # type: ignore[arg-type]
@@ -193,6 +223,13 @@ class FakeService:
         if self.invite_error is not None:
             raise self.invite_error
         return "nsllm-invite-v1-abc"
+
+
+def _told(word: str, top: int | None) -> tuple[TokenLogprob, ...]:
+    if top is None:
+        return ()
+    spelled = word.encode()
+    return (TokenLogprob(spelled, -0.5, ((spelled, -0.5), (b"\xff", float("-inf")))[:top]),)
 
 
 def make_status(service: FakeService) -> Status:

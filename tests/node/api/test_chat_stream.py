@@ -133,3 +133,45 @@ async def test_shutdown_in_mid_answer_is_told_and_quick(running, stream):
         await trio.sleep(0.1)
         running.scope.cancel()
     assert "the peer is shutting down" in got[0]
+
+
+async def test_choices_wait_for_each_other_where_the_queue_is_short(running):
+    running.service.room = 1
+    _, found = await chunks(running, {**HELLO, "n": 3})
+    assert {c["choices"][0]["index"] for c in found[:-1]} == {0, 1, 2}
+    assert running.service.most_at_once == 1
+    running.service.at_once = 1
+    refused = await running.http.post("/v1/chat/completions", json={**HELLO, "n": 3})
+    assert refused.status_code == 429
+
+
+async def test_one_failed_choice_ends_the_reply(running):
+    running.service.pace_s = 0.01
+    running.service.fail_after = (3, EngineError("the model worker died"))
+    _, found = await chunks(running, {**HELLO, "n": 2})
+    assert found[-1]["error"]["code"] == "engine_failed"
+
+
+async def test_a_long_wait_for_the_first_token_is_filled_with_comments(start, service):
+    running = await start(heartbeat_s=0.05)
+    service.pace_s = 0.3
+    service.words = ["late"]
+    service.before_start_s = 0.3
+    async with running.http.stream("POST", "/v1/chat/completions", json=HELLO) as answer:
+        assert answer.status_code == 200
+        raw = (await answer.aread()).decode()
+    assert raw.startswith(": the answer is on its way\n\n")
+    assert raw.count(": the answer") >= 3
+    data = [json.loads(line[6:]) for line in raw.split("\n\n") if line.startswith("data: {")]
+    assert data[1]["choices"][0]["delta"]["content"] == "late"
+    assert raw.endswith("data: [DONE]\n\n")
+
+
+async def test_an_error_after_a_comment_goes_into_the_stream(start, service):
+    running = await start(heartbeat_s=0.05)
+    service.before_start_s = 0.2
+    service.fail_after = (0, EngineError("the model worker died"))
+    async with running.http.stream("POST", "/v1/chat/completions", json=HELLO) as answer:
+        raw = (await answer.aread()).decode()
+    assert '"code":"engine_failed"' in raw
+    assert "[DONE]" not in raw

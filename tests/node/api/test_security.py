@@ -227,3 +227,15 @@ async def test_every_answer_carries_the_security_headers(running, path):
     assert headers["x-frame-options"] == "DENY"
     assert headers["referrer-policy"] == "no-referrer"
     assert headers["server"] == "nsllm"
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/nowhere", "/healthz"])
+async def test_every_answer_has_an_id_the_callers_own_if_it_is_one(running, path):
+    first, second = [(await running.http.get(path)).headers["x-request-id"] for _ in range(2)]
+    assert first.startswith("req_")
+    assert first != second
+    given = await running.http.get(path, headers={"X-Request-Id": "trace-7:a/b"})
+    assert given.headers["x-request-id"] == "trace-7:a/b"
+    for bad in ("a b", "x" * 129, "<script>"):
+        answer = await running.http.get(path, headers={"X-Request-Id": bad})
+        assert answer.headers["x-request-id"].startswith("req_")
