@@ -35,7 +35,11 @@ WINDOW_TOKENS: Final = 513
 PREFILL_TOKENS: Final = 512
 DECODE_STREAMS: Final = (1, 8, 32, 64)
 MORE_STEPS: Final = {1: 8, 8: 4}
+OURS: Final = "nsllm"
 Q8: Final = "llama.cpp Q8_0"
+EAGER: Final = "transformers"
+HASTY: Final = {Q8: {"streams1"}, EAGER: {"streams1", "streams32"}}
+"""Tasks of those who are never the quickest elsewhere, where time is short."""
 PROMPT_TOKENS: Final = 48
 GENERATE_PROMPT_TOKENS: Final = 16
 
@@ -54,16 +58,33 @@ class Effort:
     generated_tokens: int
     """A stream, in the comparison with `generate_batch`."""
     generate_rounds: int
+    worker_rounds: int
     systems: int
     thorough: bool
     """Whether every setting of an opponent is tried, or those that ever won."""
 
 
 FULL: Final = Effort(
-    rounds=9, steps=4, windows=40, read_at_once=256, generated_tokens=32, generate_rounds=5, systems=7, thorough=True
+    rounds=9,
+    steps=4,
+    windows=40,
+    read_at_once=256,
+    generated_tokens=32,
+    generate_rounds=5,
+    worker_rounds=5,
+    systems=7,
+    thorough=True,
 )
 QUICK: Final = Effort(
-    rounds=5, steps=1, windows=3, read_at_once=416, generated_tokens=8, generate_rounds=1, systems=5, thorough=False
+    rounds=5,
+    steps=1,
+    windows=2,
+    read_at_once=416,
+    generated_tokens=8,
+    generate_rounds=1,
+    worker_rounds=2,
+    systems=5,
+    thorough=False,
 )
 
 
@@ -73,9 +94,9 @@ def commands(models: Models, threads: int, gguf: Mapping[str, Path]) -> dict[str
     text = ["--text", str(models.text), "--threads", str(threads)]
     theirs = [str(material.BENCH_PYTHON), "-m", "benchmarks.contestants.llamacpp", "--threads", str(threads)]
     return {
-        "nsllm": [*ours, "benchmarks.contestants.fast", "--encoder", str(models.encoder), *text],
+        OURS: [*ours, "benchmarks.contestants.fast", "--encoder", str(models.encoder), *text],
         **{f"llama.cpp {name}": [*theirs, "--gguf", str(path)] for name, path in gguf.items()},
-        "transformers": [*ours, "benchmarks.contestants.eager", *text],
+        EAGER: [*ours, "benchmarks.contestants.eager", *text],
     }
 
 
@@ -103,8 +124,7 @@ def run(models: Models, gguf: Mapping[str, Path], threads: int, effort: Effort) 
         for one in contestants:
             one.about = one.hear()["about"]
         for key, task in tasks(effort).items():
-            # The slowest of llama.cpp's formats at everything but a single stream is left out where time is short.
-            chosen = [one for one in contestants if effort.thorough or key == "streams1" or one.name != Q8]
+            chosen = [one for one in contestants if effort.thorough or key in HASTY.get(one.name, {key})]
             timings[key] = compare(task, chosen, effort.rounds, thorough=effort.thorough)
         generate = Task(
             f"{STREAMS} prompts of {GENERATE_PROMPT_TOKENS} tokens, {effort.generated_tokens} tokens each",
@@ -117,7 +137,7 @@ def run(models: Models, gguf: Mapping[str, Path], threads: int, effort: Effort) 
         abouts = {one.name: one.about for one in contestants}
     prompts = list(material.prompts(chat.tokens, chat.text, PROMPT_TOKENS))
     systems = [f"{number}. {chat.text(windows[-1 - number][:SYSTEM_TOKENS])}" for number in range(effort.systems)]
-    worker = whole_engine(models, threads, prompts, systems, effort.rounds)
+    worker = whole_engine(models, threads, prompts, systems, effort.worker_rounds)
     return {
         **figures(timings, perplexities),
         **worker,
@@ -143,16 +163,20 @@ def figures(timings: Mapping[str, Sequence[Timing]], perplexities: Mapping[str, 
             for key in ("streams1", "streams8", "streams32", "streams64", "prefill")
         },
         "streams32_vs_generate_batch": _ratio(*timings["generate"]),
-        **{f"{key}_vs_transformers": _ratio(rows[0], rows[-1]) for key, rows in timings.items() if key != "generate"},
+        **{
+            f"{key}_vs_transformers": _ratio(rows[0], _of(rows, EAGER))
+            for key, rows in timings.items()
+            if key != "generate"
+        },
         **{f"{key}_tokens_per_s": timings[key][0].tokens_per_s for key in ("streams8", "streams32", "streams64")},
         "prefill_tokens_per_s": timings["prefill"][0].tokens_per_s,
         **{f"{key}_llamacpp_best": row and row.who for key, row in best.items() if key != "generate"},
     }
-    reference = perplexities["transformers"]
+    reference = perplexities[EAGER]
     wins = [row.who for row in best.values() if row is not None]
     favourite = max(sorted(set(wins)), key=wins.count) if wins else None
     found["perplexity_bf16"] = reference
-    found["perplexity_int8_over_bf16"] = perplexities["nsllm"] / reference
+    found["perplexity_int8_over_bf16"] = perplexities[OURS] / reference
     found["perplexity_llamacpp_best_over_bf16"] = None if favourite is None else perplexities[favourite] / reference
     found["perplexity_over_bf16"] = {name: value / reference for name, value in perplexities.items()}
     return found

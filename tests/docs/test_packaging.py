@@ -12,11 +12,11 @@ import pytest
 
 import nsllm
 
-OWN = {"nsllm", "tables", "conftest"}
+OWN = {"nsllm", "benchmarks", "tables", "conftest"}
 IMPORTED_BY_OTHERS = {"trio-typing"}
 """libp2p brings it, and only type checkers read it."""
-NOT_INSTALLED = {"sklearn": "scikit-learn"}
-"""Modules of the bench extra whose distribution has another name."""
+NOT_INSTALLED = {"sklearn": "scikit-learn", "llama_cpp": "llama-cpp-python"}
+"""Modules of benchmarks whose distribution has another name."""
 TOOLS = {
     "accelerate",
     "build",
@@ -114,7 +114,10 @@ def test_what_the_test_extra_declares_is_used(tracked, repository, declared, dis
 
 def test_what_benchmarks_import_is_declared(tracked, repository, declared, distributions):
     modules = imported(source_files(tracked, repository, "benchmarks"))
-    known = declared[""] | declared["bench"]
+    opponents = {
+        name_of(line) for line in (repository / "benchmarks/requirements.txt").read_text().splitlines() if "==" in line
+    }
+    known = declared[""] | declared["bench"] | opponents
     # the bench extra need not be installed where tests run: its modules are then known by name
     owners = {module: distributions.get(module) or {NOT_INSTALLED.get(module, module)} for module in modules}
     assert {module: where for module, where in modules.items() if not owners[module] & known} == {}
