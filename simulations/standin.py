@@ -19,6 +19,7 @@ import trio
 from nsllm.governance.ports import Likelihood
 from nsllm.ids import Digest
 from nsllm.node.engine.port import Done, EngineInfo, EngineRequest, ModelInfo, Piece
+from nsllm.node.errors import InvalidRequestError
 from nsllm.record import EMBEDDING_DIMENSIONS, Message, Sampling
 
 NAME: Final = "stand-in (no language model)"
@@ -101,6 +102,17 @@ class StandInEngine:
                 max_tokens=limit,
             ),
         )
+
+    async def tokenize(self, request: EngineRequest, *, special: bool) -> tuple[int, ...]:
+        """A number for each word."""
+        del special
+        await trio.lowlevel.checkpoint()
+        return tuple(_token(word) for message in request.messages for word in message.content.split())
+
+    async def detokenize(self, token_ids: Sequence[int], model: Digest | None) -> str:
+        """Words cannot be told from their numbers. Raises `InvalidRequestError`."""
+        del token_ids, model
+        raise InvalidRequestError("a stand-in has no vocabulary")
 
     async def embed(self, texts: Sequence[str]) -> list[tuple[float, ...]]:
         """Hashed bags of words, unit length."""

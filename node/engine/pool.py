@@ -201,6 +201,18 @@ class ModelPool:
         """Likelihoods under the base's judging model."""
         return await self._base.likelihoods(items)
 
+    async def tokenize(self, request: EngineRequest, *, special: bool) -> tuple[int, ...]:
+        """Tokens of a prompt, of the model that the request names."""
+        held = self._asked(request.model)
+        return await (self._base if held is None else held.engine).tokenize(
+            replace(request, model=None), special=special
+        )
+
+    async def detokenize(self, token_ids: Sequence[int], model: Digest | None) -> str:
+        """Text of tokens of a model."""
+        held = self._asked(model)
+        return await (self._base if held is None else held.engine).detokenize(token_ids, None)
+
     # Models
 
     @property

@@ -53,6 +53,8 @@ class LoadedModel:
     """What its worker takes, as estimated from its files; None: not known."""
     removable: bool = True
     """False for the model of the start, which judges answers."""
+    stats: EngineStats | None = None
+    """Of its worker; None where another server or nobody runs it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,9 @@ class EngineInfo:
 
     def texts(self) -> tuple[LoadedModel, ...]:
         """All text models that answer, the default one first."""
-        return self.loaded or (LoadedModel(self.text, self.state, self.active, self.queued, removable=False),)
+        if self.loaded:
+            return self.loaded
+        return (LoadedModel(self.text, self.state, self.active, self.queued, removable=False, stats=self.stats),)
 
     def named(self, name: str) -> ModelInfo | None:
         """The text model that a request calls so; `default` is the default one."""
@@ -177,6 +181,28 @@ class Engine(JudgeModels, Protocol):
             InvalidRequestError: the engine cannot do what is asked, such as images for a model that does not see; names
                 the parameter.
             EngineError: the worker died; it is being restarted.
+        """
+        ...
+
+    async def tokenize(self, request: EngineRequest, *, special: bool) -> tuple[int, ...]:
+        """Tokens of a request's prompt as `generate` would read it, whether they fit the context or not.
+
+        Args:
+            request: messages, form, tools and model count.
+            special: of a text, with the tokens that the tokenizer puts before one.
+
+        Raises:
+            InvalidRequestError: the chat template refuses the conversation, or the tokenizer is not at hand here.
+            EngineError: the worker died.
+        """
+        ...
+
+    async def detokenize(self, token_ids: Sequence[int], model: Digest | None) -> str:
+        """Text that tokens of a model (None: the default one) spell, special ones left out.
+
+        Raises:
+            InvalidRequestError: the tokenizer is not at hand here.
+            EngineError: the worker died.
         """
         ...
 

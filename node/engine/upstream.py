@@ -30,7 +30,7 @@ from nsllm.node.engine.port import Done, Engine, EngineInfo, EngineRequest, Mode
 from nsllm.node.engine.upstream_answer import BEFORE_HINT, UpstreamAnswer
 from nsllm.node.engine.upstream_request import Post, make_post
 from nsllm.node.engine.upstream_wire import PASSING, ListedModel, Listing, refusal
-from nsllm.node.errors import EngineError, OverloadedError
+from nsllm.node.errors import EngineError, InvalidRequestError, OverloadedError
 from nsllm.record import Message, Sampling
 
 if TYPE_CHECKING:
@@ -179,6 +179,16 @@ class UpstreamEngine:
         max_tokens = request.sampling.max_tokens or self._max_tokens
         sampling = msgspec.structs.replace(request.sampling, max_tokens=max_tokens)
         return self._generate(replace(request, sampling=sampling))
+
+    async def tokenize(self, request: EngineRequest, *, special: bool) -> tuple[int, ...]:
+        """Nobody here knows the server's tokenizer. Raises `InvalidRequestError`."""
+        del request, special
+        raise InvalidRequestError("an upstream server's tokenizer is not at hand here", hint="ask that server")
+
+    async def detokenize(self, token_ids: Sequence[int], model: Digest | None) -> str:
+        """Nobody here knows the server's tokenizer. Raises `InvalidRequestError`."""
+        del token_ids, model
+        raise InvalidRequestError("an upstream server's tokenizer is not at hand here", hint="ask that server")
 
     async def embed(self, texts: Sequence[str]) -> list[tuple[float, ...]]:
         """Unit vectors of the local encoder."""
