@@ -44,10 +44,6 @@ class Sight(list[int]):
         super().__init__(token_ids)
         self.inputs = inputs
 
-    def __add__(self, more: list[int]) -> Sight:  # type: ignore[override] - only ever with tokens
-        """The same pictures, and tokens after them."""
-        return Sight([*self, *more], self.inputs)
-
 
 @dataclass(slots=True)
 class VisionCache(GeneralCache):
