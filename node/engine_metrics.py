@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from nsllm.node.engine.port import EngineInfo
+from nsllm.node.engine.port import EngineInfo, LoadedModel
 from nsllm.node.engine.stats import EngineStats, Histogram
 
 LABELS = ("model_name",)
@@ -36,47 +36,55 @@ class EngineMetrics(Collector):
 
 
 def _families(info: EngineInfo | None) -> Iterator[Metric]:
-    model = [info.text.name] if info else []
-    stats = info.stats if info else None
+    rows = info.texts() if info else ()
+    counted = [([row.model.name], row.stats) for row in rows if row.stats is not None]
 
-    def gauge(name: str, meaning: str, value: float | None) -> Metric:
+    def gauge(name: str, meaning: str, read: Callable[[LoadedModel], float | None]) -> Metric:
         family = GaugeMetricFamily(f"nsllm_{name}", meaning, labels=LABELS)
-        if value is not None:
-            family.add_metric(model, value)
+        for row in rows:
+            value = read(row)
+            if value is not None:
+                family.add_metric([row.model.name], value)
         return family
 
     def counter(name: str, meaning: str, read: Callable[[EngineStats], int]) -> Metric:
         family = CounterMetricFamily(f"nsllm_{name}", meaning, labels=LABELS)
-        if stats is not None:
+        for model, stats in counted:
             family.add_metric(model, read(stats))
         return family
 
     def histogram(name: str, meaning: str, read: Callable[[EngineStats], Histogram]) -> Metric:
         family = HistogramMetricFamily(f"nsllm_{name}", meaning, labels=LABELS)
-        if stats is not None:
+        for model, stats in counted:
             seen = read(stats)
             family.add_metric(model, _buckets(seen), seen.total)
         return family
 
-    yield gauge("num_requests_running", "Generations that have a place", info.active if info else None)
-    yield gauge("num_requests_waiting", "Generations that wait for one", info.queued if info else None)
+    yield gauge("num_requests_running", "Generations that have a place", lambda row: row.active)
+    yield gauge("num_requests_waiting", "Generations that wait for one", lambda row: row.queued)
     yield gauge(
         "kv_cache_usage_perc",
         "Share of the memory for keys and values that is in use; 1 is all of it",
-        stats.cache_usage if stats else None,
+        lambda row: row.stats.cache_usage if row.stats else None,
     )
     yield counter("prefix_cache_queries", "Prompt tokens looked for among known ones", lambda s: s.queried_tokens)
     yield counter("prefix_cache_hits", "Prompt tokens that were known", lambda s: s.found_tokens)
     yield counter("prompt_tokens", "Prompt tokens that were read, or known", lambda s: s.prompt_tokens)
     yield counter("generation_tokens", "Tokens that were generated", lambda s: s.generation_tokens)
-    success = CounterMetricFamily(
-        "nsllm_request_success", "Generations that ended, by how", labels=(*LABELS, "finished_reason")
-    )
-    for outcome, count in stats.outcomes if stats else ():
-        success.add_metric([*model, outcome], count)
-    yield success
+    yield _success(counted)
     for name, meaning, read in HISTOGRAMS:
         yield histogram(name, meaning, read)
+
+
+def _success(counted: Sequence[tuple[list[str], EngineStats]]) -> Metric:
+    """Generations of each model, by outcome."""
+    family = CounterMetricFamily(
+        "nsllm_request_success", "Generations that ended, by how", labels=(*LABELS, "finished_reason")
+    )
+    for model, stats in counted:
+        for outcome, count in stats.outcomes:
+            family.add_metric([*model, outcome], count)
+    return family
 
 
 def _buckets(seen: Histogram) -> list[tuple[str, float]]:

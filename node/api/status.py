@@ -44,6 +44,8 @@ async def status_json(request: web.Request) -> web.Response:
         del shown["histograms"]  # they are for /metrics
         shown["outcomes"] = dict(stats.outcomes)
         shown.update(cache_usage=stats.cache_usage, hit_rate=stats.hit_rate)
+    for row in body["engine"]["loaded"]:
+        del row["stats"]  # those of the default model stand above, all of them in /metrics
     return _json(body)
 
 

@@ -224,18 +224,21 @@ class ModelPool:
         """All text models that answer, the default one first."""
         base = self._base.info()
         first = LoadedModel(
-            base.text, base.state, base.active, base.queued, memory_mb=self._base_bytes >> 20, removable=False
+            base.text,
+            base.state,
+            base.active,
+            base.queued,
+            memory_mb=self._base_bytes >> 20,
+            removable=False,
+            stats=base.stats,
         )
         rows: list[tuple[str | None, LoadedModel]] = [(None, first)]
         for held in self._held.values():
             if not held.leaving:
                 info = held.engine.info()
-                rows.append(
-                    (
-                        held.name,
-                        LoadedModel(info.text, info.state, info.active, info.queued, memory_mb=held.needed_bytes >> 20),
-                    )
-                )
+                memory_mb = held.needed_bytes >> 20
+                row = LoadedModel(info.text, info.state, info.active, info.queued, memory_mb, stats=info.stats)
+                rows.append((held.name, row))
         return tuple(row for _, row in sorted(rows, key=lambda row: row[0] != self._default))
 
     async def run(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -83,6 +83,9 @@ def test_models_come_and_go_while_a_peer_runs(net, nsllm, tiny_models, tmp_path)
     assert again["choices"][0]["message"]["content"] == texts["second"]
     engine = net.status(0)["engine"]
     assert (engine["text"]["name"], engine["scorer"]["name"]) == ("second", first)
+    assert [row["model"]["name"] for row in engine["loaded"]] == ["second", first]
+    metrics = net.get(0, "/metrics").text
+    assert 'nsllm_request_success_total{finished_reason="length",model_name="second"}' in metrics
 
     assert model("unload", "second") == (0, {"id": "second", "object": "model", "deleted": True})
     assert names() == [first, encoder]
