@@ -8,6 +8,7 @@ from aiohttp import web
 
 from nsllm.node.api.answers import ChatAnswer
 from nsllm.node.api.chat_body import ChatBody, chat_commands
+from nsllm.node.api.formats import guide_names
 from nsllm.node.api.requests import client_of, decode, read_body
 from nsllm.node.api.serving import Asked, serve
 
@@ -24,5 +25,6 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         stream=bool(body.stream),
         include_usage=body.includes_usage(),
         choices_a_prompt=len(commands),
+        renamed=guide_names(body),
     )
     return await serve(request, asked)

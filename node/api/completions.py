@@ -6,6 +6,7 @@ from aiohttp import web
 
 from nsllm.node.api.answers import TextAnswer
 from nsllm.node.api.completion_body import CompletionBody, completion_commands
+from nsllm.node.api.formats import guide_names
 from nsllm.node.api.requests import client_of, decode, read_body
 from nsllm.node.api.serving import Asked, serve
 
@@ -22,5 +23,6 @@ async def completions(request: web.Request) -> web.StreamResponse:
         stream=bool(body.stream),
         include_usage=body.includes_usage(),
         choices_a_prompt=body.n or 1,
+        renamed={**guide_names(body), "messages": "prompt"},
     )
     return await serve(request, asked)

@@ -22,6 +22,16 @@ _STRUCTURED: Final[dict[str, Kind]] = {
 }
 
 
+_FIELDS: Final = (
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "response_format",
+)
+
+
 class JsonSchema(Struct, forbid_unknown_fields=True):
     """`response_format.json_schema`."""
 
@@ -44,6 +54,12 @@ class FormatFields(Struct, forbid_unknown_fields=True, kw_only=True):
     # accepted only at the value that changes nothing
     guided_decoding_backend: str | None = None
     guided_whitespace_pattern: str | None = None
+
+
+def guide_names(body: FormatFields) -> dict[str, str]:
+    """The names that refusals of a guide carry, to the field that this body has it in."""
+    sent = next((name for name in _FIELDS if getattr(body, name) is not None), None)
+    return {} if sent is None else dict.fromkeys(("response_format", "structured_outputs"), sent)
 
 
 def guide(body: FormatFields) -> Guide | None:

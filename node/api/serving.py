@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from nsllm.node.api.choices import Numbered, run_choices
 from nsllm.node.api.context import CONTEXT, Context
 from nsllm.node.api.openai_errors import error_body, from_exception
 from nsllm.node.api.reply import reply_headers, usage
+from nsllm.node.errors import ServiceError
 from nsllm.node.service import ChatCommand, ChatDelta, ChatEvent, ChatFinished, ChatStarted
 
 SSE_HEADERS: Final = {"Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"}
@@ -37,6 +38,8 @@ class Asked:
     stream: bool
     include_usage: bool
     choices_a_prompt: int
+    renamed: Mapping[str, str]
+    """Parameters as the engine's refusals name them, to the fields of this request."""
 
     def prompt_tokens(self, answers: Sequence[Answer]) -> int:
         """Tokens of all prompts, each counted once however many answers it has."""
@@ -47,7 +50,12 @@ class Asked:
 async def serve(request: web.Request, asked: Asked) -> web.StreamResponse:
     """Answer as OpenAI does, with `x-nsllm-*` headers and an `nsllm` object that say where the answer comes from."""
     reply = _Reply(request, asked)
-    return await (reply.stream() if asked.stream else reply.whole())
+    try:
+        return await (reply.stream() if asked.stream else reply.whole())
+    except ServiceError as error:
+        if error.param is not None:
+            error.param = asked.renamed.get(error.param, error.param)
+        raise
 
 
 class _Reply:

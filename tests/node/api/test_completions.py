@@ -6,6 +6,8 @@ import openai
 import pytest
 import trio
 
+from nsllm.node.errors import InvalidRequestError
+
 MODEL = "smollm2-135m-instruct"
 
 
@@ -92,3 +94,20 @@ async def test_a_bad_field_is_named(running, fields, param):
 async def test_harmless_fields_are_accepted(running):
     body = {"model": MODEL, "prompt": "a", "echo": False, "suffix": "", "best_of": 2, "n": 2, "user": "u"}
     assert (await running.http.post("/v1/completions", json=body)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("fields", "said", "named"),
+    [
+        ({}, "messages", "prompt"),
+        ({"guided_regex": "(("}, "structured_outputs", "guided_regex"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "response_format"),
+        ({}, "model", "model"),
+    ],
+)
+async def test_a_refusal_of_the_engine_names_the_field_that_was_sent(running, fields, said, named):
+    running.service.fail_entering = InvalidRequestError("no", param=said)
+    for stream in (True, False):
+        body = {"model": MODEL, "prompt": "a", "stream": stream, **fields}
+        answer = await running.http.post("/v1/completions", json=body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, named)
