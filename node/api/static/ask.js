@@ -1,5 +1,6 @@
 // The ask box: streams an answer, then follows it until its receipt is anchored.
 
+import { clearAttached, contentWith, setUpAttach, usedNote } from "./attach.js";
 import { byId, el, say } from "./dom.js";
 import { number, plural, short } from "./format.js";
 import { errorText, postHeaders } from "./session.js";
@@ -30,6 +31,7 @@ function setVisibility(value) {
 
 export function setUp() {
   drawLife([]);
+  setUpAttach();
   byId("visibility").addEventListener("change", (event) => {
     event.target.dataset.touched = "yes";
     setVisibility(event.target.value);
@@ -63,6 +65,7 @@ async function ask(question) {
     const end = await stream(question, visibility, mine.signal, life);
     busy(false);
     byId("question").value = "";
+    clearAttached();
     await life.follow(end, mine.signal);
   } catch (error) {
     if (running === mine) {
@@ -91,7 +94,7 @@ async function stream(question, visibility, signal, life) {
   const began = performance.now();
   const body = {
     ...(model ? { model } : {}),
-    messages: [{ role: "user", content: question }],
+    messages: [{ role: "user", content: await contentWith(question) }],
     stream: true,
     stream_options: { include_usage: true },
     visibility,
@@ -115,7 +118,7 @@ async function stream(question, visibility, signal, life) {
     tokens = chunk.usage?.completion_tokens ?? tokens;
   }
   if (!end) throw new Error("the answer broke off: the peer ended it without saying why");
-  measured(began, first, tokens, reason);
+  measured(began, first, tokens, reason, usedNote(end.attachments));
   return end;
 }
 
@@ -136,7 +139,7 @@ async function* events(body) {
   }
 }
 
-function measured(began, first, tokens, reason) {
+function measured(began, first, tokens, reason, used) {
   const parts = [];
   if (tokens !== null) parts.push(plural(tokens, "token"));
   if (first !== null) {
@@ -145,6 +148,7 @@ function measured(began, first, tokens, reason) {
     if (tokens > 1 && seconds > 0.05) parts.push(`then ${number((tokens - 1) / seconds, 1)} tokens/s`);
     parts.push("measured in this browser");
   }
+  if (used) parts.push(used);
   if (reason === "length") parts.push("cut at its length limit");
   if (reason === "content_filter") parts.push("withheld by a safety layer");
   say("measured", parts.join(" · "));

@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 import trio
 
+from nsllm.ids import Digest
+from nsllm.node.attachments.attend import Note
 from nsllm.node.errors import OverloadedError
 from nsllm.node.service import PeerEvent, ReceiptStatus, Source
 
@@ -44,6 +46,44 @@ async def test_a_question_is_followed_to_its_anchor(running, browse, ask_and_wai
 
     await browse(visit, width=width)
     assert running.service.commands[0].visibility == "public"
+
+
+async def test_files_go_along_with_a_question(running, browse, ask_and_wait):
+    running.service.ladder = [(0, CERTIFIED)]
+    digest = Digest(bytes(32))
+    running.service.notes = (
+        Note(digest, "image", "ocr+labels", ""),
+        Note(digest, "table", "table", "rivers.csv"),
+    )
+    picture = b"\x89PNG\r\n\x1a\n and so on"
+
+    def visit(page):
+        page.goto(running.url)
+        page.wait_for_selector("#live.on")
+        page.get_by_label("Attach").set_input_files(
+            [
+                {"name": "map.png", "mimeType": "image/png", "buffer": picture},
+                {"name": "rivers.csv", "mimeType": "application/vnd.ms-excel", "buffer": b"river,km"},
+            ]
+        )
+        assert page.inner_text("#attached") == "map.png, rivers.csv"
+        page.get_by_label("Question").fill("Which is longest?")
+        page.get_by_role("button", name="Ask", exact=True).click()
+        page.wait_for_selector('[data-step="certificate"][data-state="done"]')
+        assert "image read and described, rivers.csv summed up" in page.inner_text("#measured")
+        assert page.inner_text("#attached") == ""
+        page.get_by_label("Question").fill("And without?")
+        page.get_by_role("button", name="Ask", exact=True).click()
+        page.wait_for_function("document.getElementById('asked').textContent === 'And without?'")
+        page.wait_for_selector('[data-step="certificate"][data-state="done"]')
+
+    await browse(visit)
+    first, second = running.service.commands
+    assert [(one.format, one.data, one.name) for one in first.attached] == [
+        ("PNG", picture, ""),
+        ("CSV", b"river,km", "rivers.csv"),
+    ]
+    assert second.attached == ()
 
 
 async def test_the_panels_show_the_status_and_no_data_for_none(running, browse):
