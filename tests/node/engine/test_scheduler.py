@@ -23,7 +23,7 @@ from nsllm.node.engine.protocol import (
     Step,
 )
 from nsllm.node.engine.scheduler import PASS_TOKENS, Scheduler
-from nsllm.record import Message, Sampling
+from nsllm.record import Guide, Message, Sampling, Tool
 
 GREEDY = Sampling(
     temperature_micro=0, top_p_micro=1_000_000, top_k=0, repetition_penalty_micro=1_000_000, seed=1, max_tokens=30
@@ -389,3 +389,227 @@ def test_judging_says_if_the_template_refuses(desk):
     desk.scheduler.handle(Judge(1, ((user("REFUSE THIS"), "a"),)))
     desk.finish()
     assert desk.only(Refused).kind == "invalid"
+
+
+def test_the_prompts_of_clients_are_read_side_by_side(desk):
+    for job, client in ((1, "a"), (2, "a"), (3, "b")):
+        desk.ask(job, user(f"{job}" * 150), with_(max_tokens=2), client=client)
+    firsts = []
+    while len(firsts) < 3:
+        desk.turn()
+        firsts += [job for job in (1, 2, 3) if desk.tokens(job) and job not in firsts]
+    assert firsts == [1, 3, 2]
+
+
+def test_room_is_given_in_turns_between_clients(fast):
+    desk = Desk(fast)
+    for job in range(1, 13):
+        desk.ask(job, user(f"{job}"), with_(max_tokens=200), client="a")
+    desk.ask(13, user("13"), with_(max_tokens=200), client="b")
+    desk.finish()
+    started = [message.job for message in desk.said if isinstance(message, Started)]
+    assert started.index(13) == 1
+    assert [job for job in started if job != 13] == list(range(1, 13))
+
+
+class Fuse:
+    """A backend's `read` that fails while it is asked for too much."""
+
+    def __init__(self, backend, monkeypatch, blows):
+        self.sizes = []
+        self.blows = blows
+        self._read = backend.read
+        monkeypatch.setattr(backend, "read", self)
+
+    def __call__(self, reads):
+        self.sizes.append(len(reads))
+        if self.blows(reads):
+            self._read(reads[:-1]) if len(reads) > 1 else None  # what the caches hold is uncertain
+            raise MemoryError("no memory for 'the prompt'")
+        return self._read(reads)
+
+
+HOT = {1: ("one", 11), 2: ("two" * 30, 12), 3: ("three", 13)}
+
+
+def hot(job):
+    text, seed = HOT[job]
+    return user(text), with_(temperature_micro=1_000_000, seed=seed, min_tokens=30)
+
+
+def ask_hot(desk, jobs):
+    for job in jobs:
+        desk.ask(job, *hot(job))
+
+
+def test_a_pass_that_fails_is_done_again_one_by_one(backend, monkeypatch):
+    alone = {job: generated(backend, *hot(job)) for job in HOT}
+    desk = Desk(backend)
+    ask_hot(desk, HOT)
+    for _ in range(8):
+        desk.turn()
+    fuse = Fuse(backend, monkeypatch, lambda reads: len(reads) > 1)
+    desk.turn()
+    assert fuse.sizes == [3]
+    fuse.blows = lambda _reads: False
+    while not all(len(desk.tokens(job)) > 12 for job in HOT):
+        desk.turn()
+    assert fuse.sizes[1] == 1  # by themselves
+    assert fuse.sizes[-1] == 3  # and together again
+    desk.finish()
+    for job, there in alone.items():
+        assert desk.tokens(job) == there.tokens()
+        assert desk.text(job) == there.text()
+    assert not [message for message in desk.said if isinstance(message, Refused)]
+
+
+def test_the_one_that_fails_alone_ends_and_the_others_go_on(backend, monkeypatch):
+    alone = {job: generated(backend, *hot(job)) for job in HOT}
+    desk = Desk(backend)
+    ask_hot(desk, HOT)
+    for _ in range(8):
+        desk.turn()
+    poisoned = desk.scheduler._generations[2]
+    Fuse(backend, monkeypatch, lambda reads: any(read.cache is poisoned.cache for read in reads))
+    desk.finish()
+    refused = desk.only(Refused)
+    assert (refused.job, refused.kind) == (2, "failed")
+    assert refused.message.startswith("MemoryError in __call__")
+    assert "prompt" not in refused.message
+    for job in (1, 3):
+        assert desk.tokens(job) == alone[job].tokens()
+    assert backend.room()[0] == 0
+
+
+def test_a_backend_that_does_nothing_right_ends_the_worker(backend, monkeypatch):
+    desk = Desk(backend)
+    ask_hot(desk, HOT)
+    Fuse(backend, monkeypatch, lambda _reads: True)
+    with pytest.raises(MemoryError):
+        desk.finish()
+    assert len([message for message in desk.said if isinstance(message, Refused)]) == 2
+
+
+def test_a_text_that_cannot_be_made_ends_its_generation_alone(backend, monkeypatch):
+    desk = Desk(backend)
+    ask_hot(desk, HOT)
+    for _ in range(8):
+        desk.turn()
+    monkeypatch.setattr(desk.scheduler._generations[1].stream, "push", lambda _token: {}["x"], raising=False)
+    desk.finish()
+    assert desk.only(Refused).job == 1
+    assert [desk.reason(job) for job in (2, 3)] == ["length", "length"]
+
+
+def test_a_prompt_that_fails_costs_nobody_else(backend, monkeypatch):
+    desk = Desk(backend)
+    ask_hot(desk, (1,))
+    monkeypatch.setattr(backend, "chat_tokens", lambda *_args, **_named: {}["x"])
+    desk.ask(2, user("hi"), GREEDY)
+    desk.scheduler.handle(Judge(3, ((user("q"), "answer"),)))
+    desk.finish()
+    assert [(message.job, message.kind) for message in desk.said if isinstance(message, Refused)] == [
+        (2, "failed"),
+        (3, "failed"),
+    ]
+    assert desk.reason(1) == "length"
+
+
+def test_twins_that_come_together_are_read_once(fast):
+    desk = Desk(fast)
+    for job in (1, 2, 3):
+        desk.ask(job, user("y" * 180), with_(max_tokens=3))
+    desk.finish()
+    read = sum(message.load.prompt_tokens for message in desk.said if isinstance(message, Step))
+    size = len(fast.chat_tokens(user("y" * 180)))
+    assert read < size + 3 * 64
+    assert desk.tokens(1) == desk.tokens(2) == desk.tokens(3)
+    found = sum(message.load.found_tokens for message in desk.said if isinstance(message, Step))
+    assert found >= 2 * 160
+
+
+def test_a_conversation_goes_on_where_its_last_answer_ended(fast):
+    """Keys and values of answers are known as well, not only those of prompts."""
+    first = Desk(fast)
+    first.ask(1, user("tell me " * 8), with_(max_tokens=90), form="text")
+    first.finish()
+    said = fast.tokens("tell me " * 8) + first.tokens()
+    cache = fast.open([*said, 5], len(said) + 10, side=False)
+    assert cache.read == (len(said) - 1) // 32 * 32  # the last token was never read
+    fast.close(cache)
+
+
+def test_a_step_says_how_full_the_worker_is(desk, backend):
+    desk.ask(1, user("hi"), with_(max_tokens=3))
+    desk.ask(2, user("x" * 90), with_(max_tokens=3))
+    desk.finish()
+    loads = [message.load for message in desk.said if isinstance(message, Step)]
+    prompts = len(backend.chat_tokens(user("hi"))) + len(backend.chat_tokens(user("x" * 90)))
+    assert sum(load.queried_tokens for load in loads) == prompts
+    assert sum(load.prompt_tokens for load in loads) == prompts
+    assert loads[0].rows == PASS_TOKENS
+    assert loads[-1].running == 1
+    assert loads[-1].rows == 1
+    assert all(load.step_s > 0 and load.waiting == 0 for load in loads)
+    if loads[0].blocks:
+        assert 0 < loads[0].used_blocks < loads[0].blocks
+
+
+def test_probabilities_come_with_the_tokens(desk, backend):
+    desk.ask(1, user("hi"), with_(max_tokens=4), top_logprobs=2)
+    desk.ask(2, user("hi"), with_(max_tokens=4), top_logprobs=0)
+    desk.ask(3, user("hi"), with_(max_tokens=4))
+    desk.finish()
+    told = [one for gain in desk.gains(1) for one in gain.logprobs]
+    assert b"".join(one.token for one in told) == b"".join(backend.spelling.token_bytes(t) for t in desk.tokens(1))
+    assert all(one.top[0] == (one.token, one.logprob) and one.top[1][1] <= one.logprob < 0 for one in told)  # greedy
+    assert all(gain.logprobs[0].top == () for gain in desk.gains(2))
+    assert all(gain.logprobs == () for gain in desk.gains(3))
+
+
+MIXED = {
+    1: ({"temperature_micro": 1_000_000, "seed": 1}, {}),
+    2: ({"temperature_micro": 900_000, "top_p_micro": 900_000, "seed": 2}, {"top_logprobs": 3}),
+    3: ({"temperature_micro": 1_000_000, "seed": 3}, {"guide": Guide(kind="regex", text="[a-z]{5,40}")}),
+    4: ({"frequency_penalty_micro": 900_000, "presence_penalty_micro": 500_000}, {}),
+    5: ({"temperature_micro": 2_000_000, "min_p_micro": 100_000, "seed": 5, "min_tokens": 20}, {}),
+    6: ({"logit_bias": ((70, 90_000_000),), "max_tokens": 5}, {"form": "text"}),
+}
+
+
+def test_a_mixed_batch_gives_each_what_it_gets_alone(backend):
+    together = Desk(backend)
+    for job, (sampling, asked) in MIXED.items():
+        together.ask(job, user(f"question {job}"), with_(**sampling), **asked)
+        together.turn()
+    together.finish()
+    for job, (sampling, asked) in MIXED.items():
+        alone = Desk(backend)
+        alone.ask(job, user(f"question {job}"), with_(**sampling), **asked)
+        alone.finish()
+        assert together.tokens(job) == alone.tokens(job)
+        assert together.text(job) == alone.text(job)
+        assert together.reason(job) == alone.reason(job)
+    assert together.text(3).isalpha()
+    assert together.tokens(6) == [70] * 5
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"guide": Guide(kind="regex", text="(((")}, "structured_outputs"),
+        ({"guide": Guide(kind="json_schema", text='{"type":7}')}, "response_format"),
+        ({"images": (b"\x89PNG",)}, "messages"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_its_name(desk, asked, param):
+    desk.ask(1, user("hi"), GREEDY, **asked)
+    refused = desk.only(Refused)
+    assert (refused.kind, refused.param) == ("invalid", param)
+    assert not desk.scheduler.busy
+
+
+def test_a_huge_tool_is_refused_unread(desk, backend, monkeypatch):
+    monkeypatch.setattr(backend, "chat_tokens", lambda *_args, **_named: pytest.fail("read"))
+    desk.ask(1, user("hi"), GREEDY, tools=(Tool(name="f", parameters="x" * 100_000),))
+    assert desk.only(Refused).kind == "overflow"
