@@ -2,21 +2,23 @@
 
 What `put` acknowledges survives `kill -9`: the transaction is synced before it returns. The index lives in memory and
 is rebuilt from the table when the store opens. A damaged database is moved aside, never repaired in place: the records
-come back from the other holders.
+come back from the other holders. A store that is full evicts (`nsllm.cache_dht.eviction`).
 """
 
 from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from nsllm import canonical
 from nsllm.cache_dht.errors import StoreError
+from nsllm.cache_dht.eviction import CANDIDATES, ROW_BYTES, SETTLE_MS, SLACK, Shelved, victims
 from nsllm.cache_dht.index import SemanticIndex
 from nsllm.clock import Clock
 from nsllm.consensus.certified import MAX_CERTIFIED_BYTES, CertifiedRecord
@@ -54,19 +56,30 @@ class StoreStats:
 class RecordStore:
     """Certified records by request key and by digest. Blocking work goes through `Offload`; one call at a time."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path | None, clock: Clock, offload: Offload) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, path: Path | None, clock: Clock, offload: Offload, max_bytes: int | None
+    ) -> None:
         """Use `open` instead."""
         self._connection = connection
         self._path = path
         self._clock = clock
         self._offload = offload
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        """Of all records, `ROW_BYTES` included."""
+        self._used: dict[int, None] = {}
+        """Rows that were served since the store opened, the least recently used first."""
         self._index = SemanticIndex()
+        self.ours: Callable[[Digest, bytes], bool] = lambda _request_key, _embedding: True
+        """Whether placement gives a record to this peer; whoever knows the placement sets it."""
         self.notice: str | None = None
         """What an operator should know about opening: a damaged file that was moved aside."""
 
     @classmethod
-    def open(cls, path: Path | None, clock: Clock, offload: Offload) -> RecordStore:
+    def open(cls, path: Path | None, clock: Clock, offload: Offload, *, max_bytes: int | None = None) -> RecordStore:
         """Open or create the store at `path` (None: in memory, for simulations).
+
+        Beyond `max_bytes` records are evicted; None: never.
 
         A file that is not a sound database is moved to `<name>.damaged-<ms>` with a notice, and a new one is begun.
 
@@ -86,9 +99,11 @@ class RecordStore:
             notice = f"record store was damaged ({error}); moved to {aside.name}, records return from other holders"
             log.error("store_damaged path=%s aside=%s", path, aside)
             connection = _connect(path)
-        store = cls(connection, path, clock, offload)
+        store = cls(connection, path, clock, offload, max_bytes)
         store.notice = notice
         with store._guarded():
+            sql = "SELECT coalesce(sum(length(body) + ?), 0) FROM record"
+            store._bytes = connection.execute(sql, (ROW_BYTES,)).fetchone()[0]
             store._index.add(connection.execute("SELECT row, embedding FROM record ORDER BY row"))
         return store
 
@@ -96,15 +111,24 @@ class RecordStore:
         """Store a record that the caller has verified; True if it is new, on disk before this returns.
 
         Raises:
-            StoreError: full disk or damaged page; nothing was stored.
+            StoreError: full disk or damaged page, or the store is full of records that came a moment ago; nothing was
+                stored.
         """
         return await self._offload.run(lambda: self._put(certified, request_key, hybrid_ppm))
 
+    @property
+    def crowded(self) -> bool:
+        """Less than an eighth of the limit is left."""
+        return self._max_bytes is not None and self._bytes > self._max_bytes * 7 // 8
+
     def _put(self, certified: CertifiedRecord, request_key: Digest, hybrid_ppm: int) -> bool:
-        record = certified.signed.record
+        record, body = certified.signed.record, canonical.encode(certified)
         with self._guarded(), self._connection:
+            if self._connection.execute("SELECT 1 FROM record WHERE digest=?", (record.digest(),)).fetchone():
+                return False
+            evicted = self._make_room(len(body) + ROW_BYTES)
             cursor = self._connection.execute(
-                "INSERT OR IGNORE INTO record (digest, request_key, height, hybrid_ppm, embedding, public, stored_ms,"
+                "INSERT INTO record (digest, request_key, height, hybrid_ppm, embedding, public, stored_ms,"
                 " body) VALUES (?,?,?,?,?,?,?,?)",
                 (
                     record.digest(),
@@ -114,14 +138,51 @@ class RecordStore:
                     record.embedding,
                     record.visibility == "public",
                     self._clock.now_ms(),
-                    canonical.encode(certified),
+                    body,
                 ),
             )
-            new = cursor.rowcount == 1
-            row = cursor.lastrowid
-        if new and row is not None:
-            self._index.add([(row, record.embedding)])
-        return new
+        if evicted:
+            log.info("records_evicted count=%d bytes=%d", len(evicted), sum(evicted.values()))
+        self._gone(evicted)
+        assert cursor.lastrowid is not None
+        self._bytes += len(body) + ROW_BYTES
+        self._index.add([(cursor.lastrowid, record.embedding)])
+        return True
+
+    def _make_room(self, size_bytes: int) -> dict[int, int]:
+        """Delete what must go for a record of this size, within the caller's transaction: rows and their sizes."""
+        if self._max_bytes is None or (over := self._bytes + size_bytes - self._max_bytes) <= 0:
+            return {}
+        shelved = self._least_used()
+        sizes = {one.row: one.size_bytes for one in shelved}
+        chosen = victims(shelved, over + self._max_bytes // SLACK)
+        if sum(sizes[row] for row in chosen) < over:
+            raise StoreError(
+                f"record store {self._path or 'in memory'} is full: {self._bytes} bytes of {self._max_bytes}, and what"
+                f" came within {SETTLE_MS // 60_000} minutes stays",
+                hint="raise cache.max_mb",
+            )
+        self._connection.executemany("DELETE FROM record WHERE row=?", [(row,) for row in chosen])
+        return {row: sizes[row] for row in chosen}
+
+    def _least_used(self) -> list[Shelved]:
+        """What may be evicted: first what was never served since the store opened, oldest first."""
+        settled_ms = self._clock.now_ms() - SETTLE_MS
+        columns = "SELECT row, request_key, embedding, length(body) FROM record WHERE stored_ms<=?"
+        with closing(self._connection.execute(f"{columns} ORDER BY row", (settled_ms,))) as found:
+            rows = list(islice((row for row in found if row[0] not in self._used), CANDIDATES))
+        for row in islice(self._used, CANDIDATES - len(rows)):
+            rows += self._connection.execute(f"{columns} AND row=?", (settled_ms, row))
+        return [Shelved(row, size + ROW_BYTES, self.ours(key, embedding)) for row, key, embedding, size in rows]
+
+    def _gone(self, sizes: dict[int, int]) -> None:
+        """Rows of these sizes are deleted."""
+        if not sizes:
+            return
+        self._index.remove(sizes)
+        self._bytes -= sum(sizes.values())
+        for row in sizes:
+            self._used.pop(row, None)
 
     async def get(self, request_key: Digest, *, public_only: bool = False) -> CertifiedRecord | None:
         """Best record for an exact key: highest hybrid score when stored, then lowest height.
@@ -134,7 +195,7 @@ class RecordStore:
             "SELECT row, body FROM record WHERE request_key=? AND public>=?"
             " ORDER BY hybrid_ppm DESC, height, digest LIMIT 1"
         )
-        return await self._offload.run(lambda: self._one(sql, (request_key, int(public_only))))
+        return await self._offload.run(lambda: self._one(sql, (request_key, int(public_only)), served=True))
 
     async def by_digest(self, digest: Digest) -> CertifiedRecord | None:
         """The record with this digest."""
@@ -145,7 +206,8 @@ class RecordStore:
 
         def work() -> tuple[tuple[CertifiedRecord, float], ...]:
             found = self._index.search(embedding, count)
-            rows = [(self._one("SELECT row, body FROM record WHERE row=?", (n.row,)), n.cosine) for n in found]
+            sql = "SELECT row, body FROM record WHERE row=?"
+            rows = [(self._one(sql, (n.row,), served=True), n.cosine) for n in found]
             return tuple((record, cosine) for record, cosine in rows if record is not None)
 
         return await self._offload.run(work)
@@ -155,11 +217,11 @@ class RecordStore:
 
         def work() -> bool:
             with self._guarded(), self._connection:
-                found = self._connection.execute("SELECT row FROM record WHERE digest=?", (digest,)).fetchone()
-                if found is None:
-                    return False
-                self._connection.execute("DELETE FROM record WHERE row=?", found)
-            self._index.remove([found[0]])
+                sql = "DELETE FROM record WHERE digest=? RETURNING row, length(body)"
+                found = self._connection.execute(sql, (digest,)).fetchone()
+            if found is None:
+                return False
+            self._gone({found[0]: found[1] + ROW_BYTES})
             return True
 
         return await self._offload.run(work)
@@ -189,11 +251,14 @@ class RecordStore:
         """Close the database; the store cannot be used afterwards."""
         self._connection.close()
 
-    def _one(self, sql: str, arguments: tuple[object, ...]) -> CertifiedRecord | None:
+    def _one(self, sql: str, arguments: tuple[object, ...], *, served: bool = False) -> CertifiedRecord | None:
         with self._guarded():
             row = self._connection.execute(sql, arguments).fetchone()
         if row is None:
             return None
+        if served:
+            self._used.pop(row[0], None)
+            self._used[row[0]] = None
         try:
             return canonical.decode(row[1], CertifiedRecord, limit_bytes=MAX_CERTIFIED_BYTES)
         except EncodingError as error:
@@ -201,7 +266,7 @@ class RecordStore:
             log.error("record_damaged row=%d error=%s", row[0], error)
             with self._guarded(), self._connection:
                 self._connection.execute("DELETE FROM record WHERE row=?", (row[0],))
-            self._index.remove([row[0]])
+            self._gone({row[0]: len(row[1]) + ROW_BYTES})
             return None
 
     @contextmanager

@@ -173,6 +173,19 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """Records that this peer stores: answers of the shards that it holds."""
+
+    max_mb: int = setting(
+        4096,
+        "Disk space for records; beyond it those leave that others hold now, then the least recently used.",
+        unit="MB",
+        least=16,
+        most=100_000_000,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class PluginConfig:
     """Plugins beside the built-in ones."""
 
@@ -214,6 +227,7 @@ class PeerConfig:
     api: ApiConfig = field(default_factory=ApiConfig)
     p2p: P2pConfig = field(default_factory=P2pConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     plugins: PluginConfig = field(default_factory=PluginConfig)
 
     def __post_init__(self) -> None:

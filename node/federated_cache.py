@@ -89,6 +89,13 @@ class FederatedCache:
         """Shards that we hold records of, and when each is to be announced (again), in trio's seconds."""
         self._filled = trio.Event()
         self.counters = CacheCounters()
+        store.ours = self._ours
+
+    def _ours(self, request_key: Digest, embedding: bytes) -> bool:
+        """Whether placement gives us a record, by the members of today."""
+        count = self._placement.shards
+        both = (placement.key_shard(request_key, count), placement.embedding_shard(embedding, count))
+        return any(self._context.address in self.holders_of(shard) for shard in both)
 
     async def local(self, key: Digest) -> Found | None:
         """Exact match in our own store; trouble with the disk costs the hit, not the answer."""
@@ -151,7 +158,7 @@ class FederatedCache:
 
         Raises:
             PeerFault: the record does not verify, or is not ours to hold.
-            StoreError: disk trouble; nothing was acknowledged.
+            StoreError: disk trouble, or no room; nothing was acknowledged.
         """
         record = certified.signed.record
         key = certified.leaf.request_key

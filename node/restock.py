@@ -62,6 +62,8 @@ class Restocker:
         top = self._ledger.height
         found = 0
         for height in range(max(1, top - LOOK_BACK + 1), top + 1):
+            if self._store.crowded:  # what is lacking was evicted: to fetch it again would evict the next
+                break
             found += await self._look(Height(height))
         if found:
             self._context.events.emit("restocked", records=found)

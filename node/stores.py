@@ -30,6 +30,7 @@ class Stores:
         """
         genesis, identity = settled.genesis, settled.identity
         folder, clock, offload = world.folder, world.clock, world.offload
+        max_bytes = settled.config.cache.max_mb << 20
         validates = identity.address in genesis.registry().validators()
         return cls(
             ledger=await Ledger.open(
@@ -40,7 +41,9 @@ class Stores:
                 key=identity.member if validates else None,
                 recover=True,
             ),
-            records=await offload.run(lambda: RecordStore.open(folder / "records.sqlite", clock, offload)),
+            records=await offload.run(
+                lambda: RecordStore.open(folder / "records.sqlite", clock, offload, max_bytes=max_bytes)
+            ),
             peer_log=await PeerLog.open(
                 folder / "peerlog.sqlite",
                 identity.member,

@@ -257,3 +257,14 @@ async def test_shards_are_announced_again_before_they_expire_and_after_a_failure
     again = [key for at, key in shelf.network.provided if at > 3600]
     assert set(again) == first
     assert cast.kinds().count("shard_announced") == len(shelf.network.provided)
+
+
+async def test_the_store_knows_which_records_placement_gives_us(cast, shelf) -> None:
+    """They are the last ones that a full store gives up."""
+    ours = []
+    for number in range(40):
+        certified = cast.certified(cast.record(f"question {number}", by=1))
+        held = cast.context.address in shelf.cache.holders_of_record(certified)
+        assert shelf.store.ours(certified.leaf.request_key, certified.signed.record.embedding) is held
+        ours.append(held)
+    assert any(ours)
