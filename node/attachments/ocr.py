@@ -10,14 +10,8 @@ import numpy as np
 from PIL import Image
 
 from nsllm.node.attachments.attached import PLACE
-from nsllm.node.attachments.pins import pinned
+from nsllm.node.attachments.pins import OCR, pinned
 
-MODELS: Final = {
-    "Det": ("PP-OCRv6_det_small.onnx", "090f04abcd9d9a7498bc4ebf677e4cb9bdce1fe4197ddb7e529f1ef44e1ff94f"),
-    "Cls": ("ch_ppocr_mobile_v2.0_cls_mobile.onnx", "e47acedf663230f8863ff1ab0e64dd2d82b838fceb5957146dab185a89d6215c"),
-    "Rec": ("PP-OCRv6_rec_small.onnx", "6f327246b50388f3c176ae304bd95767ea6dc0c9ae92153ef8cbe210b3c14884"),
-}
-"""Of rapidocr 3.10.0, Apache-2.0."""
 LEAST_SURE: Final = 0.6
 """Text that the model is less sure of is left out: roofs and leaves have letters in them, too."""
 LEAST_SIDE: Final = 480
@@ -50,8 +44,8 @@ class Ocr:
             "EngineConfig.onnxruntime.intra_op_num_threads": 1,
             "EngineConfig.onnxruntime.inter_op_num_threads": 1,
         }
-        for task, (file, sha256) in MODELS.items():
-            params[f"{task}.model_path"] = str(pinned("rapidocr", f"models/{file}", sha256))
+        for task, pin in OCR.items():
+            params[f"{task}.model_path"] = str(pinned(pin))
         self._engine = RapidOCR(params=params)
 
     def read(self, image: Image.Image) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def test_doctor_finds_this_machine_fit(
         "disk models",
         "disk data",
         "models",
+        "pictures",
         "ports",
         "clock",
         "skew",
@@ -105,3 +107,14 @@ def test_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_clock().state == "ok"
     monkeypatch.setattr(checks.time, "time", lambda: 1_000_000.0)
     assert check_clock().state == "fail"
+
+
+def test_doctor_looks_at_what_reading_pictures_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert checks.check_pictures().state == "ok"
+    monkeypatch.setattr(checks, "ALL", (replace(checks.ALL[0], sha256="0" * 64),))
+    changed = checks.check_pictures()
+    assert (changed.state, changed.hint) == ("fail", "pip install 'nsllm[images]'")
+    assert "SHA-256" in changed.found
+    monkeypatch.setattr(checks, "missing", lambda: ("PIL",))
+    lacking = checks.check_pictures()
+    assert (lacking.state, lacking.found) == ("warn", "not read: PIL not installed")

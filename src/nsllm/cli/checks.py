@@ -22,6 +22,7 @@ import httpx
 import psutil
 
 from nsllm.errors import NsllmError
+from nsllm.node.attachments.pins import ALL, HINT, PinError, missing, pinned
 from nsllm.node.config import CONFIG_FILE
 from nsllm.node.data_folder import P2P_PORT_FILE
 from nsllm.node.engine.models import ENCODER_FOLDER, NEED_BYTES, TEXT_FOLDER, model_digest
@@ -61,6 +62,7 @@ def run_checks(*, data_dir: Path, home: Path, base_port: int, peers: int, api: s
         lambda: check_disk("models", home, NEED_BYTES if not (home / "models" / TEXT_FOLDER).exists() else 0),
         lambda: check_disk("data", data_dir, DISK_BYTES * peers),
         lambda: check_models(home),
+        check_pictures,
         lambda: check_ports(base_port, peers, api),
         check_clock,
         lambda: check_skew(api),
@@ -166,6 +168,19 @@ def check_models(home: Path) -> Check:
     if missing:
         return Check("models", "warn", f"not there yet: {', '.join(missing)}", "nsllm model fetch")
     return Check("models", "ok", ", ".join(digests))
+
+
+def check_pictures() -> Check:
+    """What reading pictures takes: the extra's packages, and the very models."""
+    lacking = missing()
+    if lacking:
+        return Check("pictures", "warn", f"not read: {', '.join(lacking)} not installed", HINT)
+    try:
+        for pin in ALL:
+            pinned(pin)
+    except PinError as error:
+        return Check("pictures", "fail", str(error), HINT)
+    return Check("pictures", "ok", "OCR and labels are there, as pinned")
 
 
 def check_ports(base_port: int, peers: int, api: str) -> Check:

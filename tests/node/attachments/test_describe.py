@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from nsllm.node.attachments import ocr, pins
+from nsllm.node.attachments import pins
 from nsllm.node.attachments.describe import TEXT_CHARS, Onlooker, words
 from nsllm.node.attachments.images import open_image
 from nsllm.node.attachments.labels import Label, Labeller
@@ -125,14 +126,14 @@ def test_the_words_for_a_picture():
 
 
 def test_another_model_than_the_pinned_one_is_refused():
-    file, digest = ocr.MODELS["Cls"]
-    assert pinned("rapidocr", f"models/{file}", digest).is_file()
+    pin = pins.OCR["Cls"]
+    assert all(pinned(each).is_file() for each in pins.ALL)
     with pytest.raises(PinError, match=r"SHA-256 e47acedf663230f8.*expected 0000000000000000"):
-        pinned("rapidocr", f"models/{file}", "0" * 64)
+        pinned(replace(pin, sha256="0" * 64))
     with pytest.raises(PinError, match="no file models/other"):
-        pinned("rapidocr", "models/other", digest)
+        pinned(replace(pin, file="models/other"))
     with pytest.raises(PinError, match=r"not installed.*nsllm\[images\]"):
-        pinned("no_such_package", "f", digest)
+        pinned(replace(pin, package="no_such_package"))
 
 
 def test_what_the_extra_brings_is_installed_here():
