@@ -19,7 +19,7 @@ from nsllm.node.api.tool_fields import SentTool, tooling
 from nsllm.node.service import ChatCommand
 
 MAX_TOP_LOGPROBS: Final = 20
-_UNSERVED: Final = {
+UNSERVED: Final = {
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -37,6 +37,7 @@ _UNSERVED: Final = {
     "chat_template_kwargs": ({},),
     "include_reasoning": (True,),
 }
+"""Fields that are accepted only at these values, which change nothing."""
 
 
 class ChatBody(SamplingFields, forbid_unknown_fields=True, kw_only=True):
@@ -76,7 +77,7 @@ def chat_commands(body: ChatBody, client: str = "") -> tuple[ChatCommand, ...]:
     Raises:
         ApiError, InvalidRequestError: 400 that names the field.
     """
-    refuse_unless(_UNSERVED, body)
+    refuse_unless(UNSERVED, body)
     limits = {body.max_tokens, body.max_completion_tokens} - {None}
     if len(limits) > 1:
         raise bad_request("'max_tokens' and 'max_completion_tokens' differ; send one", param="max_completion_tokens")

@@ -16,12 +16,13 @@ MAX_LOGPROBS: Final = 20
 MAX_PROMPTS: Final = 32
 DEFAULT_TOKENS: Final = 16
 """OpenAI's and vLLM's default of this endpoint."""
-_UNSERVED: Final = {
+UNSERVED: Final = {
     "suffix": ("",),
     "echo": (False,),
     "prompt_embeds": (),
     "add_special_tokens": (True,),
 }
+"""Fields that are accepted only at these values, which change nothing."""
 
 
 class CompletionBody(SamplingFields, forbid_unknown_fields=True, kw_only=True):
@@ -46,7 +47,7 @@ def completion_commands(body: CompletionBody, client: str = "") -> tuple[ChatCom
     Raises:
         ApiError: 400 that names the field.
     """
-    refuse_unless(_UNSERVED, body)
+    refuse_unless(UNSERVED, body)
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise unsupported("best_of", "'best_of' is not supported; ask for 'n' answers")
     max_tokens = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens

@@ -7,12 +7,14 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import Struct
 
-from nsllm.node.api.fields import json_text
+from nsllm.node.api.fields import json_text, refuse_unless
 from nsllm.node.api.openai_errors import bad_request, unsupported
 from nsllm.record import MAX_TEXT_CHARS, Guide
 
 MAX_CHOICES: Final = 1000
 Kind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
+UNSERVED: Final = {"guided_whitespace_pattern": (), "guided_decoding_backend": ("auto", "guidance")}
+"""Fields that are accepted only at these values, which change nothing."""
 _STRUCTURED: Final[dict[str, Kind]] = {
     "json": "json_schema",
     "regex": "regex",
@@ -68,8 +70,7 @@ def guide(body: FormatFields) -> Guide | None:
     Raises:
         ApiError: 400 that names the field.
     """
-    if body.guided_whitespace_pattern is not None:
-        raise unsupported("guided_whitespace_pattern", "'guided_whitespace_pattern' is not supported")
+    refuse_unless(UNSERVED, body)
     given = (
         ("response_format", _response_format(body.response_format)),
         ("structured_outputs", _structured(body.structured_outputs)),

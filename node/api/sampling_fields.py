@@ -17,7 +17,7 @@ from nsllm.record import Sampling, Visibility
 
 MAX_CHOICES: Final = 4
 MAX_TOKENS: Final = 1_000_000
-_UNSERVED: Final = {
+UNSERVED: Final = {
     "store": (False,),
     "use_beam_search": (False,),
     "stop_token_ids": ([],),
@@ -32,6 +32,7 @@ _UNSERVED: Final = {
     "kv_transfer_params": (),
     "bad_words": ([],),
 }
+"""Fields that are accepted only at these values, which change nothing."""
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True):
@@ -106,7 +107,7 @@ def sampling(body: SamplingFields, max_tokens: int | None, limit_name: str = "ma
     Raises:
         ApiError: 400 that names the field.
     """
-    refuse_unless(_UNSERVED, body)
+    refuse_unless(UNSERVED, body)
     if body.stream_options is not None and not body.stream:
         raise bad_request("'stream_options' needs 'stream': true", param="stream_options")
     if body.stream_options is not None and body.stream_options.continuous_usage_stats:

@@ -20,7 +20,7 @@ from nsllm.node.service import ChatCommand
 from nsllm.record import MAX_TEXT_CHARS, Message, Sampling
 
 MAX_IDS: Final = 100_000
-_UNSERVED: Final = {
+UNSERVED: Final = {
     "return_token_strs": (False,),
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
@@ -28,6 +28,7 @@ _UNSERVED: Final = {
     "chat_template_kwargs": ({},),
     "mm_processor_kwargs": ({},),
 }
+"""Fields that are accepted only at these values, which change nothing."""
 
 
 class TokenizeBody(Struct, forbid_unknown_fields=True):
@@ -78,7 +79,7 @@ async def detokenize(request: web.Request) -> web.Response:
 
 
 def _command(body: TokenizeBody) -> ChatCommand:
-    refuse_unless(_UNSERVED, body)
+    refuse_unless(UNSERVED, body)
     if (body.prompt is None) == (body.messages is None):
         raise bad_request("send either 'prompt' or 'messages'", param="prompt")
     model = model_name(body.model)

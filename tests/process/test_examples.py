@@ -29,6 +29,13 @@ def test_the_openai_client_asks_and_hears_where_the_answer_is_from(default_devne
     assert "receipt chatcmpl-" in last
 
 
+def test_answers_keep_to_a_schema_a_tool_and_a_choice(default_devnet):
+    schema, tool, choice = run("structured.py", default_devnet.url(0))
+    assert schema == "schema: ['born', 'name']"
+    assert tool == "tool: weather ['city']"
+    assert choice.startswith(("choice: yes [", "choice: no ["))
+
+
 def test_a_second_peer_answers_from_the_cache_and_the_receipt_verifies(default_devnet, tmp_path):
     first, second, third = run("reuse.py", default_devnet.url(0), default_devnet.url(1))
     assert first.startswith(default_devnet.url(0))
