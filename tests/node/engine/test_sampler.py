@@ -24,9 +24,11 @@ PLAIN = Sampling(temperature_micro=1_000_000, top_p_micro=1_000_000, top_k=0, re
 class FixedGuide:
     """Allows the same tokens every time, until it has accepted one that it does not know."""
 
-    def __init__(self, size, allowed):
+    def __init__(self, allowed):
+        """The mask ends with the last token that is allowed."""
         self.allowed = allowed
-        self.bits = np.packbits(np.isin(np.arange(-(-size // 32) * 32), allowed), bitorder="little").view(np.uint32)
+        tokens = np.arange((max(allowed) // 32 + 1) * 32)
+        self.bits = np.packbits(np.isin(tokens, allowed), bitorder="little").view(np.uint32)
         self.accepted = []
 
     def mask(self):
@@ -185,13 +187,13 @@ def test_no_end_token_before_min_tokens_are_there():
 
 
 def test_a_guide_rules_tokens_out_and_follows_the_choices():
-    guide = FixedGuide(3, [1, 2])
+    guide = FixedGuide([1, 2])
     assert first(sampling(temperature_micro=0), [3.0, 1.5, 2.0], guide=guide).token == 2
     assert guide.accepted == [2]
 
 
 def test_a_guide_that_only_leaves_the_end_ends_the_answer_before_min_tokens():
-    assert first(sampling(min_tokens=5), [3.0, 1.5, 2.0], end_token_ids=[1], guide=FixedGuide(3, [1])).token == 1
+    assert first(sampling(min_tokens=5), [3.0, 1.5, 2.0], end_token_ids=[1], guide=FixedGuide([1])).token == 1
 
 
 def test_log_probabilities_are_those_before_all_parameters(logits):
@@ -256,11 +258,11 @@ def numbers(rng, size):
 
 
 def make(rng, size, chosen):
-    guide = FixedGuide(size, sorted(rng.sample(range(size), rng.randint(1, size)))) if rng.random() < 0.3 else None
+    guide = FixedGuide(sorted(rng.sample(range(size), rng.randint(1, size)))) if rng.random() < 0.3 else None
     sampler = Sampler(
         chosen,
         [rng.randrange(size + 3) for _ in range(rng.choice([0, 3, 100]))],
-        end_token_ids=[0, size - 1],
+        end_token_ids=[0, size - 1, size + 7],
         guide=guide,
         top_logprobs=rng.choice([None, None, 0, 3, 20]),
     )
@@ -288,6 +290,21 @@ def test_both_ways_choose_the_same_token_with_the_same_probabilities(native, see
         assert got == expected
 
 
+@pytest.mark.parametrize(
+    "limit", [{}, {"top_k": 192}, {"top_p_micro": 500_000}, {"top_k": 256, "top_p_micro": 500_000}]
+)
+def test_both_ways_look_up_the_same_token_at_every_border(native, limit):
+    """256 tokens that are equally likely, in two blocks: the borders of draws are multiples of powers of two, or thirds."""
+    scores, half = torch.zeros(256), 2**53 // 256
+    for at in range(0, 256, 5):
+        for draw in (at * half, at * half - 1, 2**53 * at // 192, 2**53 * at // 192 + 1, 2**53 - 1):
+            samplers = [Sampler(sampling(**limit), []) for _ in range(2)]
+            for sampler in samplers:
+                sampler.draw = lambda draw=draw: max(0, min(draw, 2**53 - 1))
+            (expected,) = PlainChooser().choose_all(samplers[:1], [scores])
+            assert native(256).choose_all(samplers[1:], [scores]) == [expected]
+
+
 def test_a_choice_does_not_depend_on_its_neighbours(native):
     rng = random.Random(5)
     size = 5003
@@ -306,7 +323,7 @@ def test_a_choice_does_not_depend_on_its_neighbours(native):
 
 def test_a_generation_that_cannot_go_on_leaves_its_neighbours_alone(native, logits):
     for chooser in (PlainChooser(), native(1000)):
-        spoilt = FixedGuide(1000, [5])
+        spoilt = FixedGuide([5])
         spoilt.accept(6)
         samplers = [Sampler(sampling(temperature_micro=0), [], guide=guide) for guide in (None, spoilt, None)]
         before, refused, after = chooser.choose_all(samplers, [logits] * 3)
