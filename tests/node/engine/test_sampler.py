@@ -294,7 +294,7 @@ def test_both_ways_choose_the_same_token_with_the_same_probabilities(native, see
     "limit", [{}, {"top_k": 192}, {"top_p_micro": 500_000}, {"top_k": 256, "top_p_micro": 500_000}]
 )
 def test_both_ways_look_up_the_same_token_at_every_border(native, limit):
-    """256 tokens that are equally likely, in two blocks: the borders of draws are multiples of powers of two, or thirds."""
+    """256 tokens that are equally likely, in two blocks: borders are multiples of powers of two, or thirds."""
     scores, half = torch.zeros(256), 2**53 // 256
     for at in range(0, 256, 5):
         for draw in (at * half, at * half - 1, 2**53 * at // 192, 2**53 * at // 192 + 1, 2**53 - 1):
