@@ -27,10 +27,11 @@ from nsllm import __version__, canonical
 from nsllm.governance.ports import Likelihood
 from nsllm.ids import Digest
 from nsllm.node.engine.port import Done, Engine, EngineInfo, EngineRequest, ModelInfo, Piece
+from nsllm.node.engine.slots import Slots
 from nsllm.node.engine.upstream_answer import BEFORE_HINT, UpstreamAnswer
 from nsllm.node.engine.upstream_request import Post, make_post
 from nsllm.node.engine.upstream_wire import PASSING, ListedModel, Listing, refusal
-from nsllm.node.errors import EngineError, InvalidRequestError, OverloadedError
+from nsllm.node.errors import EngineError, InvalidRequestError
 from nsllm.record import Message, Sampling
 
 if TYPE_CHECKING:
@@ -105,11 +106,9 @@ class UpstreamEngine:
     ) -> None:
         self._local = local
         self._upstream = upstream
-        self._max_queue = max_queue
         self._max_tokens = max_tokens
         self._rng = rng
-        self._slots = trio.Semaphore(max_active, max_value=max_active)
-        self._active = 0
+        self._slots = Slots(max_active, max_queue)
         self._finished: deque[tuple[int, float]] = deque(maxlen=RATE_WINDOW)
         self._state: State = "starting"
         self._losses = 0
@@ -148,8 +147,8 @@ class UpstreamEngine:
             scorer=local.scorer or local.text,
             state=min(self._state, local.state, key=WORST_FIRST.index),
             restarts=local.restarts + self._losses,
-            active=self._active,
-            queued=self._slots.statistics().tasks_waiting,
+            active=self._slots.taken,
+            queued=self._slots.waiting,
             tokens_per_second=tokens / seconds if seconds > 0 else None,
         )
 
@@ -204,19 +203,11 @@ class UpstreamEngine:
 
     @asynccontextmanager
     async def _generate(self, request: EngineRequest) -> AsyncIterator[UpstreamAnswer]:
-        if self._slots.statistics().tasks_waiting >= self._max_queue and self._slots.value == 0:
-            raise OverloadedError(
-                f"{self._active} answers are being written and {self._max_queue} wait", hint="try again in a moment"
-            )
-        async with self._slots:
-            self._active += 1
-            try:
-                listed = await self._known()
-                post = make_post(self._upstream.model, request, listed.owned_by)
-                async with AsyncExitStack() as stack:
-                    yield await self._open(stack, post, request)
-            finally:
-                self._active -= 1
+        async with self._slots.place(request.client):
+            listed = await self._known()
+            post = make_post(self._upstream.model, request, listed.owned_by)
+            async with AsyncExitStack() as stack:
+                yield await self._open(stack, post, request)
 
     async def _known(self) -> ListedModel:
         """What the server says of the model; the first request may come before the first look."""
