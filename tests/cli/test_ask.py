@@ -41,6 +41,28 @@ def test_a_question_from_standard_input(nsllm: Callable, peer: Any, monkeypatch:
     assert peer.body()["messages"][0]["content"] == "From a pipe?"
 
 
+def test_a_schema_is_read_and_sent(nsllm: Callable, peer: Any, tmp_path: Path) -> None:
+    path = tmp_path / "person.json"
+    path.write_text('{"type": "object"}')
+    nsllm("ask", "Who?", "--api", peer.url, "--json-schema", str(path))
+    assert peer.body()["response_format"]["json_schema"]["schema"] == {"type": "object"}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("{", "is not JSON"), ("[]", "holds no JSON schema"), (None, "cannot read")]
+)
+def test_a_file_that_is_no_schema_is_not_sent(
+    nsllm: Callable, peer: Any, tmp_path: Path, text: str | None, says: str
+) -> None:
+    path = tmp_path / "person.json"
+    if text is not None:
+        path.write_text(text)
+    said = nsllm("ask", "Who?", "--api", peer.url, "--json-schema", str(path))
+    assert said.status == 2
+    assert says in said.err
+    assert peer.requests == []
+
+
 def test_json_is_one_object(nsllm: Callable, peer: Any) -> None:
     said = nsllm("ask", "Why?", "--api", peer.url, "--json").json()
     assert (said["answer"], said["score"], said["height"], said["source"]) == (ANSWER, 0.812345, 7, "engine")

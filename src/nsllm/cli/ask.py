@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ HOW: Final = {
         "nsllm ask 'Name three rivers.' --api http://127.0.0.1:8701 --receipt r.json",
         "nsllm ask 'Tell me a story.' --temperature 0.8 --seed 7 --max-tokens 200 --visibility private",
         "nsllm ask 'What is the total?' --image invoice.png --data prices.csv",
+        "nsllm ask 'Who was Ada Lovelace?' --json-schema person.json",
         "echo 'What is 2 + 2?' | nsllm ask - --json",
     ),
 )
@@ -56,6 +58,8 @@ HOW: Final = {
 @click.option("--max-tokens", type=click.IntRange(1), help="Longest answer, in tokens.")
 @click.option("--temperature", type=click.FloatRange(0, 2), help="Sampling temperature.")
 @click.option("--seed", type=int, help="Seed of the sampling.")
+@click.option("--json-schema", "schema_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="JSON schema that the answer keeps to.")  # fmt: skip
 @click.option(
     "--timeout", "timeout_s", type=float, default=60.0, show_default=True, help="Seconds to wait for the anchor."
 )
@@ -73,6 +77,7 @@ def ask(
     max_tokens: int | None,
     temperature: float | None,
     seed: int | None,
+    schema_file: Path | None,
     timeout_s: float,
     as_json: bool,
 ) -> None:
@@ -90,6 +95,9 @@ def ask(
     body.update({name: value for name, value in optional.items() if value is not None})
     if model is not None:
         body["model"] = model
+    if schema_file is not None:
+        named = {"name": "answer", "schema": _schema(schema_file), "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": named}
     level = None if receipt_file is None else "anchored"
     answer, receipt = trio.run(_ask, api, key, body, level, timeout_s, as_json)
     if receipt_file is not None and receipt is not None:
@@ -101,6 +109,18 @@ def ask(
         emit(_described(answer, receipt, receipt_file))
     else:
         _tell(answer, receipt, receipt_file)
+
+
+def _schema(path: Path) -> dict[str, Any]:
+    try:
+        schema = json.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON: {error}") from None
+    if not isinstance(schema, dict):
+        raise UsageError(f"{path} holds no JSON schema", hint='such as {"type": "object", "properties": {…}}')
+    return schema
 
 
 async def _ask(
