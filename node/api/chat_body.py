@@ -19,7 +19,7 @@ from nsllm.node.api.tool_fields import SentTool, tooling
 from nsllm.node.service import ChatCommand
 
 MAX_TOP_LOGPROBS: Final = 20
-UNSERVED: Final = {
+UNSERVED: Final[dict[str, tuple[Any, ...]]] = {
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),

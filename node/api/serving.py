@@ -95,30 +95,36 @@ class _Reply:
     async def stream(self) -> web.StreamResponse:
         """The reply as it is made. Until the first event, or the first heartbeat, an error has a status of its own."""
         try:
-            async with self._open() as inbox:
-                while (events := await self._next(inbox)) != []:
-                    if events is None:
-                        response = await self._opened(None)
-                        await response.write(HEARTBEAT)
-                    else:
-                        await self._pass_on(events)
-            if not all(answer.finished for answer in self._answers):
-                raise RuntimeError("an answer ended without its last event")
-            response = await self._opened(None)
-            tail = self._frame.usage(self._usage()) if self._asked.include_usage and self._frame is not None else b""
-            await response.write(tail + b"data: [DONE]\n\n")
+            response = await self._written()
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception as error:
             if self._response is None:
                 raise
             # The status is sent: the error goes into the stream.
+            response = self._response
             failure = from_exception(error, where=f"{self._request.method} {self._request.path} (streaming)")
             with suppress(ConnectionError):
-                await self._response.write(b"data: " + msgspec.json.encode(error_body(failure)) + b"\n\n")
+                await response.write(b"data: " + msgspec.json.encode(error_body(failure)) + b"\n\n")
         with suppress(ConnectionError):
-            await self._response.write_eof()
-        return self._response
+            await response.write_eof()
+        return response
+
+    async def _written(self) -> web.StreamResponse:
+        """All of the stream but its end."""
+        async with self._open() as inbox:
+            while (events := await self._next(inbox)) != []:
+                if events is None:
+                    response = await self._opened(None)
+                    await response.write(HEARTBEAT)
+                else:
+                    await self._pass_on(events)
+        if not all(answer.finished for answer in self._answers):
+            raise RuntimeError("an answer ended without its last event")
+        response = await self._opened(None)
+        tail = self._frame.usage(self._usage()) if self._asked.include_usage and self._frame is not None else b""
+        await response.write(tail + b"data: [DONE]\n\n")
+        return response
 
     async def _pass_on(self, events: Sequence[Numbered]) -> None:
         """All that has happened since the last time, in one write."""
