@@ -101,8 +101,8 @@ class EngineConfig:
         least=0,
         most=100_000_000,
     )
-    max_active: int = setting(32, "Generations that run at the same time.", unit="generations", least=1, most=1024)
-    max_queue: int = setting(32, "Generations that wait; more are answered with 429.", unit="generations", least=0)
+    max_active: int = setting(64, "Generations that run at the same time.", unit="generations", least=1, most=1024)
+    max_queue: int = setting(64, "Generations that wait; more are answered with 429.", unit="generations", least=0)
     max_tokens_default: int = setting(
         256, "Length of an answer where the request does not say.", unit="tokens", least=1, most=1_000_000
     )

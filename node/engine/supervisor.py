@@ -108,7 +108,7 @@ class WorkerEngine:
         backend: Wish = "auto",
         devices: Devices = HERE,
         cache_mb: int = 512,
-        max_active: int = 32,
+        max_active: int = 64,
         max_tokens: int = 512,
         observer: Callable[[State, int], None] = lambda _state, _restarts: None,
         settings: WorkerSettings | None = None,
