@@ -190,7 +190,7 @@ class TransformersBackend:
             token_bytes=self.spelling.token_bytes,
             encode=self.tokens,
             vocabulary=config.vocab_size,
-            special_token_ids=self._tokenizer.all_special_ids,
+            special_token_ids=_special_tokens(self._tokenizer),
             end_token_ids=self.end_token_ids,
         )
 
@@ -267,6 +267,11 @@ def _spelling(tokenizer: Any, text: Callable[[Sequence[int]], str]) -> Spelling:
     if tokenizer.is_fast:
         return spelling_of(tokenizer.backend_tokenizer, text)
     return WindowSpelling(text, tokenizer.convert_ids_to_tokens)
+
+
+def _special_tokens(tokenizer: Any) -> frozenset[int]:
+    added = tokenizer.added_tokens_decoder
+    return frozenset(tokenizer.all_special_ids) | {number for number, token in added.items() if token.special}
 
 
 def end_tokens(value: int | list[int] | None) -> list[int]:

@@ -20,18 +20,18 @@ from nsllm.node.engine.sampler import NoChoiceError
 from nsllm.node.engine.tools import SCHEMA_SPACE, lark_text
 from nsllm.record import Guide
 
-KEPT_GUIDES: Final = 64
+KEPT_GUIDES: Final = 32
 """Compiled ones that are kept for the next request; typically 100 kB each."""
 LIMITS: Final[dict[str, Any]] = {
     "initial_lexer_fuel": 500_000,  # 10 ms
     "step_lexer_fuel": 100_000,  # 7 ms a token
     "step_max_items": 20_000,  # 1 ms a token
     "max_items_in_row": 1000,
-    "max_lexer_states": 50_000,  # 100 MB
+    "max_lexer_states": 10_000,  # 20 MB
     "max_grammar_size": 200_000,
     "verbose_errors": False,
 }
-"""llguidance's defaults are about twice that."""
+"""Half of llguidance's defaults, and a 25th of its states, which stay with a compiled guide."""
 MOST_MULTIPLE: Final = 20_000
 """Product of all that numbers are to be multiples of; llguidance takes 1 s and more from 100,000 on."""
 MOST_GBNF_CHARS: Final = 20_000

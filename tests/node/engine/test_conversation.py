@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 
 import jinja2
 import pytest
@@ -18,6 +19,8 @@ from nsllm.node.engine.conversation import (
     template_environment,
     uses_tools,
 )
+from nsllm.node.engine.fast.chat import ChatText
+from nsllm.node.engine.general import TransformersBackend
 from nsllm.node.engine.tools import parse_answer
 from nsllm.record import Guide, Message, Tool, ToolCall
 
@@ -132,6 +135,17 @@ def test_the_model_reads_what_its_template_makes_of_tools(backend, put_template)
     assert prompt.startswith('TOOLS [\n {\n  "type": "function"')
     assert '<call aaaaaaaaa get_weather>{"city": "Köln"}' in prompt
     assert "TOOLS" not in backend.text(backend.chat_tokens(CALLED))
+
+
+def test_a_folder_may_have_another_template_for_tools(tiny, tmp_path):
+    folder = shutil.copytree(tiny.text, tmp_path / "named")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text(NATIVE)
+    chat, general = ChatText(folder), TransformersBackend(folder, tiny.encoder)
+    for tools in ((), (WEATHER, NOW)):
+        prompt = chat.chat_tokens(CALLED, tools=tools)
+        assert prompt == general.chat_tokens(CALLED, tools=tools)
+        assert chat.text(prompt).startswith("TOOLS") == bool(tools)
 
 
 def test_a_schema_that_is_none_is_refused_by_the_template(backend):

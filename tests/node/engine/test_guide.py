@@ -214,6 +214,12 @@ def test_a_token_that_must_not_come_ends_the_answer(book):
         state.accept(encode("n")[0])
 
 
+def test_a_guide_that_becomes_too_much_ends_its_answer(monkeypatch):
+    monkeypatch.setitem(module.LIMITS, "max_lexer_states", 500)
+    with pytest.raises(NoChoiceError, match="too many states"):
+        write(new_book(), Guide(kind="regex", text="[ab]*a[ab]{60}"), 1, hurry=-50.0)
+
+
 def test_answers_under_the_same_guide_do_not_disturb_each_other(book):
     guide = Guide(kind="choice", text='["ab"]')
     first, second = book.start(guide), book.start(guide)
