@@ -210,6 +210,8 @@ def test_a_pass_that_fails_on_the_leader_ends_it(monkeypatch, capsys):
 class Recorder:
     """A model that writes down what it is asked."""
 
+    config, end_token_ids = None, frozenset()
+
     def __init__(self):
         self.opened = 0
         self.seen = []
@@ -239,3 +241,20 @@ def test_a_follower_makes_the_passes_that_it_is_told():
         take(told, model, sequences)
     assert model.seen == [[Read(1, (1, 2), 0), Read(2, (3,), 1)], [Read(2, (4,), 1), Read(3, (6,), 1)], []]
     assert sequences == {}
+
+
+def test_the_leader_tells_each_pass_once_and_what_ended_since_the_last():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        model = leader.LeadingModel(Recorder(), [leader.Follower(1, None, ours)])
+        first, second = (GeneralCache(number, None) for number in (5, 9))
+        model.forward([Read(first, [1, 2], 0), Read(second, [3], 1)])
+        model.close(first)
+        model.forward([Read(second, [4], 1)])
+        model.forward([Read(second, [6], 1)])
+        told = pass_reader().feed(theirs.recv(10_000))
+    assert told == [
+        Pass((), (Part(5, (1, 2), 0), Part(9, (3,), 1))),
+        Pass((5,), (Part(9, (4,), 1),)),
+        Pass((), (Part(9, (6,), 1),)),
+    ]
