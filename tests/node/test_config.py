@@ -159,3 +159,23 @@ def test_an_upstreams_secrets_are_shown_nowhere(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(written(tmp_path, text.replace("'http://a'", "'http://me:hush-hush@a/v1'")))
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('parallel = "tensor"\ndevices = ["cpu"]', "expected two or more"),
+        ('parallel = "both"', "engine.parallel"),
+        ('devices = ["cuda:0", "cuda:1"]', "expected at most one"),
+        ('devices = ["cuda:0"]\nbackend = "fast"', "engine.backend is fast"),
+    ],
+)
+def test_devices_that_do_not_belong_together_are_refused(tmp_path: Path, lines: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_config(written(tmp_path, f"[engine]\n{lines}"))
+
+
+def test_a_spread_model_runs_on_the_general_path(tmp_path: Path) -> None:
+    text = '[engine]\nparallel = "tensor"\ndevices = ["cuda:0", "cuda:1"]'
+    engine = load_config(written(tmp_path, text)).engine
+    assert (engine.spread().ranks, engine.spread().path(engine.backend)) == (2, "general")
