@@ -110,7 +110,7 @@ class FastBackend:
 
     def forward(self, reads: Sequence[Read]) -> list[torch.Tensor]:
         """Read the tokens of all sequences at once; logits (keep, vocabulary) of each."""
-        return list(self.read(reads).split([read.keep for read in reads]))
+        return list(torch.split(self.read(reads), [read.keep for read in reads]))
 
     def read(self, reads: Sequence[Read]) -> torch.Tensor:
         """The same as one tensor: the memory that the next call writes to."""
