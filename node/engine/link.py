@@ -32,6 +32,16 @@ ERROR_LINE: Final = re.compile(r"[\w.]+(Error|Exception|Missing|Interrupt)\b")
 """How the last line of a Python trace begins."""
 
 
+LOAD_LIMIT_S: Final = 180.0
+SLOW_READ_BYTES_S: Final = 50 << 20
+"""Of a network disk that several processes read at once."""
+
+
+def patience_s(text: Path) -> float:
+    """How long a worker may take to load the model in this folder: more for one of many gigabytes."""
+    return LOAD_LIMIT_S + sum(file.stat().st_size for file in text.glob("*.safetensors")) / SLOW_READ_BYTES_S
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
     """How a worker is started and how long it may be silent."""
@@ -49,8 +59,8 @@ class WorkerSettings:
     """Folder and model name of the fast path's packed weights; None: they are packed at each start."""
     devices: Devices = HERE
     """Where the general path runs the text model."""
-    load_limit_s: float = 180.0
-    """Until both models are loaded."""
+    load_limit_s: float = LOAD_LIMIT_S
+    """Until both models are loaded, see `patience_s`."""
     ping_interval_s: float = 2.0
     silence_limit_s: float = 20.0
     """Without any message, pings unanswered: the worker is frozen. A unit of work takes 0.15 s, or more if the machine

@@ -28,7 +28,7 @@ from nsllm.node.engine.card import read_encoder_info, read_text_info
 from nsllm.node.engine.choice import Wish, choose, packed_place
 from nsllm.node.engine.devices import HERE, Devices
 from nsllm.node.engine.jobs import Jobs
-from nsllm.node.engine.link import WorkerLink, WorkerSettings, open_worker
+from nsllm.node.engine.link import WorkerLink, WorkerSettings, open_worker, patience_s
 from nsllm.node.engine.models import read_config
 from nsllm.node.engine.port import Done, EngineInfo, EngineRequest, Piece
 from nsllm.node.engine.protocol import (
@@ -118,7 +118,7 @@ class WorkerEngine:
         devices.check_model(read_config(text))
         self._text = read_text_info(text, choice)
         self._encoder = read_encoder_info(encoder)
-        base = settings or WorkerSettings(text=text, encoder=encoder, threads=threads)
+        base = settings or WorkerSettings(text=text, encoder=encoder, threads=threads, load_limit_s=patience_s(text))
         self._settings = replace(
             base,
             text=text,

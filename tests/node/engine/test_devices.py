@@ -7,6 +7,7 @@ import json
 import pytest
 
 from nsllm.node.engine.devices import HERE, Devices
+from nsllm.node.engine.link import patience_s
 from nsllm.node.errors import ConfigError
 
 LLAMA = {"num_attention_heads": 12, "num_key_value_heads": 4, "intermediate_size": 96}
@@ -135,3 +136,11 @@ def test_a_model_without_a_plan_for_ranks_is_refused(tmp_path):
     GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=32, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="no plan for cutting"):
         CausalModel(tmp_path, Devices("tensor", ("cpu", "cpu")))
+
+
+def test_a_large_model_is_waited_for_longer(tmp_path):
+    assert patience_s(tmp_path) == 180
+    for name in ("a", "b"):
+        with (tmp_path / f"{name}.safetensors").open("wb") as file:
+            file.truncate(50 << 30)  # holes: nothing is written
+    assert patience_s(tmp_path) == 180 + 2 * 1024
