@@ -156,3 +156,65 @@ def test_a_page_that_is_behind_loses_the_oldest():
 
     assert asyncio.run(rest()) == [7, 8, 9]
     assert inbox.dropped == 7
+
+
+async def test_a_connection_serves_one_request_after_another_streams_included(running):
+    import http.client
+    import json
+
+    def talk() -> list[int]:
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
+        ports: list[int] = []
+        for stream in (True, False, True):
+            body = {"model": "smollm2-135m-instruct", "messages": [{"role": "user", "content": "Hi"}], "stream": stream}
+            headers = {"Content-Type": "application/json"}
+            connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+            answer = connection.getresponse()
+            assert answer.status == 200
+            assert answer.read()
+            ports.append(connection.sock.getsockname()[1])
+        connection.close()
+        return ports
+
+    assert len(set(await trio.to_thread.run_sync(talk))) == 1
+
+
+async def test_what_trio_says_in_one_turn_wakes_asyncio_once():
+    async def work(bridge: Bridge) -> None:
+        loop = bridge._loop
+        wakes = 0
+        told = loop.call_soon_threadsafe
+
+        def counting(*args: object) -> object:
+            nonlocal wakes
+            wakes += 1
+            return told(*args)
+
+        async def many(speaker) -> None:
+            for number in range(40):
+                speaker.send_nowait(number)
+            await trio.sleep(0)
+
+        loop.call_soon_threadsafe = counting
+        async with bridge.listen(many, depth=50) as inbox:
+            got: list[int] = []
+            while items := await inbox.take(5):
+                got += items
+        assert got == list(range(40))
+        assert wakes <= 3
+
+    await in_asyncio(work)
+
+
+async def test_a_quiet_stream_is_told_from_its_end():
+    async def slow(speaker) -> None:
+        await trio.sleep(0.2)
+        speaker.send_nowait("late")
+
+    async def work(bridge: Bridge) -> None:
+        async with bridge.listen(slow, depth=5) as inbox:
+            assert await inbox.take(0.01) is None
+            assert await inbox.take(10) == ["late"]
+            assert await inbox.take(10) == []
+
+    await in_asyncio(work)
