@@ -145,3 +145,65 @@ def test_no_block_has_two_writers_and_none_is_lost(seed):
     for lease, _ in held:
         pool.close(lease)
     assert pool.free == 24
+
+
+def test_twins_go_on_behind_each_other():
+    pool = pool_of(16)
+    tokens = list(range(18))
+    first, second = (pool.open(tokens, 20, side=False) for _ in range(2))
+    fill(pool, first, tokens[:9])
+    fill(pool, second, tokens[:3])  # the beginning of a block of its own
+    free = pool.free
+    pool.catch_up(second, tokens)
+    assert second.blocks == first.blocks[:2]
+    assert second.read == 8
+    assert pool.free == free + 2  # it needs two blocks less than it was promised
+    assert pool.found_tokens == 5
+    fill(pool, first, tokens[9:])
+    pool.catch_up(second, tokens)
+    assert second.read == 16
+    fill(pool, second, tokens[16:])
+    assert second.blocks[:4] == first.blocks[:4]
+    assert second.blocks[4] != first.blocks[4]
+    for lease in (first, second):
+        pool.close(lease)
+    assert pool.free == 16
+    assert pool.used == 0
+
+
+def test_the_last_token_is_left_to_read_by_those_who_catch_up_too():
+    pool = pool_of(16)
+    tokens = list(range(8))
+    first, second = (pool.open(tokens, 10, side=False) for _ in range(2))
+    fill(pool, first, tokens)
+    pool.catch_up(second, tokens)
+    assert second.read == 4
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_whoever_catches_up_holds_what_it_would_have_written(seed):
+    rng = random.Random(seed)
+    pool, contents = pool_of(40), {}
+    prompts = [[rng.randrange(2) for _ in range(3)] + [7] * rng.randrange(30) for _ in range(8)]
+    prompts += prompts[:4]
+    leases = [(pool.open(prompt, len(prompt), side=False), prompt) for prompt in prompts]
+    leases = [(lease, prompt) for lease, prompt in leases if lease is not None]
+    pending = list(leases)
+    while pending:
+        lease, prompt = rng.choice(pending)
+        pool.catch_up(lease, prompt)
+        for index in range(len(lease.names)):
+            assert contents[lease.blocks[index]] == prompt[: (index + 1) * SIZE]
+        start = lease.read
+        assert start < len(prompt)
+        fill(pool, lease, prompt[start : start + rng.randrange(1, 9)])
+        for index in range(start // SIZE, lease.read // SIZE):
+            contents[lease.blocks[index]] = prompt[: (index + 1) * SIZE]
+        if lease.read == len(prompt):
+            pending.remove((lease, prompt))
+        assert pool.used == len({block for other, _ in leases for block in other.blocks})
+    for lease, prompt in leases:
+        assert lease.token_ids == prompt
+        assert lease.reserved >= 0
+        pool.close(lease)
+    assert pool.free == 40
