@@ -13,13 +13,14 @@ import sys
 import psutil
 import pytest
 import trio
+import trio.testing
 
 from nsllm.content import Text
 from nsllm.node.engine.link import WorkerSettings
 from nsllm.node.engine.port import Done, EngineRequest, Piece
 from nsllm.node.engine.supervisor import WorkerEngine
 from nsllm.node.errors import ContextOverflowError, EngineError, InvalidRequestError, ModelMissingError, OverloadedError
-from nsllm.record import Message, Sampling
+from nsllm.record import Guide, Message, Sampling
 
 LONG = Sampling(max_tokens=200, seed=7)
 
@@ -245,3 +246,71 @@ async def test_workers_die_with_their_peer(tiny, when):
     parent.kill()
     parent.communicate()
     await until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+
+
+async def test_every_field_of_a_request_reaches_the_model(tiny):
+    engine = engine_of(tiny)
+    async with engine.running():
+        request = EngineRequest(
+            user("a b c"),
+            Sampling(max_tokens=6, min_tokens=2, seed=1, logit_bias=((70, 90_000_000),)),
+            form="text",
+            top_logprobs=1,
+            client="c",
+        )
+        async with engine.generate(request) as stream:
+            events = [event async for event in stream]
+        done = events.pop()
+        assert [token for piece in events for token in piece.token_ids] == [70] * 6
+        told = [one for piece in events for one in piece.logprobs]
+        assert len(told) == 6
+        assert all(len(one.top) == 1 for one in told)
+        assert len(done.prompt_token_ids) == len("a b c")
+        with pytest.raises(InvalidRequestError) as refused:
+            async with engine.generate(EngineRequest(user("hi"), Sampling(), guide=Guide(kind="regex", text="(("))):
+                pass
+        assert refused.value.param == "structured_outputs"
+        guided = EngineRequest(user("hi"), Sampling(max_tokens=9), guide=Guide(kind="choice", text='["yes","yes"]'))
+        async with engine.generate(guided) as stream:
+            assert "".join([event.text async for event in stream if isinstance(event, Piece)]) == "yes"
+
+
+async def test_clients_are_served_in_turns_and_the_statistics_tell(tiny):
+    engine = engine_of(tiny, max_active=1, max_queue=8)
+    order = []
+
+    async def ask(name):
+        async with engine.generate(EngineRequest(user(name), Sampling(max_tokens=3, seed=1), client=name[0])) as stream:
+            order.append(name)
+            async for _ in stream:
+                pass
+
+    async with engine.running():
+        await engine.wait_ready()
+        async with trio.open_nursery() as nursery:
+            for name in ("a1", "a2", "a3", "b1"):
+                nursery.start_soon(ask, name)
+                await trio.testing.wait_all_tasks_blocked()
+        assert order == ["a1", "a2", "b1", "a3"]
+        async with engine.generate(EngineRequest(user("gone"), LONG)) as stream:
+            await anext(stream)
+        stats = engine.info().stats
+        assert stats.path == "fast"
+        assert dict(stats.outcomes) == {"stop": 0, "length": 4, "abort": 1, "error": 0}
+        assert sum(stats.histograms.first_token.counts) == 5
+        assert sum(stats.histograms.queue.counts) == 5
+        assert sum(stats.histograms.whole.counts) == 4
+        assert stats.generation_tokens > 12
+        assert stats.queried_tokens == stats.prompt_tokens > 0
+        assert stats.blocks > 0
+
+
+async def test_a_cancelled_answer_frees_its_room_within_a_step(tiny):
+    engine = engine_of(tiny)
+    async with engine.running():
+        async with engine.generate(EngineRequest(user("hi"), LONG)) as stream:
+            await anext(stream)
+            assert engine.info().stats.used_blocks > 0
+        # The next step is the first that the worker tells of after it.
+        await collect(engine, user("x"), Sampling(max_tokens=1))
+        assert engine.info().stats.used_blocks <= 2
