@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from nsllm.governance.ports import JudgeModels
@@ -104,7 +104,7 @@ class EngineRequest:
     """`text`: the only message is the prompt as it stands."""
     tools: tuple[Tool, ...] = ()
     guide: Guide | None = None
-    images: tuple[bytes, ...] = ()
+    images: tuple[bytes, ...] = field(default=(), repr=False)
     """PNG files for a model that sees, in the order of their places in the messages."""
     top_logprobs: int | None = None
     """How many alternatives are told with each token; None: not even the token's own probability."""
