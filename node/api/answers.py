@@ -10,7 +10,7 @@ from typing import Final, Literal, Protocol
 
 import msgspec
 
-from nsllm.node.api.logprobs import chat_logprobs, text_logprobs
+from nsllm.node.api.logprobs import Telling, chat_logprobs, text_logprobs
 from nsllm.node.api.reply import nsllm_object
 from nsllm.node.engine.port import TokenLogprob
 from nsllm.node.engine.tools import CallArguments, CallStarted, ContentDelta, ToolCallStream, ToolEvent
@@ -96,6 +96,7 @@ class TextAnswer:
         self._index = index
         self._tells = command.top_logprobs is not None
         self._texts: list[str] = []
+        self._telling = Telling()
         self._logprobs: list[TokenLogprob] = []
         self._offset = 0
         self._frame: Frame | None = None
@@ -109,22 +110,24 @@ class TextAnswer:
 
     def delta(self, event: ChatDelta) -> bytes:
         """See `Answer`."""
+        told = self._telling.take(event)
         if self._frame is None:
             self._texts.append(event.text)
-            self._logprobs.extend(event.logprobs)
+            self._logprobs.extend(told)
             return b""
-        if not event.logprobs:
-            return self._before + _encode(event.text) + self._after
-        told = text_logprobs(event.logprobs, self._offset)
-        self._offset += sum(len(token.token.decode("utf-8", "replace")) for token in event.logprobs)
-        return self._frame.choice(self._choice(event.text, told, None))
+        if told:
+            return self._frame.choice(self._choice(event.text, self._tell(told), None))
+        return self._before + _encode(event.text) + self._after if event.text else b""
 
     def end(self, *, several: bool, first: bool) -> bytes:
         """See `Answer`."""
-        if self._frame is None or self.finished is None:
+        assert self.finished is not None
+        rest = self._telling.rest(self.finished)
+        if self._frame is None:
+            self._logprobs.extend(rest)
             return b""
         own = about(self)
-        last = self._choice("", None, self.finished.finish_reason)
+        last = self._choice("", self._tell(rest) if rest else None, self.finished.finish_reason)
         if several:
             last["nsllm"] = own
         return self._frame.choice(last, nsllm=own) if first else self._frame.choice(last)
@@ -136,6 +139,11 @@ class TextAnswer:
         told = text_logprobs(self._logprobs, 0) if self._tells else None
         whole = self._choice("".join(self._texts), told, self.finished.finish_reason)
         return {**whole, "nsllm": own} if several else whole
+
+    def _tell(self, tokens: list[TokenLogprob]) -> dict[str, object]:
+        told = text_logprobs(tokens, self._offset)
+        self._offset += sum(len(token.token.decode("utf-8", "replace")) for token in tokens)
+        return told
 
     def _choice(self, text: str, told: dict[str, object] | None, reason: str | None) -> dict[str, object]:
         return {"index": self._index, "text": text, "logprobs": told, "finish_reason": reason}
@@ -153,7 +161,9 @@ class ChatAnswer:
         self._tells = command.top_logprobs is not None
         self._calls: ToolCallStream | None = None
         self._texts: list[str] = []
+        self._telling = Telling()
         self._logprobs: list[TokenLogprob] = []
+        """Those that are to be told next, or, of a whole reply, all of them."""
         self._frame: Frame | None = None
         self._before = self._after = b""
 
@@ -166,21 +176,24 @@ class ChatAnswer:
 
     def delta(self, event: ChatDelta) -> bytes:
         """See `Answer`."""
+        told = self._telling.take(event)
         if self._names:
-            self._logprobs.extend(event.logprobs)
+            self._logprobs.extend(told)
             return self._tool_chunks(self._reader().push(event.text))
         if self._frame is None:
             self._texts.append(event.text)
-            self._logprobs.extend(event.logprobs)
+            self._logprobs.extend(told)
             return b""
-        if event.logprobs:
-            return self._frame.choice(self._chunk({"content": event.text}, told=list(event.logprobs)))
+        if told:
+            return self._frame.choice(self._chunk({"content": event.text}, told=told))
         return self._before + _encode(event.text) + self._after if event.text else b""
 
     def end(self, *, several: bool, first: bool) -> bytes:
         """See `Answer`."""
+        assert self.finished is not None
+        self._logprobs.extend(self._telling.rest(self.finished))
         chunks = self._tool_chunks(self._reader().finish()) if self._names else b""
-        if self._frame is None or self.finished is None:
+        if self._frame is None:
             return chunks
         own = about(self)
         last = self._chunk({}, self._reason(), told=self._logprobs)

@@ -6,9 +6,32 @@ from collections.abc import Sequence
 from typing import Final
 
 from nsllm.node.engine.port import TokenLogprob
+from nsllm.node.service import ChatDelta, ChatFinished
 
 LEAST: Final = -9999.0
 """What stands for minus infinity, which JSON has no word for (vLLM's choice)."""
+
+
+class Telling:
+    """Which tokens of an answer are told: those whose text is a part of it, however late that text comes.
+
+    So neither an end token nor a stop string is told where they end the answer, as in OpenAI's API.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[TokenLogprob] = []
+
+    def take(self, event: ChatDelta) -> list[TokenLogprob]:
+        """Tokens to tell now."""
+        if not event.text:
+            self._held.extend(event.logprobs)
+            return []
+        told, self._held = [*self._held, *event.logprobs], []
+        return told
+
+    def rest(self, finished: ChatFinished) -> list[TokenLogprob]:
+        """Tokens to tell at the end."""
+        return [] if finished.finish_reason == "stop" else self._held
 
 
 def chat_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, object]:

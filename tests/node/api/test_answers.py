@@ -8,6 +8,11 @@ import openai
 import pytest
 import trio
 
+from nsllm.node.api.answers import ChatAnswer, Frame, TextAnswer
+from nsllm.node.engine.port import TokenLogprob
+from nsllm.node.service import ChatCommand, ChatDelta, ChatFinished, ChatStarted, Source
+from nsllm.record import Message, Sampling
+
 MODEL = "smollm2-135m-instruct"
 MESSAGES = [{"role": "user", "content": "What time is it in Oslo?"}]
 TOOLS = [{"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}]
@@ -106,6 +111,40 @@ async def test_streamed_log_probabilities_are_all_told(client, running, tools):
     told = [token for c in chunks if c.choices[0].logprobs for token in c.choices[0].logprobs.content]
     assert [token.token for token in told] == list(running.service.words)
     assert told[0].top_logprobs == []
+
+
+def told(text: str, token: str) -> ChatDelta:
+    return ChatDelta(text, (TokenLogprob(token.encode(), -1.0),))
+
+
+@pytest.mark.parametrize(
+    ("reason", "last", "tokens"),
+    [("stop", told("", "<|im_end|>"), ["a", "b", "c"]), ("length", told("", "d"), ["a", "b", "c", "d"])],
+)
+@pytest.mark.parametrize("kind", [ChatAnswer, TextAnswer])
+def test_tokens_without_text_wait_for_theirs_and_an_end_token_has_none(kind, reason, last, tokens):
+    """The text of a token comes late if it may begin a stop string, or is an unfinished character."""
+    command = ChatCommand(
+        MODEL, (Message(role="user", content="Hi"),), Sampling(), "private", top_logprobs=0, reuse=False
+    )
+    started = ChatStarted("chatcmpl-1", MODEL, 1, Source("engine", "0x00"), "private")
+    events = [told("A", "a"), told("", "b"), told("BC", "c"), last]
+    whole, streamed = kind(0, command), kind(0, command)
+    streamed.begin(Frame("chunk", started, include_usage=False))
+    chunks = b""
+    for answer in (whole, streamed):
+        answer.started = started
+        chunks = b"".join(answer.delta(event) for event in events)
+        answer.finished = ChatFinished(reason, 1, 4, "private")
+        chunks += answer.end(several=False, first=True)
+
+    def spelled(choice) -> list[str]:
+        found = choice["logprobs"] or {}
+        return found.get("tokens") or [token["token"] for token in found.get("content") or []]
+
+    assert spelled(whole.choice(several=False)) == tokens
+    found = [json.loads(line[6:])["choices"][0] for line in chunks.decode().split("\n\n") if line]
+    assert [token for choice in found for token in spelled(choice)] == tokens
 
 
 async def test_choices_run_at_the_same_time(client, running):
