@@ -7,8 +7,14 @@
 #include "team.h"
 
 #define BLOCK 32 /* tokens in a block of keys and values */
-#define MQ 12    /* query vectors that share a read of keys: 24 sums */
-#define HALF_MQ 6
+#if defined(__AVX512F__)
+#define MQ 12     /* query vectors that share a read of keys: 24 sums */
+#define HALF_MQ 6 /* that share one of values */
+#else
+#define MQ 4 /* fewer registers */
+#define HALF_MQ 2
+#endif
+#define SPAN 128  /* tokens whose shares stand together, queries side by side: their distance is known beforehand */
 #define FLUSH 2048 /* blocks after which integer sums become real: 65,536 times 255 times 127 is less than 2^31 */
 
 /* A block's keys and values of one layer and one head, in float32:
@@ -39,8 +45,10 @@ typedef struct {
     float *result;        /* (head_dim,) */
 } Query;
 
-/* Room for the scores of MQ queries to `tokens` tokens. */
-INLINE int64_t score_bytes(int64_t tokens) { return MQ * ((tokens + BLOCK - 1) / BLOCK * BLOCK) * (4 + 2); }
+/* Room for MQ query vectors, and for their scores and shares of `tokens` tokens. */
+INLINE int64_t room_bytes(int64_t tokens, int64_t head_dim) {
+    return MQ * (head_dim + (tokens + SPAN - 1) / SPAN * SPAN * (4 + 2));
+}
 
 /* Lanes t to t + 15 that are below `seen`, as a mask. */
 INLINE v16i below(int32_t t, int32_t seen) {
@@ -49,18 +57,20 @@ INLINE v16i below(int32_t t, int32_t seen) {
 }
 
 /* Scores of `count` queries to all tokens of `blocks` blocks. */
-INLINE void scores8(int count, const Pieces *p, const Query *queries, int32_t blocks, float *scores) {
+INLINE void scores8(int count, const Pieces *p, const Query *queries, int32_t blocks, char *room, float *scores) {
     int64_t width = (int64_t)blocks * BLOCK;
+    for (int32_t i = 0; i < p->head_dim; i += 4) /* four dimensions of all queries side by side */
+        for (int q = 0; q < count; q++) memcpy(room + i * count + 4 * q, queries[q].whole + i, 4);
     for (int32_t block = 0; block < blocks; block++) {
-        const char *keys = piece(p, block), *scales = keys + 2 * BLOCK * p->head_dim;
+        const char *keys = piece(p, block), *fours = room, *scales = keys + 2 * BLOCK * p->head_dim;
         const char *next = piece(p, block + 1 < blocks ? block + 1 : 0);
         v16i sum[MQ][2];
         for (int q = 0; q < count; q++) sum[q][0] = sum[q][1] = all_ints(queries[q].less);
-        for (int32_t i = 0; i < p->head_dim; i += 4, keys += 4 * BLOCK, next += 4 * BLOCK) {
+        for (int32_t i = 0; i < p->head_dim; i += 4, keys += 4 * BLOCK, next += 4 * BLOCK, fours += 4 * count) {
             __builtin_prefetch(next), __builtin_prefetch(next + LINE);
             v16i low = load_once(keys), high = load_once(keys + 64);
             for (int q = 0; q < count; q++) {
-                v16i four = spread4(queries[q].whole + i);
+                v16i four = spread4(fours + 4 * q);
                 dot4(&sum[q][0], low, four);
                 dot4(&sum[q][1], high, four);
             }
@@ -73,8 +83,9 @@ INLINE void scores8(int count, const Pieces *p, const Query *queries, int32_t bl
     }
 }
 
-/* Scores of one query become shares of the values in 16 bits, high and low bytes; result: what a share of 1 stands for. */
-INLINE float shares8(const Pieces *p, float *scores, int32_t seen, int32_t width, uint8_t *high, uint8_t *low) {
+/* Scores of one query become shares of the values in 16 bits: for every SPAN tokens their high bytes, then the low ones,
+ * `stride` bytes after those of the SPAN before. Result: what a share of 1 stands for. */
+INLINE float shares8(const Pieces *p, float *scores, int32_t seen, int32_t width, uint8_t *shares, int64_t stride) {
     int32_t whole = seen / 16 * 16, padded = (seen + 15) / 16 * 16;
     if (whole < padded) { /* what stands behind the end may be anything */
         v16i mask = below(whole, seen);
@@ -83,9 +94,10 @@ INLINE float shares8(const Pieces *p, float *scores, int32_t seen, int32_t width
     v16 most = all(-INFINITY), total = all(0), weightiest = all(0);
     for (int32_t t = 0; t < padded; t += 16) most = max16(load(scores + t), most);
     float peak = most16(most);
+    const float *scales = NULL;
     for (int32_t t = 0; t < padded; t += 16) {
-        const float *scales = (const float *)(piece(p, t / BLOCK) + 2 * BLOCK * p->head_dim) + BLOCK + t % BLOCK;
-        v16 share = exp16(load(scores + t) - peak), weighted = share * load(scales);
+        if (t % BLOCK == 0) scales = (const float *)(piece(p, t / BLOCK) + 2 * BLOCK * p->head_dim) + BLOCK;
+        v16 share = exp16(load(scores + t) - peak), weighted = share * load(scales + t % BLOCK);
         if (t + 16 > seen) {
             share = (v16)(below(t, seen) & (v16i)share);
             weighted = (v16)(below(t, seen) & (v16i)weighted);
@@ -98,35 +110,38 @@ INLINE float shares8(const Pieces *p, float *scores, int32_t seen, int32_t width
     for (int32_t t = 0; t < padded; t += 16) {
         v16i number = __builtin_convertvector(nearest(load(scores + t) * inverse), v16i);
         v16b above = __builtin_convertvector(number >> 8, v16b), rest = __builtin_convertvector(number & 255, v16b);
-        memcpy(high + t, &above, sizeof above);
-        memcpy(low + t, &rest, sizeof rest);
+        uint8_t *to = shares + t / SPAN * stride + t % SPAN;
+        memcpy(to, &above, sizeof above);
+        memcpy(to + SPAN, &rest, sizeof rest);
     }
-    memset(high + padded, 0, (size_t)(width - padded));
-    memset(low + padded, 0, (size_t)(width - padded));
+    for (int32_t t = padded; t < width; t += 16) {
+        uint8_t *to = shares + t / SPAN * stride + t % SPAN;
+        memset(to, 0, 16);
+        memset(to + SPAN, 0, 16);
+    }
     return largest / 65535.0f / sum16(total);
 }
 
 /* `vecs` times 16 dimensions from `from` on of the results of `count` queries. */
 INLINE void mix8(int count, int vecs, const Pieces *p, const Query *queries, int32_t from, int32_t blocks,
-                 const uint8_t *high, const uint8_t *low, const float *units) {
-    int64_t width = (int64_t)blocks * BLOCK;
-    v16 real[HALF_MQ][4];
+                 const uint8_t *shares, int64_t stride, const float *units) {
+    v16 real[MQ][4];
     for (int q = 0; q < count; q++)
         for (int j = 0; j < vecs; j++) real[q][j] = all(0);
     for (int32_t first = 0; first < blocks; first += FLUSH) {
         int32_t last = blocks - first < FLUSH ? blocks : first + FLUSH;
-        v16i sum[HALF_MQ][4][2];
+        v16i sum[MQ][4][2];
         for (int q = 0; q < count; q++)
             for (int j = 0; j < vecs; j++) sum[q][j][0] = sum[q][j][1] = all_ints(0);
         for (int32_t block = first; block < last; block++) {
             const char *values = piece(p, block) + BLOCK * p->head_dim + 4 * from;
             const char *next = piece(p, block + 1 < blocks ? block + 1 : 0) + BLOCK * p->head_dim + 4 * from;
-            for (int32_t t = 0; t < BLOCK; t += 4, values += 4 * p->head_dim, next += 4 * p->head_dim) {
+            const uint8_t *mine = shares + block / (SPAN / BLOCK) * stride + block % (SPAN / BLOCK) * BLOCK;
+            for (int32_t t = 0; t < BLOCK; t += 4, values += 4 * p->head_dim, next += 4 * p->head_dim, mine += 4) {
                 v16i part[4];
                 for (int j = 0; j < vecs; j++) part[j] = load_once(values + 64 * j), __builtin_prefetch(next + 64 * j);
                 for (int q = 0; q < count; q++) {
-                    v16i upper = spread4(high + q * width + block * BLOCK + t);
-                    v16i lower = spread4(low + q * width + block * BLOCK + t);
+                    v16i upper = spread4(mine + 2 * SPAN * q), lower = spread4(mine + 2 * SPAN * q + SPAN);
                     for (int j = 0; j < vecs; j++) dot4(&sum[q][j][0], upper, part[j]), dot4(&sum[q][j][1], lower, part[j]);
                 }
             }
@@ -141,19 +156,18 @@ INLINE void mix8(int count, int vecs, const Pieces *p, const Query *queries, int
 /* Attention of `count` queries, of one sequence and one head, in int8. */
 INLINE void attend8(int count, const Pieces *p, const Query *queries, int32_t length, char *room) {
     int32_t blocks = (length + BLOCK - 1) / BLOCK, width = blocks * BLOCK, from;
-    float *scores = (float *)room, units[MQ];
-    uint8_t *high = (uint8_t *)(scores + (int64_t)MQ * width), *low = high + (int64_t)MQ * width;
-    scores8(count, p, queries, blocks, scores);
+    float *scores = (float *)(room + MQ * p->head_dim), units[MQ];
+    uint8_t *shares = (uint8_t *)(scores + (int64_t)MQ * width);
+    int64_t stride = 2 * SPAN * count;
+    scores8(count, p, queries, blocks, room, scores);
     for (int q = 0; q < count; q++)
-        units[q] = shares8(p, scores + (int64_t)q * width, queries[q].seen, width, high + (int64_t)q * width,
-                           low + (int64_t)q * width);
+        units[q] = shares8(p, scores + (int64_t)q * width, queries[q].seen, width, shares + 2 * SPAN * q, stride);
     int part = count > HALF_MQ ? HALF_MQ : count, vecs = part > 3 ? 2 : 4;
     for (int q = 0; q < count; q += part) {
-        int64_t skip = (int64_t)q * width;
         for (from = 0; p->head_dim - from >= 16 * vecs; from += 16 * vecs)
-            mix8(part, vecs, p, queries + q, from, blocks, high + skip, low + skip, units + q);
+            mix8(part, vecs, p, queries + q, from, blocks, shares + 2 * SPAN * q, stride, units + q);
         for (; from < p->head_dim; from += 16)
-            mix8(part, 1, p, queries + q, from, blocks, high + skip, low + skip, units + q);
+            mix8(part, 1, p, queries + q, from, blocks, shares + 2 * SPAN * q, stride, units + q);
     }
 }
 
@@ -218,9 +232,11 @@ static void attend(int count, int int8, const Pieces *p, const Query *queries, c
         switch (size) {
             case MQ: ATTEND(MQ); break;
             case HALF_MQ: ATTEND(HALF_MQ); break;
+#if defined(__AVX512F__)
             case 4: ATTEND(4); break;
             case 3: ATTEND(3); break;
             case 2: ATTEND(2); break;
+#endif
             default: ATTEND(1); break; /* also of 5 */
         }
     }

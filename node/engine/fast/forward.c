@@ -13,6 +13,8 @@
 #include "linear.h"
 #include "team.h"
 
+#define MOST_HEADS 96 /* query heads that share a key head; not fewer than MQ */
+
 typedef struct {
     const Linear *qkv, *out, *gate_up, *down; /* (layers,) each */
     const Linear *head;
@@ -27,17 +29,18 @@ typedef struct {
 
 typedef struct {
     const int32_t *tokens, *positions; /* (rows,); the rows of a sequence stand together, in order */
-    const int32_t *sequences;          /* (rows,) which block table */
-    const int32_t *tables;             /* (sequences, table_width) block numbers */
-    const int32_t *wanted;             /* (wanted_rows,) rows whose logits are asked for */
+    const int32_t *sequences;          /* (rows,) where the sequence's block numbers begin in `tables` */
+    const int32_t *tables;             /* block numbers of one sequence after another */
+    const int32_t *wanted;             /* (wanted_rows,) rows whose logits are asked for, in order, each once */
     float *logits;                     /* (wanted_rows, vocabulary) */
     void *blocks;                      /* (block numbers, layers, kv_heads) pieces */
-    int32_t rows, table_width, wanted_rows, longest; /* longest: tokens of the longest sequence */
+    int32_t rows, wanted_rows, longest; /* longest: tokens of the longest sequence */
 } Batch;
 
 typedef struct {
     const Model *model;
     const Batch *batch;
+    int32_t *positions, *sequences; /* (rows,) */
     float *x;            /* (rows, hidden) */
     float *h;            /* (rows, widest layer) */
     float *mixed;        /* (rows, heads * head_dim or hidden) */
@@ -74,10 +77,10 @@ static void prepare(const Work *work, int32_t row, const float *x, int32_t count
     }
 }
 
-/* Row `from` of x, normalized, as row `row` of the input; `number` of the norms in their order. */
-static void normalize(const Work *work, int32_t from, int32_t row, int32_t number) {
+/* A row of x, normalized, as input of the next linear layer; `number` of the norms in their order. */
+static void normalize(const Work *work, int32_t row, int32_t number) {
     int32_t hidden = work->model->hidden;
-    const float *x = work->x + (int64_t)from * hidden, *weight = work->model->norms + (int64_t)number * hidden;
+    const float *x = work->x + (int64_t)row * hidden, *weight = work->model->norms + (int64_t)number * hidden;
     float *to = work->mixed + (int64_t)row * hidden, scale = inverse_rms(x, hidden, work->model->epsilon);
     for (int32_t i = 0; i < hidden; i += 16) store(to + i, load(x + i) * scale * load(weight + i));
     prepare(work, row, to, hidden);
@@ -103,14 +106,14 @@ static Pieces pieces_of(const Work *work, int32_t row, int32_t kv_head) {
     const Model *m = work->model;
     const Batch *b = work->batch;
     int64_t bytes = piece_bytes(m->int8, m->head_dim);
-    return (Pieces){b->blocks, b->tables + (int64_t)b->sequences[row] * b->table_width, bytes * m->layers * m->kv_heads,
+    return (Pieces){b->blocks, b->tables + work->sequences[row], bytes * m->layers * m->kv_heads,
                     bytes * ((int64_t)work->layer * m->kv_heads + kv_head), m->head_dim};
 }
 
 /* Queries are turned, keys and values go into their block. */
 static void place(const Work *work, int32_t row) {
     const Model *m = work->model;
-    int32_t position = work->batch->positions[row], d = m->head_dim, half = d / 2, total;
+    int32_t position = work->positions[row], d = m->head_dim, half = d / 2, total;
     float *heads = work->h + (int64_t)row * (m->heads + 2 * m->kv_heads) * d;
     const float *cosine = m->cosine + (int64_t)position * half, *sine = m->sine + (int64_t)position * half;
     const float *query_norm = m->query_norm ? m->query_norm + (int64_t)work->layer * d : NULL;
@@ -161,26 +164,26 @@ static void embed_rows(const void *argument, int32_t item, int32_t worker) {
         for (int32_t i = 0; i < m->hidden; i += 16)
             store(x + i, m->embedding_bf16 ? widen((const uint16_t *)m->embedding + at + i)
                                            : load((const float *)m->embedding + at + i));
-        normalize(work, row, row, 0);
+        normalize(work, row, 0);
     }
 }
 
 static void norm_rows(const void *argument, int32_t item, int32_t worker) {
     (void)worker;
     const Work *work = argument;
-    EACH_ROW(row) normalize(work, row, row, 2 * work->layer);
+    EACH_ROW(row) normalize(work, row, 2 * work->layer);
 }
 
 static void second_norm_rows(const void *argument, int32_t item, int32_t worker) {
     (void)worker;
     const Work *work = argument;
-    EACH_ROW(row) normalize(work, row, row, 2 * work->layer + 1);
+    EACH_ROW(row) normalize(work, row, 2 * work->layer + 1);
 }
 
 static void last_norm_rows(const void *argument, int32_t item, int32_t worker) {
     (void)worker;
     const Work *work = argument;
-    EACH_ROW(row) normalize(work, work->batch->wanted[row], row, 2 * work->model->layers);
+    EACH_ROW(row) normalize(work, row, 2 * work->model->layers);
 }
 
 static void place_rows(const void *argument, int32_t item, int32_t worker) {
@@ -207,14 +210,14 @@ static void attend_span(const void *argument, int32_t item, int32_t worker) {
     const Model *m = work->model;
     int32_t span = item / m->kv_heads, kv_head = item % m->kv_heads, group = m->heads / m->kv_heads, d = m->head_dim;
     int32_t first = work->spans[span], count = 0;
-    Query queries[MQ * 8];
+    Query queries[MOST_HEADS];
     Pieces pieces = pieces_of(work, first, kv_head);
     for (int32_t row = first; row < work->spans[span + 1]; row++)
         for (int32_t head = kv_head * group; head < (kv_head + 1) * group; head++, count++) {
             int64_t at = (int64_t)row * m->heads + head;
             queries[count] = (Query){work->h + (int64_t)row * (m->heads + 2 * m->kv_heads) * d + head * d,
                                      work->queries + at * d, work->query_scales[at], work->query_less[at],
-                                     work->batch->positions[row] + 1, work->mixed + at * d};
+                                     work->positions[row] + 1, work->mixed + at * d};
         }
     attend(count, m->int8, &pieces, queries, work->rooms + worker * work->room_bytes);
 }
@@ -223,6 +226,39 @@ static void share_rows(Team *team, Task task, Work *work, int32_t count) {
     work->count = count;
     work->step = count / (8 * team->size) > 4 ? count / (8 * team->size) : 4;
     share(team, task, work, (count + work->step - 1) / work->step);
+}
+
+/* Rows of one sequence whose queries make up to MQ for a key head. */
+static void cut_spans(Work *work, int32_t rows) {
+    int32_t group = work->model->heads / work->model->kv_heads, most = group >= MQ ? 1 : MQ / group;
+    work->span_count = 0;
+    for (int32_t row = 0, next; row < rows; row = next) {
+        const int32_t *of = work->sequences;
+        for (next = row + 1; next < rows && next < row + most && of[next] == of[row];) next++;
+        work->spans[work->span_count++] = row;
+    }
+    work->spans[work->span_count] = rows;
+}
+
+/* Go on with the wanted rows only: nobody reads what the last layer makes of the others. */
+static void drop_rows(Work *work) {
+    const Model *m = work->model;
+    const Batch *b = work->batch;
+    int64_t hidden = m->hidden, width = (int64_t)m->heads * m->head_dim, all_heads = width + 2 * m->kv_heads * m->head_dim;
+    for (int64_t to = 0; to < b->wanted_rows; to++) {
+        int64_t from = b->wanted[to];
+        if (from == to) continue; /* from > to: rows are wanted in order */
+        work->positions[to] = work->positions[from];
+        work->sequences[to] = work->sequences[from];
+        memcpy(work->x + to * hidden, work->x + from * hidden, (size_t)hidden * sizeof *work->x);
+        memcpy(work->h + to * all_heads, work->h + from * all_heads, (size_t)width * sizeof *work->h);
+        memcpy(work->queries + to * width, work->queries + from * width, (size_t)width);
+        for (int32_t head = 0; head < m->heads; head++) {
+            work->query_scales[to * m->heads + head] = work->query_scales[from * m->heads + head];
+            work->query_less[to * m->heads + head] = work->query_less[from * m->heads + head];
+        }
+    }
+    cut_spans(work, b->wanted_rows);
 }
 
 static void forward_layers(Team *team, Work *work) {
@@ -235,6 +271,10 @@ static void forward_layers(Team *team, Work *work) {
         if (layer) share_rows(team, norm_rows, work, rows);
         apply(team, &m->qkv[layer], m->int8, work->input, rows, work->h, 0);
         share_rows(team, place_rows, work, rows);
+        if (layer == m->layers - 1 && b->wanted_rows < rows) {
+            rows = b->wanted_rows;
+            drop_rows(work);
+        }
         share(team, attend_span, work, work->span_count * m->kv_heads);
         share_rows(team, prepare_mixed_rows, work, rows);
         apply(team, &m->out[layer], m->int8, work->input, rows, work->x, 1);
@@ -243,19 +283,8 @@ static void forward_layers(Team *team, Work *work) {
         share_rows(team, gate_rows, work, rows);
         apply(team, &m->down[layer], m->int8, work->input, rows, work->x, 1);
     }
-    share_rows(team, last_norm_rows, work, b->wanted_rows);
-    apply(team, m->head, m->int8, work->input, b->wanted_rows, b->logits, 0);
-}
-
-/* Rows of one sequence whose queries make up to MQ for a key head. */
-static void cut_spans(Work *work) {
-    const Batch *b = work->batch;
-    int32_t group = work->model->heads / work->model->kv_heads, most = group >= MQ ? 1 : MQ / group;
-    for (int32_t row = 0, next; row < b->rows; row = next) {
-        for (next = row + 1; next < b->rows && next < row + most && b->sequences[next] == b->sequences[row];) next++;
-        work->spans[work->span_count++] = row;
-    }
-    work->spans[work->span_count] = b->rows;
+    share_rows(team, last_norm_rows, work, rows);
+    apply(team, m->head, m->int8, work->input, rows, b->logits, 0);
 }
 
 /* A piece of memory, on a line's border; `base` null: counts only. */
@@ -272,7 +301,9 @@ static size_t lay_out(Work *work, char *base, int32_t threads) {
     int64_t widest = 2 * m->inner > all_heads ? 2 * m->inner : all_heads, mixed = width > m->hidden ? width : m->hidden;
     int64_t input = mixed > m->inner ? mixed : m->inner, groups = (input + GROUP - 1) / GROUP;
     size_t used = 0;
-    work->room_bytes = (score_bytes(work->batch->longest) + LINE - 1) / LINE * LINE;
+    work->room_bytes = (room_bytes(work->batch->longest, d) + LINE - 1) / LINE * LINE;
+    work->positions = cut(base, &used, rows * 4);
+    work->sequences = cut(base, &used, rows * 4);
     work->x = cut(base, &used, rows * m->hidden * 4);
     work->h = cut(base, &used, rows * widest * 4);
     work->mixed = cut(base, &used, rows * mixed * 4);
@@ -293,7 +324,12 @@ int32_t forward(Team *team, const Model *m, const Batch *b) {
     char *base = team_memory(team, lay_out(&work, NULL, team->size));
     if (!base) return -1;
     lay_out(&work, base, team->size);
-    cut_spans(&work);
+    memcpy(work.positions, b->positions, (size_t)b->rows * 4);
+    memcpy(work.sequences, b->sequences, (size_t)b->rows * 4);
+    cut_spans(&work, b->rows);
+    begin_pass(team);
     forward_layers(team, &work);
+    /* Few rows wait for memory, which two threads read little faster than one. */
+    end_pass(team, b->rows <= MROWS ? 0.1 : 0.45);
     return 0;
 }

@@ -11,6 +11,7 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
+#define LONG_CODE static __attribute__((noinline, unused)) /* many instructions: in every place they take long to compile */
 
 typedef float v16 __attribute__((vector_size(64)));
 typedef float v8 __attribute__((vector_size(32)));
@@ -52,15 +53,16 @@ INLINE v16i all_ints(int32_t value) { return value - (v16i){0}; }
 
 INLINE v16 reals(v16i value) { return __builtin_convertvector(value, v16); }
 
-INLINE v16 fma16(v16 a, v16 b, v16 c) {
+/* a * b + c, rounded once. */
 #if defined(__AVX512F__)
-    return (v16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+INLINE v16 fma16(v16 a, v16 b, v16 c) { return (v16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 #else
+LONG_CODE v16 fma16(v16 a, v16 b, v16 c) {
     v16 result;
     for (int lane = 0; lane < 16; lane++) result[lane] = __builtin_fmaf(a[lane], b[lane], c[lane]);
     return result;
-#endif
 }
+#endif
 
 INLINE v16 max16(v16 a, v16 b) {
 #if defined(__AVX512F__)
@@ -71,20 +73,26 @@ INLINE v16 max16(v16 a, v16 b) {
 #endif
 }
 
-/* Each of the 16 lanes of sum += four unsigned times four signed bytes. */
-INLINE void dot4(v16i *sum, v16i unsigned_bytes, v16i signed_bytes) {
-#if defined(__AVX512VNNI__)
-    /* Written out because compilers spill the sums otherwise. */
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(unsigned_bytes), "v"(signed_bytes));
+INLINE v16 min16(v16 a, v16 b) {
+#if defined(__AVX512F__)
+    return (v16)_mm512_min_ps((__m512)a, (__m512)b);
 #else
-    uint8_t a[64];
-    int8_t b[64];
-    memcpy(a, &unsigned_bytes, sizeof a);
-    memcpy(b, &signed_bytes, sizeof b);
-    for (int lane = 0; lane < 16; lane++)
-        for (int i = 0; i < 4; i++) (*sum)[lane] += (int32_t)a[4 * lane + i] * b[4 * lane + i];
+    v16i less = a < b;
+    return (v16)((less & (v16i)a) | (~less & (v16i)b));
 #endif
 }
+
+/* Each of the 16 lanes of sum += four unsigned times four signed bytes. */
+#if defined(__AVX512VNNI__)
+INLINE void dot4(v16i *sum, v16i unsigned_bytes, v16i signed_bytes) {
+    /* Written out because compilers spill the sums otherwise. */
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(unsigned_bytes), "v"(signed_bytes));
+}
+#else
+LONG_CODE void dot4(v16i *sum, v16i unsigned_bytes, v16i signed_bytes) {
+    for (int i = 0; i < 32; i += 8) *sum += (unsigned_bytes >> i & 255) * (signed_bytes << (24 - i) >> 24);
+}
+#endif
 
 /* The same four bytes in every lane. */
 INLINE v16i spread4(const void *bytes) {
@@ -142,8 +150,7 @@ INLINE v16 nearest(v16 value) { return (value + 12582912.0f) - 12582912.0f; }
 
 /* e^x to about 1 unit in the last place; 0 < result, inputs are clamped to [-87, 88]. */
 INLINE v16 exp16(v16 x) {
-    x = max16(x, all(-87.0f));
-    x = -max16(-x, all(-88.0f));
+    x = min16(max16(x, all(-87.0f)), all(88.0f));
     v16 n = nearest(x * 1.44269504f);
     v16 r = fma16(n, all(-0.693359375f), x);
     r = fma16(n, all(2.12194440e-4f), r);

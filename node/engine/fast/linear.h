@@ -35,6 +35,15 @@ typedef struct {
     int32_t beside; /* tiles that others probably apply meanwhile */
 } Application;
 
+INLINE void four_inputs(int rows, const int8_t *x, int64_t stride, const uint8_t *w, v16i sum[MROWS][VECS]) {
+    v16i part[VECS];
+    for (int j = 0; j < VECS; j++) part[j] = load_once(w + 64 * j);
+    for (int m = 0; m < rows; m++) {
+        v16i four = spread4(x + m * stride);
+        for (int j = 0; j < VECS; j++) dot4(&sum[m][j], part[j], four);
+    }
+}
+
 INLINE void int8_tile(int rows, const int8_t *x, int64_t stride, const float *scales, const int32_t *less,
                       int64_t groups, const uint8_t *w, int32_t inputs, v16 results[MROWS][VECS], const char *soon,
                       int32_t lines) {
@@ -46,15 +55,15 @@ INLINE void int8_tile(int rows, const int8_t *x, int64_t stride, const float *sc
         for (int m = 0; m < rows; m++)
             for (int j = 0; j < VECS; j++) sum[m][j] = all_ints(less[m * groups]);
         for (int32_t line = 0; line < lines; line++, soon += LINE) __builtin_prefetch(soon, 0, 2);
-        for (int32_t k = first; k < last; k += 8)
-            for (int half = 0; half < 2; half++, w += 4 * COLS) {
-                v16i part[VECS];
-                for (int j = 0; j < VECS; j++) part[j] = load_once(w + 64 * j);
-                for (int m = 0; m < rows; m++) {
-                    v16i four = spread4(x + m * stride + k + 4 * half);
-                    for (int j = 0; j < VECS; j++) dot4(&sum[m][j], part[j], four);
-                }
-            }
+        int32_t k = first;
+#if defined(__AVX512VNNI__)
+        if (last - first == GROUP) { /* the loop's own steps cost 5 % otherwise */
+#pragma GCC unroll 16
+            for (int32_t i = 0; i < GROUP; i += 4) four_inputs(rows, x + first + i, stride, w + i * COLS, sum);
+            w += GROUP * COLS, k = last;
+        }
+#endif
+        for (; k < last; k += 4, w += 4 * COLS) four_inputs(rows, x + k, stride, w, sum);
         for (int m = 0; m < rows; m++) {
             v16 scale = all(scales[m * groups]);
             for (int j = 0; j < VECS; j++) results[m][j] = fma16(reals(sum[m][j]), scale, results[m][j]);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, byref, c_float, c_int32, c_void_p
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class _Model(Structure):
 class _Batch(Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("tokens", "positions", "sequences", "tables", "wanted", "logits", "blocks")),
-        *((name, c_int32) for name in ("rows", "table_width", "wanted_rows", "longest")),
+        *((name, c_int32) for name in ("rows", "wanted_rows", "longest")),
     )
 
 
@@ -126,38 +127,29 @@ class NativeModel:
 
         The next call writes over them.
         """
-        width = max(len(run.blocks) for run in runs)
-        table = torch.tensor([[*run.blocks, *[0] * (width - len(run.blocks))] for run in runs], dtype=torch.int32)
-        tokens = [token for run in runs for token in run.token_ids]
-        ends: list[int] = []
-        rows: list[tuple[int, int]] = []
-        wanted: list[int] = []
-        for number, run in enumerate(runs):
+        tokens, positions, sequences, tables, wanted = (array("i") for _ in range(5))
+        longest = 0
+        for run in runs:
             count = len(run.token_ids)
-            wanted += range(len(rows) + count - run.keep, len(rows) + count)
-            rows += [(number, run.start + i) for i in range(count)]
-            ends.append(run.start + count)
-        packed = torch.tensor([tokens, [p for _, p in rows], [s for s, _ in rows]], dtype=torch.int32)
-        chosen = torch.tensor(wanted, dtype=torch.int32)
+            tokens.extend(run.token_ids)
+            positions.extend(range(run.start, run.start + count))
+            sequences.extend([len(tables)] * count)
+            tables.extend(run.blocks)
+            wanted.extend(range(len(tokens) - run.keep, len(tokens)))
+            longest = max(longest, run.start + count)
         if len(wanted) > len(self.logits):
             self.logits = _logits(len(wanted), self._shape.vocabulary)
-        logits = self.logits[: len(wanted)]
         batch = _Batch(
-            tokens=packed[0].data_ptr(),
-            positions=packed[1].data_ptr(),
-            sequences=packed[2].data_ptr(),
-            tables=table.data_ptr(),
-            wanted=chosen.data_ptr(),
-            logits=logits.data_ptr(),
+            *(part.buffer_info()[0] for part in (tokens, positions, sequences, tables, wanted)),
+            logits=self.logits.data_ptr(),
             blocks=self._blocks.data_ptr(),
             rows=len(tokens),
-            table_width=width,
             wanted_rows=len(wanted),
-            longest=max(ends),
+            longest=longest,
         )
         if self._library.forward(self._team, byref(self._model), byref(batch)):
             raise MemoryError(f"no memory for {len(tokens)} tokens")
-        return logits
+        return self.logits[: len(wanted)]
 
     def log_probabilities(self, logits: torch.Tensor, token_ids: Sequence[int]) -> list[float]:
         """Natural log-probability of each token under its row of logits (tokens, vocabulary)."""
@@ -171,7 +163,7 @@ class NativeModel:
         return values
 
     def _linears(self, layers: Sequence[PackedLinear]) -> ctypes.Array[_Linear]:
-        array = (_Linear * len(layers))(
+        linears = (_Linear * len(layers))(
             *(
                 _Linear(
                     weight=layer.weight.data_ptr(),
@@ -183,8 +175,8 @@ class NativeModel:
                 for layer in layers
             )
         )
-        self._kept.append(array)
-        return array
+        self._kept.append(linears)
+        return linears
 
 
 def _logits(rows: int, vocabulary: int) -> torch.Tensor:

@@ -1,11 +1,13 @@
 /* How the threads of a team take items, sleep and wake. */
 
-#include <sched.h>
+#define _GNU_SOURCE /* affinity */
 #include <stdlib.h>
+#include <time.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 #if defined(__linux__)
+#include <sched.h>
 #include <sys/mman.h>
 #endif
 
@@ -13,7 +15,8 @@
 
 #define HUGE_PAGE 2097152 /* bytes */
 #define HELPER_SPINS 4000 /* about 60 us, a gap between two passes; then it sleeps */
-#define LEADER_SPINS 8000 /* then it lets somebody else run, perhaps the one whom it waits for */
+#define LEADER_SPINS 2000 /* then it sleeps as well, and somebody else can run, perhaps the one whom it waits for */
+#define MOST_PATIENCE 64  /* passes */
 
 typedef struct {
     Team *team;
@@ -38,9 +41,20 @@ static void take_items(Team *team, int32_t worker) {
     while (TAKEN(seen) < ITEMS(seen)) {
         if (!atomic_compare_exchange_weak(&team->ticket, &seen, seen + 1)) continue;
         team->task(team->argument, (int32_t)TAKEN(seen), worker); /* the leader waits for this item: both stand */
-        atomic_fetch_add_explicit(&team->done, 1, memory_order_release);
+        int done = atomic_fetch_add(&team->done, 1) + 1;
+        if (done == (int)ITEMS(seen) && atomic_load(&team->leader_asleep)) {
+            pthread_mutex_lock(&team->mutex);
+            pthread_cond_signal(&team->finished);
+            pthread_mutex_unlock(&team->mutex);
+        }
         seen = atomic_load_explicit(&team->ticket, memory_order_acquire);
     }
+}
+
+static int64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
 static int has_items(Team *team) {
@@ -77,7 +91,7 @@ static void wake_helpers(Team *team) {
 }
 
 void share(Team *team, Task task, const void *argument, int32_t items) {
-    if (team->size == 1 || items <= 1) {
+    if (team->size == 1 || team->alone || items <= 1) {
         for (int32_t item = 0; item < items; item++) task(argument, item, 0);
         return;
     }
@@ -89,8 +103,48 @@ void share(Team *team, Task task, const void *argument, int32_t items) {
     wake_helpers(team);
     take_items(team, 0);
     for (int spins = 0; atomic_load_explicit(&team->done, memory_order_acquire) < items; spins++) {
-        if (spins > LEADER_SPINS) sched_yield();
-        else pause_briefly();
+        pause_briefly();
+        if (spins < LEADER_SPINS) continue;
+        int64_t since = now_ns();
+        pthread_mutex_lock(&team->mutex);
+        atomic_store(&team->leader_asleep, 1);
+        while (atomic_load(&team->done) < items) pthread_cond_wait(&team->finished, &team->mutex);
+        atomic_store(&team->leader_asleep, 0);
+        pthread_mutex_unlock(&team->mutex);
+        team->waited_ns += now_ns() - since;
+    }
+}
+
+/* Keep helpers off the leader's processor. A system that sees no idle processor (one that is busy with something of low
+ * priority is not) wakes them where the leader runs and leaves them there longer than a pass takes. */
+static void make_way(Team *team) {
+#if defined(__linux__)
+    int cpu = sched_getcpu();
+    cpu_set_t allowed;
+    if (cpu == team->leader_cpu || cpu < 0) return;
+    team->leader_cpu = cpu;
+    if (pthread_getaffinity_np(pthread_self(), sizeof allowed, &allowed)) return;
+    if (CPU_COUNT(&allowed) > 1) CPU_CLR(cpu, &allowed);
+    for (int32_t id = 1; id <= team->started; id++) pthread_setaffinity_np(team->threads[id], sizeof allowed, &allowed);
+#else
+    (void)team;
+#endif
+}
+
+void begin_pass(Team *team) {
+    if (team->alone) team->alone--;
+    if (team->size > 1 && !team->alone) make_way(team);
+    team->waited_ns = 0;
+    team->began_ns = now_ns();
+}
+
+void end_pass(Team *team, double gain) {
+    if (team->alone || team->size == 1) return;
+    if ((double)team->waited_ns > gain * (double)(now_ns() - team->began_ns)) {
+        team->alone = team->patience + 1;
+        team->patience = 2 * team->patience < MOST_PATIENCE ? 2 * team->patience : MOST_PATIENCE;
+    } else {
+        team->patience = 1;
     }
 }
 
@@ -121,10 +175,11 @@ void team_stop(Team *team) {
 Team *team_start(int32_t size) {
     Team *team = aligned_alloc(LINE, (sizeof(Team) + LINE - 1) / LINE * LINE);
     if (!team) return NULL;
-    *team = (Team){.size = size};
+    *team = (Team){.size = size, .patience = 1, .leader_cpu = -1};
     team->threads = calloc((size_t)size, sizeof(pthread_t));
     pthread_mutex_init(&team->mutex, NULL);
     pthread_cond_init(&team->wake, NULL);
+    pthread_cond_init(&team->finished, NULL);
     for (int32_t id = 1; id < size; id++) {
         Seat *seat = malloc(sizeof(Seat));
         *seat = (Seat){team, id};

@@ -2,7 +2,8 @@
  *
  * The caller leads: it says what the next work is and how many items it has, takes items like everybody else, and goes on
  * when the last one is done. Nobody waits for a thread that has not taken an item: one that the system has put aside, or
- * that still sleeps, costs its help and nothing else.
+ * that still sleeps, costs its help and nothing else. One that is put aside in the middle of an item is waited for; when
+ * that takes more time than the helpers save, the leader works alone for some passes before it tries again.
  */
 
 #ifndef TEAM_H
@@ -25,9 +26,12 @@ typedef struct Team {
     _Alignas(LINE) Task task;
     const void *argument;
     int32_t size, started;
-    atomic_int asleep, stopping;
+    int32_t alone, patience; /* passes that the leader does by itself from now on; how many it will be the next time */
+    int64_t began_ns, waited_ns; /* this pass; what of it the leader waited for items that others had taken */
+    int32_t leader_cpu; /* helpers are kept off it, -1: off none */
+    atomic_int asleep, leader_asleep, stopping;
     pthread_mutex_t mutex;
-    pthread_cond_t wake;
+    pthread_cond_t wake, finished;
     pthread_t *threads;
     char *memory; /* what a pass works in, kept for the next one */
     size_t memory_bytes;
@@ -39,6 +43,10 @@ void team_stop(Team *team);
 
 /* Do `items` items of `task`, fewer than 2^20; all are done when it returns. */
 void share(Team *team, Task task, const void *argument, int32_t items);
+
+/* Around a pass; `gain` is the share of a pass alone that helpers save at best. */
+void begin_pass(Team *team);
+void end_pass(Team *team, double gain);
 
 /* At least `bytes` for the present pass, on a page's border; null if there is none. */
 void *team_memory(Team *team, size_t bytes);
