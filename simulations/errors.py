@@ -3,6 +3,7 @@
 SimulationError
 ├── DevnetError            a devnet that cannot start: says which peer and shows the end of its log
 ├── ScenarioError          what must hold in a simulation did not: says how to replay it
+│   └── InvariantError     agreement broke a promise in a schedule of faults
 └── UnknownScenarioError   (UsageError) no scenario of that name
 """
 
@@ -37,3 +38,5 @@ class UnknownScenarioError(SimulationError, UsageError):
 
 class InvariantError(ScenarioError):
     """Something that consensus promises did not hold in a schedule."""
+
+    code = "invariant_broken"
