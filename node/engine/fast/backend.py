@@ -71,7 +71,9 @@ class FastBackend:
         weights = make() if packed is None else keep_packed(make, packed, library)
         trim()
         self._model = NativeModel(library, shape, weights, numerics, blocks=blocks, threads=threads)
-        self.pool = BlockPool(blocks, BLOCK_TOKENS, spare=SIDE_CONTEXTS * _context_blocks(shape))
+        self.pool = BlockPool(
+            blocks, BLOCK_TOKENS, spare=SIDE_CONTEXTS * _context_blocks(shape), copy=self._model.copy_block
+        )
         self.embed = _encoder(encoder).embed
         self.chooser: Chooser = NativeChooser(library, shape.vocabulary)
         self.context_tokens = shape.context_tokens

@@ -2,7 +2,8 @@
 
 A full block is named by a hash over its tokens and the name of the block before it, so a name stands for everything up
 to its end (as in nano-vllm's block manager). Blocks that nobody holds keep their contents until they are needed for
-something else, least recently used first and ends of conversations before their beginnings.
+something else, least recently used first and ends of conversations before their beginnings. Where a block is known that
+begins as wanted and goes on otherwise, its contents are copied: chat templates begin all conversations alike.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 ROOT: Final = b""
+LOOKED_AT: Final = 8
+"""Blocks after the same beginning that are compared with what is wanted, the latest of them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -44,9 +48,13 @@ class BlockPool:
         count: blocks that there are.
         block_tokens: tokens in each.
         spare: blocks that only side work may take.
+        copy: copies a block's contents, (from, to); None: only whole blocks are shared.
     """
 
-    def __init__(self, count: int, block_tokens: int, spare: int) -> None:
+    def __init__(
+        self, count: int, block_tokens: int, spare: int, copy: Callable[[int, int], None] | None = None
+    ) -> None:
+        self._copy = copy
         self._count = count
         self._block_tokens = block_tokens
         self._spare = spare
@@ -58,6 +66,10 @@ class BlockPool:
         self._holders = [0] * count
         self._names: dict[int, bytes] = {}
         self._by_name: dict[bytes, int] = {}
+        self._followers: dict[bytes, dict[int, list[int]]] = {}
+        """After each name, the blocks that go on from there and their tokens, in the order they were read."""
+        self._before: dict[int, bytes] = {}
+        """Name of the block before each named one."""
         self._promised = 0
         self._side = 0
         """Blocks that side work may hold."""
@@ -96,13 +108,16 @@ class BlockPool:
             self._holders[block] += 1
         self._promised += needed
         self.found_tokens += len(known) * self._block_tokens
-        return Lease(
+        lease = Lease(
             reserved=needed,
             side=size if side else 0,
             blocks=[block for _, block in known],
             names=[name for name, _ in known],
             token_ids=list(token_ids[: len(known) * self._block_tokens]),
         )
+        if self._copy is not None:
+            self._begin(lease, token_ids[lease.read : len(token_ids) - 1], self._copy)
+        return lease
 
     def catch_up(self, lease: Lease, token_ids: Sequence[int]) -> None:
         """Go on behind what other leases have read meanwhile of `token_ids`, with which this one's sequence begins.
@@ -148,8 +163,11 @@ class BlockPool:
             name = _name(before, lease.token_ids[index * size : (index + 1) * size])
             lease.names.append(name)
             if name not in self._by_name:  # else a twin was quicker, and this block stays without a name
-                self._by_name[name] = lease.blocks[index]
-                self._names[lease.blocks[index]] = name
+                block = lease.blocks[index]
+                self._by_name[name] = block
+                self._names[block] = name
+                self._before[block] = before
+                self._followers.setdefault(before, {})[block] = lease.token_ids[index * size : (index + 1) * size]
 
     def close(self, lease: Lease) -> None:
         """Let go of all blocks."""
@@ -177,6 +195,21 @@ class BlockPool:
             known.append((name, block))
         return known
 
+    def _begin(self, lease: Lease, wanted: Sequence[int], copy: Callable[[int, int], None]) -> None:
+        """Copy what is known of the beginning of `wanted`, less than a block, into the next block of the lease."""
+        followers = self._followers.get(lease.names[-1] if lease.names else ROOT, {})
+        alike = [(_alike(tokens, wanted), block) for block, tokens in islice(reversed(followers.items()), LOOKED_AT)]
+        count, source = max(alike, default=(0, 0))
+        if not count:
+            return
+        if source in self._idle:
+            self._idle.move_to_end(source)  # not to be taken, unless it is the last one
+        self.grow(lease, 1)
+        if lease.blocks[-1] != source:
+            copy(source, lease.blocks[-1])
+        lease.token_ids += wanted[:count]
+        self.found_tokens += count
+
     def _take(self) -> int:
         if self._empty:
             block = self._empty.pop()
@@ -186,8 +219,24 @@ class BlockPool:
         else:
             block, _ = self._idle.popitem(last=False)
             del self._by_name[self._names.pop(block)]
+            before = self._before.pop(block)
+            del self._followers[before][block]
+            if not self._followers[before]:
+                del self._followers[before]
         self._holders[block] = 1
         return block
+
+
+def _alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with.
+
+    >>> _alike([1, 2, 3], [1, 2, 5, 6])
+    2
+    """
+    return next(
+        (at for at, (mine, theirs) in enumerate(zip(one, other, strict=False)) if mine != theirs),
+        min(len(one), len(other)),
+    )
 
 
 def _name(before: bytes, token_ids: Sequence[int]) -> bytes:

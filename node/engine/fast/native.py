@@ -85,7 +85,7 @@ class NativeModel:
         self._library.team_start.restype = c_void_p
         self._shape = shape
         self._weights = weights
-        self._blocks = reserve(blocks * block_bytes(shape, numerics))
+        self._blocks = reserve(blocks * block_bytes(shape, numerics)).view(blocks, -1)
         self.logits = _logits(LOGIT_ROWS, shape.vocabulary)
         """(rows, vocabulary) float32: each call writes those that it is asked for from row 0 on. The same memory all
         the time, unless a call asks for more rows than it has."""
@@ -117,6 +117,10 @@ class NativeModel:
         self._team = c_void_p(self._library.team_start(threads))
         if not self._team:
             raise EngineError(f"cannot start {threads} threads", hint="set engine.threads lower")
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy the keys and values of a block."""
+        self._blocks[target].copy_(self._blocks[source])
 
     def close(self) -> None:
         """End the threads."""

@@ -212,6 +212,19 @@ def test_what_is_known_of_a_prompt_is_not_read_again_and_changes_no_bit(fast):
     assert fast.open(prompt, 200, side=True).read == second.read // 32 * 32
 
 
+@pytest.mark.parametrize("shared", [1, 13, 31, 40])
+def test_what_is_copied_of_another_prompt_changes_no_bit(fast, tiny, kernels, shared):
+    ours = [5 + i % 250 for i in range(90)]
+    theirs = [*ours[:shared], 4, *ours[shared + 1 :]]
+    alone = FastBackend(tiny.text, tiny.encoder, kernels, "float32", threads=1, cache_mb=1)
+    expected = alone.read([Read(alone.open(ours, 100, side=False), ours, 1)]).clone()
+    first = fast.open(theirs, 100, side=False)
+    fast.read([Read(first, theirs, 0)])
+    second = fast.open(ours, 100, side=False)
+    assert second.read == shared
+    assert torch.equal(fast.read([Read(second, ours[shared:], 1)]), expected)
+
+
 def test_memory_for_keys_and_values_is_bounded(fast):
     """Two contexts of 256 tokens at least: one for generations, one for side work."""
     held = []

@@ -207,3 +207,69 @@ def test_whoever_catches_up_holds_what_it_would_have_written(seed):
         assert lease.reserved >= 0
         pool.close(lease)
     assert pool.free == 40
+
+
+class Memory:
+    """A pool whose blocks hold the tokens that were written to them."""
+
+    def __init__(self, count, spare=0):
+        self.blocks = [[None] * SIZE for _ in range(count)]
+        self.copies = []
+        self.pool = BlockPool(count, SIZE, spare, copy=self.copy)
+
+    def copy(self, source, target):
+        self.copies.append((source, target))
+        self.blocks[target] = list(self.blocks[source])
+
+    def fill(self, lease, tokens):
+        start = lease.read
+        self.pool.grow(lease, len(tokens))
+        for at, token in enumerate(tokens, start):
+            self.blocks[lease.blocks[at // SIZE]][at % SIZE] = token
+        self.pool.written(lease, tokens)
+
+    def held(self, lease):
+        return [self.blocks[lease.blocks[at // SIZE]][at % SIZE] for at in range(lease.read)]
+
+
+def test_a_block_that_begins_alike_is_copied_as_far_as_it_is():
+    here = Memory(16)
+    first = here.pool.open([1, 2, 3, 4, 5, 6, 7, 8, 9], 10, side=False)
+    here.fill(first, [1, 2, 3, 4, 5, 6, 7, 8, 9])
+    second = here.pool.open([1, 2, 3, 4, 5, 6, 70, 80], 12, side=False)
+    assert second.read == 6
+    assert here.copies == [(first.blocks[1], second.blocks[1])]
+    here.fill(second, [70, 80])
+    assert here.held(first) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert here.held(second) == [1, 2, 3, 4, 5, 6, 70, 80]
+    third = here.pool.open([1, 2, 3, 4, 5, 6, 70, 80], 12, side=False)
+    assert third.read == 7  # the last token remains, and the block that is most alike was taken
+    assert here.pool.found_tokens == 6 + 7
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_sequences_hold_their_own_tokens_however_they_begin(seed):
+    rng = random.Random(seed)
+    here, held = Memory(20, spare=4), []
+    for _ in range(300):
+        if held and rng.random() < 0.5:
+            lease, tokens = held.pop(rng.randrange(len(held)))
+            assert here.held(lease) == tokens
+            here.pool.close(lease)
+        tokens = [rng.randrange(2) for _ in range(rng.randrange(1, 26))]
+        lease = here.pool.open(tokens, len(tokens), side=rng.random() < 0.3)
+        if lease is None:
+            continue
+        assert lease.read < len(tokens)
+        assert here.held(lease) == tokens[: lease.read]
+        while lease.read < len(tokens):
+            here.fill(lease, tokens[lease.read : lease.read + rng.randrange(1, 9)])
+            here.pool.catch_up(lease, tokens)
+        assert here.held(lease) == tokens
+        held.append((lease, tokens))
+        assert here.pool.used == len({block for other, _ in held for block in other.blocks})
+        assert all(other.reserved == 0 for other, _ in held)
+    for lease, _ in held:
+        here.pool.close(lease)
+    assert here.pool.free == 20
+    assert len(here.copies) > 20

@@ -535,7 +535,7 @@ def test_a_conversation_goes_on_where_its_last_answer_ended(fast):
     first.finish()
     said = fast.tokens("tell me " * 8) + first.tokens()
     cache = fast.open([*said, 5], len(said) + 10, side=False)
-    assert cache.read == (len(said) - 1) // 32 * 32  # the last token was never read
+    assert cache.read == (len(said) - 1) // 32 * 32 > 0  # the last token was never read
     fast.close(cache)
 
 
