@@ -57,7 +57,8 @@ class Tool(Value, frozen=True, kw_only=True):
     name: NameField
     description: TextField = ""
     parameters: TextField = ""
-    """JSON schema of the arguments, as JSON text without spaces and with sorted keys; empty: none are taken."""
+    """JSON schema of the arguments, as JSON text without spaces, keys in the caller's order (guided answers write their
+    properties in it); empty: none are taken."""
 
 
 class Guide(Value, frozen=True, kw_only=True):
