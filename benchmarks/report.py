@@ -51,6 +51,8 @@ def shown(value: Any) -> str:
     """A value as people read it; None is no data."""
     if value is None:
         return "no data"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     if isinstance(value, Mapping):

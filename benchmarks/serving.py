@@ -27,9 +27,9 @@ from typing import Any, Final
 
 import psutil
 
-from benchmarks import material
+from benchmarks import goals, material
 from benchmarks.contestants.process import ROOT
-from benchmarks.report import facts, machine
+from benchmarks.report import facts, machine, table
 from nsllm.node.engine.fast.chat import ChatText
 from nsllm.node.engine.models import default_home, ensure_default_models
 from nsllm.node.tcp_ports import any_free
@@ -249,8 +249,8 @@ def toml(settings: Sequence[str]) -> str:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The figures, the pipeline's beside them."""
-    figures = {name: value for name, value in result.items() if name not in {"machine", "pipeline"}}
-    parts = [facts(figures)]
+    figures = {name: value for name, value in result.items() if name not in {"goals", "machine", "pipeline"}}
+    parts = [table(result["goals"]), facts(figures)]
     if "pipeline" in result:
         parts += [f"Through the whole pipeline, {PEERS} peers:", facts(result["pipeline"])]
     return "\n\n".join([*parts, facts(result["machine"])])
@@ -287,7 +287,7 @@ def main() -> int:
     ]
     with tempfile.TemporaryDirectory() as folder, solo(Path(folder), options.set) as (urls, pid):
         result = measure(urls, pid, "private", prompts, options)
-    result |= {"endpoint": options.endpoint, "settings": options.set}
+    result |= {"endpoint": options.endpoint, "settings": options.set, "goals": goals.judged(goals.SERVING, result)}
     if options.pipeline:
         with tempfile.TemporaryDirectory() as folder, devnet(Path(folder)) as (urls, pid):
             result["pipeline"] = measure(urls, pid, "public", prompts, options)

@@ -54,8 +54,18 @@ class Process:
 
 
 @contextmanager
-def started(name: str, command: Sequence[str], texts: Sequence[Sequence[int]], folder: Path) -> Iterator[Process]:
-    """Start a contestant, which begins to load its model; `hear` tells when it has. Ended with the block."""
+def started(
+    name: str, command: Sequence[str], texts: Sequence[Sequence[int]], folder: Path, waiting: str = ""
+) -> Iterator[Process]:
+    """Start a contestant, which begins to load its model; `hear` tells when it has. Ended with the block.
+
+    Args:
+        name: what it is called.
+        command: that starts it.
+        texts: what its tasks read.
+        folder: for its log.
+        waiting: how OpenMP's threads wait for each other: `active` in a loop, `passive` asleep, or as they like.
+    """
     log = folder / f"{name}.log"
     with log.open("wb") as errors:
         process = subprocess.Popen(
@@ -65,7 +75,9 @@ def started(name: str, command: Sequence[str], texts: Sequence[Sequence[int]], f
             stderr=errors,
             text=True,
             cwd=ROOT,
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+            env=os.environ
+            | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+            | ({"OMP_WAIT_POLICY": waiting} if waiting else {}),
         )
     try:
         contestant = Process(name, process, log)

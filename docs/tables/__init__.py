@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from tables.benchmarks import benchmark_results
 from tables.command_line import commands
 from tables.declared import api_codes, endpoints, error_classes, errors, metrics, settings
 from tables.events import events
@@ -18,6 +19,7 @@ from tables.wire import protocol_limits, protocol_modules, protocols
 __all__ = [
     "ROOMS",
     "api_codes",
+    "benchmark_results",
     "commands",
     "endpoints",
     "error_classes",

@@ -14,6 +14,7 @@ from benchmarks.contestants.fast import Fast
 from benchmarks.contestants.process import ROOT
 from benchmarks.contestants.stage import CONTEXT_TOKENS, Stage, losses_of
 from benchmarks.engine import QUICK, figures, markdown, tasks
+from benchmarks.goals import ENGINE, SERVING, judged
 from benchmarks.measuring import Timing
 from nsllm.node.engine.tiny import build_tiny_models
 
@@ -67,13 +68,25 @@ def test_without_llamacpp_its_figures_are_missing_not_made_up():
 
 def test_markdown_shows_timings_and_figures():
     rows = [{"task": "decode", "who": "nsllm", "wall_ms": 4.25}]
-    result = {"timings": rows, "machine": {"cores": 2}, "contestants": {}, "single_stream_ms": 4.25, "none": None}
+    goals = judged(ENGINE, figures(timings(LLAMAS), PERPLEXITIES) | dict.fromkeys(OF_THE_WORKER, 900.0))
+    result = {
+        "timings": rows,
+        "goals": goals,
+        "machine": {"cores": 2},
+        "contestants": {},
+        "single_stream_ms": 4.25,
+        "none": None,
+    }
     text = markdown(result | {"contestants": {"nsllm": {"dtype": "int8"}}})
 
     assert "| task | who | wall_ms |" in text
     assert "| decode | nsllm | 4.25 |" in text
     assert "| single_stream_ms | 4.25 |" in text
     assert "| none | no data |" in text
+    assert "| streams32_vs_llamacpp_best | 1.5 | at least 1.5, hoped for 2.2 | yes |" in text
+    assert "| streams64_vs_llamacpp_best | 1.5 | at least 1.8, hoped for 2.5 | no |" in text
+    assert "| single_stream_vs_llamacpp_best | 1.5 | hoped for 1 | no data |" in text
+    assert "| worker_rss_mb | 900 | at most 1200 | yes |" in text
     assert "| nsllm | dtype int8 |" in text
 
 
@@ -81,6 +94,11 @@ def test_every_figure_is_documented():
     text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     for name in (*figures(timings(LLAMAS), PERPLEXITIES), *ASKED, *OF_THE_WORKER):
         assert f"`{name}`" in text, name
+
+
+def test_missing_figures_meet_no_goal():
+    rows = judged(SERVING, {"completed_rps": 0.0, "failed": 12, "itl_p95_ms": None, "ttft_p95_ms": None})
+    assert [row["met"] for row in rows] == [False, False, None, None]
 
 
 @pytest.mark.parametrize("module", ["engine", "serving"])

@@ -1,0 +1,66 @@
+"""What the last full runs of the benchmarks found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def benchmark_results() -> str:
+    """Of the engine, then of serving; each with its machine."""
+    engine, serving = (json.loads((RESULTS / f"{name}.json").read_text("utf-8")) for name in ("engine", "serving"))
+    parts = ["### The engine", _machine(engine), _timings(engine["timings"]), _goals(engine["goals"])]
+    parts += [_perplexities(engine["perplexity_over_bf16"], engine["perplexity_tokens"])]
+    parts += ["### Serving", _machine(serving), _goals(serving["goals"]), _load(serving)]
+    return "\n\n".join(parts)
+
+
+def _machine(result: Mapping[str, Any]) -> str:
+    about = result["machine"]
+    loads = [", ".join(f"{load:.1f}" for load in about[f"load_at_{end}"]) for end in ("start", "end")]
+    hardware = f"{about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB, {about['system']}"
+    software = f"Python {about['python']}, torch {about['torch']}, transformers {about['transformers']}"
+    load = f"load {loads[0]} at the start and {loads[1]} at the end"
+    return f"{hardware}; {software}; {load}; {about['date']}, `{about['command']}`."
+
+
+def _timings(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = ["| task | who | settings | ms | CPU ms | tokens/s |", "|---|---|---|---:|---:|---:|"]
+    for row in rows:
+        numbers = f"{row['wall_ms']:.1f} | {row['cpu_ms']:.1f} | {row['tokens_per_s']:,.0f}"
+        lines.append(f"| {row['task']} | {row['who']} | {row['settings']} | {numbers} |")
+    return "\n".join(lines)
+
+
+def _goals(rows: Sequence[Mapping[str, Any]]) -> str:
+    met = {True: "yes", False: "no", None: "-"}
+    lines = ["| figure | measured | goal | met |", "|---|---:|---|---|"]
+    lines += [f"| `{row['figure']}` | {_number(row['value'])} | {row['goal']} | {met[row['met']]} |" for row in rows]
+    return "\n".join(lines)
+
+
+def _perplexities(ratios: Mapping[str, float], tokens: int) -> str:
+    said = ", ".join(f"{who} {ratio:.4f}" for who, ratio in ratios.items())
+    return f"Perplexity over that of bf16, on {tokens:,} tokens: {said}."
+
+
+def _load(result: Mapping[str, Any]) -> str:
+    columns = {"engine and API": result} | ({"pipeline": result["pipeline"]} if "pipeline" in result else {})
+    names = [
+        name
+        for name, value in result.items()
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    ]
+    lines = ["| figure | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    lines += [
+        f"| `{name}` | " + " | ".join(_number(column.get(name)) for column in columns.values()) + " |" for name in names
+    ]
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
