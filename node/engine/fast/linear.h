@@ -9,6 +9,7 @@
 #define COLS 48  /* outputs in a weight tile: 3 vectors of 16 lanes */
 #define VECS 3
 #define MROWS 4  /* rows that a weight tile is applied to at once: 12 integer sums and 12 real ones stay in registers */
+#define OWN_ROWS 16 /* rows for which a thread reads the weights by itself */
 #define GROUP 64 /* inputs that share an activation scale */
 
 typedef struct {
@@ -32,7 +33,6 @@ typedef struct {
     float *to; /* (count, outputs) */
     int32_t count, pieces, int8;
     int32_t add; /* to what is there */
-    int32_t beside; /* tiles that others probably apply meanwhile */
 } Application;
 
 INLINE void four_inputs(int rows, const int8_t *x, int64_t stride, const uint8_t *w, v16i sum[MROWS][VECS]) {
@@ -112,18 +112,18 @@ INLINE void apply_tile(int rows, const Application *a, int32_t tile, int32_t row
 }
 
 static void apply_item(const void *argument, int32_t item, int32_t worker) {
-    (void)worker;
     const Application *a = argument;
-    int32_t tile = item / a->pieces, piece = item % a->pieces, tiles = (a->layer->outputs + COLS - 1) / COLS;
+    int32_t tiles = (a->layer->outputs + COLS - 1) / COLS, tile = item % tiles, piece = item / tiles;
     int32_t quads = (a->count + MROWS - 1) / MROWS;
     int32_t row = (int32_t)((int64_t)quads * piece / a->pieces) * MROWS;
     int32_t end = (int32_t)((int64_t)quads * (piece + 1) / a->pieces) * MROWS;
     if (end > a->count) end = a->count;
     /* The tile that this thread probably applies next comes out of memory meanwhile, some lines with each group. */
     int64_t tile_bytes = (int64_t)COLS * a->layer->inputs * (a->int8 ? 1 : 4);
-    const char *soon = (const char *)a->layer->weight + (tile + a->beside) * tile_bytes;
+    int32_t next = worker ? tile - 1 : tile + 1;
+    const char *soon = (const char *)a->layer->weight + next * tile_bytes;
     int32_t rounds = (end - row + MROWS - 1) / MROWS, lines = (GROUP * COLS / LINE + rounds - 1) / rounds;
-    if (tile + a->beside >= tiles) lines = 0;
+    if (next < 0 || next >= tiles) lines = 0;
     for (; row < end; row += MROWS, soon += (int64_t)lines * LINE * (a->layer->inputs / GROUP)) switch (end - row) {
             case 1: apply_tile(1, a, tile, row, soon, lines); break;
             case 2: apply_tile(2, a, tile, row, soon, lines); break;
@@ -134,12 +134,11 @@ static void apply_item(const void *argument, int32_t item, int32_t worker) {
 
 /* to (count, outputs) = or += rows (count, inputs) times the layer. */
 static void apply(Team *team, const Linear *layer, int int8, Rows rows, int32_t count, float *to, int add) {
-    int32_t tiles = (layer->outputs + COLS - 1) / COLS, quads = (count + MROWS - 1) / MROWS;
     if (!count) return;
-    Application a = {layer, rows, to, count, 1, int8, add, team->size};
-    /* Enough items that the last one is not waited for long. */
-    while (team->size > 1 && tiles * a.pieces < 12 * team->size && quads >= 8 * a.pieces) a.pieces *= 2;
-    share(team, apply_item, &a, tiles * a.pieces);
+    /* Threads share rows if there are enough of them, else outputs. */
+    int32_t pieces = count >= OWN_ROWS * team->size && !team->alone ? team->size : 1;
+    Application a = {layer, rows, to, count, pieces, int8, add};
+    share(team, apply_item, &a, (layer->outputs + COLS - 1) / COLS * pieces);
 }
 
 #endif

@@ -16,6 +16,7 @@
 #define HUGE_PAGE 2097152 /* bytes */
 #define HELPER_SPINS 4000 /* about 60 us, a gap between two passes; then it sleeps */
 #define LEADER_SPINS 2000 /* then it sleeps as well, and somebody else can run, perhaps the one whom it waits for */
+#define CLAIMS 3          /* a thread takes this part of its share of what is left */
 #define MOST_PATIENCE 64  /* passes */
 
 typedef struct {
@@ -24,8 +25,8 @@ typedef struct {
 } Seat;
 
 #define FIELD 20
-#define TAKEN(ticket) ((ticket) & ((1u << FIELD) - 1))
-#define ITEMS(ticket) ((ticket) >> FIELD & ((1u << FIELD) - 1))
+#define BEGINNING(ticket) ((int32_t)((ticket) & ((1u << FIELD) - 1)))
+#define END(ticket) ((int32_t)((ticket) >> FIELD & ((1u << FIELD) - 1)))
 
 static void pause_briefly(void) {
 #if defined(__x86_64__)
@@ -35,14 +36,19 @@ static void pause_briefly(void) {
 #endif
 }
 
-/* Do items of the present work until none is left. */
+/* Do items of the present work until none is left, many at a time at first: what threads tell each other is slow, above
+ * all from one group of cores to another. */
 static void take_items(Team *team, int32_t worker) {
     unsigned long long seen = atomic_load_explicit(&team->ticket, memory_order_acquire);
-    while (TAKEN(seen) < ITEMS(seen)) {
-        if (!atomic_compare_exchange_weak(&team->ticket, &seen, seen + 1)) continue;
-        team->task(team->argument, (int32_t)TAKEN(seen), worker); /* the leader waits for this item: both stand */
-        int done = atomic_fetch_add(&team->done, 1) + 1;
-        if (done == (int)ITEMS(seen) && atomic_load(&team->leader_asleep)) {
+    while (BEGINNING(seen) < END(seen)) {
+        int32_t beginning = BEGINNING(seen), end = END(seen), count = (end - beginning) / (CLAIMS * team->size);
+        if (count < 1) count = 1;
+        unsigned long long taken = worker ? seen - ((unsigned long long)count << FIELD) : seen + (unsigned)count;
+        if (!atomic_compare_exchange_weak(&team->ticket, &seen, taken)) continue;
+        /* The leader waits for these items: task and argument stand. */
+        for (int32_t i = 0; i < count; i++) team->task(team->argument, worker ? end - 1 - i : beginning + i, worker);
+        int32_t items = team->items;
+        if (atomic_fetch_add(&team->done, count) + count == items && atomic_load(&team->leader_asleep)) {
             pthread_mutex_lock(&team->mutex);
             pthread_cond_signal(&team->finished);
             pthread_mutex_unlock(&team->mutex);
@@ -59,7 +65,7 @@ static int64_t now_ns(void) {
 
 static int has_items(Team *team) {
     unsigned long long seen = atomic_load(&team->ticket);
-    return TAKEN(seen) < ITEMS(seen);
+    return BEGINNING(seen) < END(seen);
 }
 
 static void *helper(void *given) {
@@ -98,6 +104,7 @@ void share(Team *team, Task task, const void *argument, int32_t items) {
     unsigned long long before = atomic_load_explicit(&team->ticket, memory_order_relaxed);
     team->task = task;
     team->argument = argument;
+    team->items = items;
     atomic_store(&team->done, 0);
     atomic_store(&team->ticket, ((before >> 2 * FIELD) + 1) << 2 * FIELD | (unsigned long long)items << FIELD);
     wake_helpers(team);

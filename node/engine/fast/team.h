@@ -1,7 +1,8 @@
 /* Threads that share the work of one pass, made for machines on which other programs run too.
  *
  * The caller leads: it says what the next work is and how many items it has, takes items like everybody else, and goes on
- * when the last one is done. Nobody waits for a thread that has not taken an item: one that the system has put aside, or
+ * when the last one is done. It takes them from the front and helpers take them from the back, so that in one work after
+ * another a thread meets the rows that it has in its cache. Nobody waits for a thread that has not taken an item: one that the system has put aside, or
  * that still sleeps, costs its help and nothing else. One that is put aside in the middle of an item is waited for; when
  * that takes more time than the helpers save, the leader works alone for some passes before it tries again.
  */
@@ -20,12 +21,12 @@
 typedef void (*Task)(const void *argument, int32_t item, int32_t worker);
 
 typedef struct Team {
-    /* Works that were given out so far (24 bits), items of this one (20), items taken (20). */
+    /* Works that were given out so far (24 bits), end and beginning of the items of this one that are left (20 each). */
     _Alignas(LINE) atomic_ullong ticket;
     _Alignas(LINE) atomic_int done;
     _Alignas(LINE) Task task;
     const void *argument;
-    int32_t size, started;
+    int32_t size, started, items;
     int32_t alone, patience; /* passes that the leader does by itself from now on; how many it will be the next time */
     int64_t began_ns, waited_ns; /* this pass; what of it the leader waited for items that others had taken */
     int32_t leader_cpu; /* helpers are kept off it, -1: off none */
