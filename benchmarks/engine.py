@@ -71,7 +71,7 @@ FULL: Final = Effort(
     steps=4,
     windows=40,
     read_at_once=256,
-    generated_tokens=32,
+    generated_tokens=48,
     generate_rounds=5,
     worker_rounds=5,
     systems=7,
@@ -82,7 +82,7 @@ QUICK: Final = Effort(
     steps=1,
     windows=2,
     read_at_once=416,
-    generated_tokens=8,
+    generated_tokens=12,
     generate_rounds=1,
     worker_rounds=2,
     systems=5,
@@ -187,7 +187,7 @@ def figures(timings: Mapping[str, Sequence[Timing]], perplexities: Mapping[str, 
             f"{key}_vs_llamacpp_best_cpu": _ratio(timings[key][0], _best(timings[key], "cpu_ms"), "cpu_ms")
             for key in ("streams1", "streams8", "streams32", "streams64", "prefill")
         },
-        "streams32_vs_generate_batch": _ratio(*timings["generate"]),
+        "streams32_vs_generate_batch": _ratio(timings["generate"][0], timings["generate"][1]),
         **{
             f"{key}_vs_transformers": _ratio(rows[0], _of(rows, EAGER))
             for key, rows in timings.items()

@@ -54,7 +54,11 @@ class Fast:
                 self._forward([Read(cache, text[cache.read : -1], 0)])
         self._forward([Read(cache, text[-1:], 1) for cache, text in zip(self._caches, texts, strict=True)])
         reads = [Read(cache, [text[5]], 1) for cache, text in zip(self._caches, texts, strict=True)]
-        return lambda: self._forward(reads)
+
+        def step() -> None:
+            self._forward(reads)
+
+        return step
 
     def prefill(self, text: Sequence[int], settings: str) -> Callable[[], None]:
         """In pieces, of which none is found among known beginnings."""
@@ -99,8 +103,8 @@ class Fast:
                 row[:read_at_once] = losses_of(logits.numpy(), window[1 : read_at_once + 1])
             for i in range(read_at_once, len(windows[0]) - 1):
                 reads = [Read(cache, [window[i]], 1) for cache, window in zip(caches, windows, strict=True)]
-                logits = torch.cat(self._forward(reads)).numpy()
-                found[:, i] = losses_of(logits, [window[i + 1] for window in windows])
+                rows = torch.cat(self._forward(reads)).numpy()
+                found[:, i] = losses_of(rows, [window[i + 1] for window in windows])
         return found
 
     @contextmanager
