@@ -92,7 +92,13 @@ class EngineConfig:
     backend: Backend = setting(
         "auto", "Path of the text model: the fast one (Llama family, int8), the general one, or what suits."
     )
-    threads: int = setting(1, "CPU threads of the model worker.", unit="threads", least=1, most=1024)
+    threads: int = setting(
+        0,
+        "CPU threads of the model worker; 0: the machine's cores, at most 8 (a devnet's peers share them).",
+        unit="threads",
+        least=0,
+        most=1024,
+    )
     cache_mb: int = setting(512, "Memory for keys and values on the fast path.", unit="MB", least=1, most=1_000_000)
     memory_mb: int = setting(
         0,

@@ -17,6 +17,7 @@ from nsllm.node.engine.needs import worker_bytes
 from nsllm.node.engine.pool import Candidate
 from nsllm.node.engine.store import find, list_models
 from nsllm.node.engine.supervisor import WorkerEngine
+from nsllm.node.engine.threads import machine_threads
 from nsllm.node.errors import ConfigError, InvalidRequestError, UnknownModelError
 
 CGROUP: Final = Path("/sys/fs/cgroup")
@@ -50,7 +51,7 @@ class ModelOpener:
             encoder=self._encoder,
             backend=config.backend,
             devices=config.spread(),
-            threads=config.threads,
+            threads=config.threads or machine_threads(),
             cache_mb=config.cache_mb,
             max_queue=config.max_queue,
             max_active=config.max_active,

@@ -25,6 +25,7 @@ from nsllm.governance.genesis import Genesis, load_genesis, save_genesis
 from nsllm.governance.policy import Policy
 from nsllm.ids import Address, PeerId
 from nsllm.node.config import CONFIG_FILE, GENESIS_FILE, P2pConfig, PeerConfig, models_home
+from nsllm.node.engine.threads import machine_threads
 from nsllm.node.founding import found, founder
 from nsllm.node.identity import Identity, locked, open_identity
 from nsllm.node.settings import load_config, save_config
@@ -185,7 +186,8 @@ def _configure(folder: Path, index: int, port: int, p2p_port: int, others: tuple
     new = not path.exists()
     config = PeerConfig(data_dir=folder, home=models_home()) if new else load_config(folder)
     if new:
-        config = replace(config, name=f"peer-{index}", visibility="public")
+        engine = replace(config.engine, threads=machine_threads(peers=1 + len(others)))
+        config = replace(config, name=f"peer-{index}", visibility="public", engine=engine)
     listen = (f"/ip4/{HOST}/tcp/{p2p_port}",)
     save_config(replace(config, api=replace(config.api, port=port), p2p=P2pConfig(listen=listen, bootstrap=others)))
 

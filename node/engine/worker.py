@@ -56,7 +56,8 @@ def serve(connection: socket.socket, options: argparse.Namespace) -> None:
     started = time.perf_counter()
     import torch
 
-    torch.set_num_threads(options.threads)
+    # Kernels have threads of their own; torch's, which wait hotly for each other, then have the encoder alone.
+    torch.set_num_threads(options.threads if options.library is None else 1)
     torch.set_num_interop_threads(1)
     from nsllm.node.engine.scheduler import Scheduler
 

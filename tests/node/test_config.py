@@ -40,7 +40,7 @@ def test_flags_override_the_file_which_overrides_defaults(tmp_path: Path) -> Non
         ("[api]\nport = 'many'", 'api.port is "many", expected a whole number'),
         ("[api]\nport = true", "api.port is true, expected a whole number"),
         ("[api]\nport = 65536", "api.port is 65536, the most is 65535"),
-        ("[engine]\nthreads = 0", "engine.threads is 0, the least is 1"),
+        ("[engine]\nthreads = -1", "engine.threads is -1, the least is 0"),
         ("api = 3", "api is 3, expected a table [api]"),
         ("roles = ['chief']", 'roles[0] is "chief", expected one of contributor, data, validator'),
         ("roles = 'data'", 'roles is "data", expected a list'),
