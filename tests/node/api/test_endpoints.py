@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import trio
@@ -12,6 +13,8 @@ from nsllm.node.api.app import make_app
 from nsllm.node.api.context import Context
 from nsllm.node.api.endpoints import ENDPOINTS, endpoint_table
 from nsllm.node.api.settings import ApiSettings
+from nsllm.node.engine.protocol import Load
+from nsllm.node.engine.stats import Recorder
 from nsllm.node.errors import NotReadyError
 from nsllm.node.service import PeerEvent, Readiness
 
@@ -77,6 +80,18 @@ async def test_status_is_whole_and_none_stays_null(running):
     assert body["peers"][2]["rtt_ms"] is None
     assert body["readiness"]["ready"] is True
     assert body["certificates"][0]["height"] == 42
+
+
+async def test_the_status_tells_what_the_engine_does_and_leaves_histograms_to_the_metrics(running):
+    whole = await running.service.status()
+    recorder = Recorder()
+    recorder.step(Load(0.02, 33, 32, 0, 1, queried_tokens=80, found_tokens=20, used_blocks=3, blocks=12))
+    running.service.status_now = replace(whole, engine=replace(whole.engine, stats=recorder.stats("fast", 2)))
+    stats = (await running.http.get("/status.json")).json()["engine"]["stats"]
+    assert (stats["path"], stats["threads"], stats["batch_tokens"], stats["step_s"]) == ("fast", 2, 33, 0.02)
+    assert (stats["cache_usage"], stats["hit_rate"]) == (0.25, 0.25)
+    assert stats["outcomes"] == {"stop": 0, "length": 0, "abort": 0, "error": 0}
+    assert "histograms" not in stats
 
 
 async def test_peers_come_own_row_first(running):
