@@ -178,7 +178,28 @@ def test_a_poisoned_neighbour_changes_no_bit(tmp_path, kernels):
 
 
 def test_threads_change_no_bit(int8):
-    assert torch.equal(alone(int8(threads=1)), alone(int8(threads=3)))
+    """They share rows where there are many, outputs where there are few; one works alone where others are held up."""
+    expected = alone(int8(threads=1))
+    for threads in (2, 3):
+        model = int8(threads=threads)
+        assert torch.equal(alone(model), expected)
+        parts, start = [], 0
+        for size in (1, 40, 5, 74):
+            run = Run(TOKENS[start : start + size], start, [9, 5, 7, 6], size)
+            parts.append(model.forward([run]).clone())
+            start += size
+        assert torch.equal(torch.cat(parts), expected)
+
+
+def test_rows_that_are_not_asked_for_change_no_bit_of_others(int8):
+    """The last layer leaves them out."""
+    model = int8(threads=2)
+    expected = alone(model)
+    for keep in (0, 1, 7, 119):
+        first = Run(TOKENS[:50], 0, [10, 11], 0)
+        logits = model.forward([first, Run(TOKENS, 0, [0, 1, 2, 3], keep), Run(TOKENS[:90], 0, [4, 5, 6], 1)])
+        assert torch.equal(logits[:keep], expected[len(expected) - keep :])
+        assert torch.equal(logits[keep], expected[89])
 
 
 def test_another_processor_changes_no_bit(int8, kernels, tmp_path, monkeypatch):
