@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nsllm import files
 from nsllm.consensus.errors import GuardError
 from nsllm.consensus.guard import SignerGuard
+from nsllm.consensus.vote import check_signature
 from nsllm.errors import OwnFault
 
 
@@ -35,7 +36,7 @@ def test_it_signs_upward(kit, make):
         (1, 0, "prevote", A), (1, 0, "precommit", A), (1, 1, "prevote", None), (1, 3, "precommit", None), (2, 0, "prevote", B),
     ]:  # fmt: skip
         signed = vote(guard, kind, value, height=height, round_=round_)
-        signed.check(kit.NETWORK)
+        check_signature(signed, kit.NETWORK)
         assert signed.validator == guard.address
     assert guard.last.place() == (2, 0, 2)
 
@@ -66,7 +67,7 @@ def test_proposals_too(kit, make):
         return guard.proposal(block, epoch=0, height=1, round_=0, valid_round=valid_round, polka=())
 
     first = propose(one)
-    first.check(kit.NETWORK)
+    check_signature(first, kit.NETWORK)
     assert propose(one) == first
     for different in [(two, None), (one, 0)]:
         with pytest.raises(GuardError):
