@@ -41,8 +41,9 @@ class Fast:
 
     def settings_of(self, task: str, *, thorough: bool) -> list[str]:
         """Tokens that are read at once, where a prompt is read."""
-        del thorough
-        return ["64", "128", "256", "512"] if task == "prefill" else [""]
+        if task != "prefill":
+            return [""]
+        return ["64", "128", "256", "512"] if thorough else ["256"]
 
     def decode(self, texts: Sequence[Sequence[int]], settings: str) -> Callable[[], None]:
         """One token in each stream, the same for every step."""
@@ -79,10 +80,9 @@ class Fast:
         del settings
         with self._opened(texts, tokens) as caches:
             reads = [Read(cache, text, 1) for cache, text in zip(caches, texts, strict=True)]
-            chosen = torch.cat(self._forward(reads)).argmax(dim=1).tolist()
-            for _ in range(tokens - 1):
+            for _ in range(tokens):
+                chosen = [int(logits[0].numpy().argmax()) for logits in self._forward(reads)]
                 reads = [Read(cache, [token], 1) for cache, token in zip(caches, chosen, strict=True)]
-                chosen = torch.cat(self._forward(reads)).argmax(dim=1).tolist()
 
     def losses(self, windows: Sequence[Sequence[int]], read_at_once: int, settings: str) -> np.ndarray:
         """See `Contestant`."""

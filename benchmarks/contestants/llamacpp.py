@@ -134,7 +134,7 @@ class LlamaCpp:
         """See the module."""
         if task == "prefill":
             every = [f"{attention} ub{size}".strip() for attention in ("fa", "") for size in (512, 256, 128)]
-            return every if thorough else ["fa ub512", "ub128"]
+            return every if thorough else ["fa ub512"]
         if task == "perplexity":
             return ["fa"]
         return ["fa", "", "fa unified", "unified"] if thorough else ["fa"]
