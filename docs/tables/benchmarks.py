@@ -1,4 +1,4 @@
-"""What the last full runs of the benchmarks found."""
+"""What the last runs of the benchmarks found."""
 
 from __future__ import annotations
 
