@@ -36,6 +36,7 @@ from nsllm.node.tcp_ports import any_free
 
 PROMPT_TOKENS: Final = 48
 ANSWER_TOKENS: Final = 48
+ENGINE_ALONE: Final = 'judge_private = "wording"\n'
 WARMUP: Final = 32
 LIMIT_S: Final = 60
 """For the last answer, after the last request."""
@@ -127,8 +128,8 @@ def _fault(row: Mapping[str, Any], answer_tokens: int) -> str:
 
 @contextmanager
 def solo(folder: Path, settings: Sequence[str]) -> Iterator[tuple[list[str], int]]:
-    """(URLs, process) of a network of one."""
-    (folder / "config.toml").write_text(toml(settings), encoding="utf-8")
+    """(URLs, process) of a network of one: engine and API alone, so questions and answers are not embedded."""
+    (folder / "config.toml").write_text(ENGINE_ALONE + toml(settings), encoding="utf-8")
     command = ["up", "--data-dir", str(folder), "--port", str(any_free(HOST)), "--log-level", "warning"]
     with _running(command, folder) as (process, said):
         yield [said["url"]], process.pid
@@ -287,7 +288,11 @@ def main() -> int:
     ]
     with tempfile.TemporaryDirectory() as folder, solo(Path(folder), options.set) as (urls, pid):
         result = measure(urls, pid, "private", prompts, options)
-    result |= {"endpoint": options.endpoint, "settings": options.set, "goals": goals.judged(goals.SERVING, result)}
+    result |= {
+        "endpoint": options.endpoint,
+        "settings": [ENGINE_ALONE.strip(), *options.set],
+        "goals": goals.judged(goals.SERVING, result),
+    }
     if options.pipeline:
         with tempfile.TemporaryDirectory() as folder, devnet(Path(folder)) as (urls, pid):
             result["pipeline"] = measure(urls, pid, "public", prompts, options)

@@ -26,7 +26,7 @@ class TextItem(Value, frozen=True, kw_only=True):
     question: TextField
     """The user's last turn."""
     embedding: EmbeddingField
-    """Of `text`; all zeros where it was not embedded: private requests are judged by their wording."""
+    """Of `text`; all zeros where it was not embedded: a peer may have private requests judged by their wording."""
     features: AnswerFeatures | None = None
     """At the output stage, if the answer may be published; None where only safety is judged."""
 

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 LogLevel = Literal["debug", "info", "warning", "error"]
+Hearing = Literal["meaning", "wording"]
 Backend = Literal["auto", "fast", "general"]
 
 CONFIG_FILE: Final = "config.toml"
@@ -229,6 +230,10 @@ class PeerConfig:
         least=1, most=3,
     )  # fmt: skip
     visibility: Visibility = setting("private", "Visibility of requests that do not say; a devnet sets `public`.")
+    judge_private: Hearing = setting(
+        "meaning",
+        "What safety layers hear of private requests: `meaning` embeds them as all others, `wording` costs less.",
+    )
     log_level: LogLevel = setting("info", "Least severe messages that are logged.")
     api: ApiConfig = field(default_factory=ApiConfig)
     p2p: P2pConfig = field(default_factory=P2pConfig)

@@ -60,9 +60,13 @@ class _Question:
     key: Digest
     attended: Attended
     embedding: tuple[float, ...] | None
-    """Of the question; None for a private one: nothing that follows needs it, and it would cost more than the answer's
-    first tokens."""
+    """Of the question; None for a private one that is judged by its wording alone."""
     created_ms: int
+
+    @property
+    def embeds(self) -> bool:
+        """Whether its texts are embedded."""
+        return self.embedding is not None
 
 
 class Orchestrator:
@@ -80,6 +84,7 @@ class Orchestrator:
         publisher: Publisher,
         completions: Completions,
         default_visibility: Visibility,
+        embed_private: bool,
     ) -> None:
         self._context = context
         self._engine = engine
@@ -90,6 +95,7 @@ class Orchestrator:
         self._publisher = publisher
         self._completions = completions
         self._default_visibility = default_visibility
+        self._embed_private = embed_private
 
     @asynccontextmanager
     async def chat(self, command: ChatCommand) -> AsyncGenerator[trio.MemoryReceiveChannel[ChatEvent]]:
@@ -162,7 +168,7 @@ class Orchestrator:
         request, attended = await self._request(command, self._named(command.model))
         visibility = command.visibility or self._default_visibility
         embedding: tuple[float, ...] | None = None
-        if visibility != "private":
+        if visibility != "private" or self._embed_private:
             (embedding,) = await self._engine.embed([request.question()])
         kind = "chatcmpl" if command.form == "chat" else "cmpl"
         return _Question(
@@ -240,7 +246,7 @@ class Orchestrator:
             top_logprobs=command.top_logprobs,
         )
         async with trio.open_nursery() as nursery:
-            reader = SafetyReader(nursery, self._validator, messages, policy, embed=not private)
+            reader = SafetyReader(nursery, self._validator, messages, policy, embed=question.embeds)
             async with self._executors.generate(question.request, question.visibility, asked) as pieces:
                 async for piece in pieces:
                     if not started:
@@ -264,7 +270,9 @@ class Orchestrator:
         if done is None:
             raise EngineError("the model worker ended without finishing its answer", hint="ask again")
         text = "".join(texts)
-        check = await self._validator.check_output(messages, text, policy, publishing=not private, embed=not private)
+        check = await self._validator.check_output(
+            messages, text, policy, publishing=not private, embed=question.embeds
+        )
         if check.decision.withheld:
             tokens = done.usage(token_ids)
             await self._withhold(question, send, check.decision.reason, stage="output", tokens=tokens)

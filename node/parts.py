@@ -119,6 +119,7 @@ class Parts:
             publisher=self._publisher,
             completions=stores.completions,
             default_visibility=settled.config.visibility,
+            embed_private=settled.config.judge_private == "meaning",
         )
         self._presence = Presence(
             context=context,

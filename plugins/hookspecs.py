@@ -43,8 +43,8 @@ class HookSpecs:
             stage: `input` or `output`.
             text: what to judge, at most 100,000 characters.
             question: the user's last turn; equal to `text` at the input stage.
-            embedding: of `text`: 384 signed bytes, unit vector times 127; all zeros for private requests, which are not
-                embedded.
+            embedding: of `text`: 384 signed bytes, unit vector times 127; all zeros for private requests of a
+                peer whose `judge_private` is `wording`.
             features: None at the input stage and for private answers; else `tokens` (int), `logprob_micro` (mean
                 log-probability a token, millionths of a nat), `gain_micro` (over an unconditioned prompt),
                 `relevance_cosine_ppm` (question and answer), `support_cosine_ppm` (answer and evidence, or None),

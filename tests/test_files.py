@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nsllm.errors import OwnFault, UsageError
-from nsllm.files import private_folder, read_bounded, write_atomic
+from nsllm.files import locked, private_folder, read_bounded, write_atomic
 
 
 def test_private_folders_and_files(tmp_path: Path) -> None:
@@ -40,3 +40,17 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_one_process_at_a_time_is_inside(tmp_path):
+    class GaveUpError(Exception):
+        pass
+
+    def give_up():
+        raise GaveUpError
+
+    for place in (tmp_path, tmp_path / "lock"):
+        with locked(place, give_up), pytest.raises(GaveUpError), locked(place, give_up):
+            pass
+        with locked(place, give_up):
+            pass

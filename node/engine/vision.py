@@ -28,7 +28,7 @@ from nsllm.node.engine.conversation import (
     uses_tools,
 )
 from nsllm.node.engine.devices import HERE, Devices
-from nsllm.node.engine.general import SAFE, GeneralCache, TransformersBackend, end_tokens
+from nsllm.node.engine.general import SAFE, GeneralCache, OneByOne, TransformersBackend, end_tokens
 from nsllm.node.errors import ConfigError
 from nsllm.record import Message, Tool
 
@@ -57,7 +57,7 @@ class VisionCache(GeneralCache):
     """What models of Qwen's kind remember of a sequence's positions in an attribute of their own."""
 
 
-class VisionModel:
+class VisionModel(OneByOne):
     """A vision-language model in this process, on one device.
 
     Raises:
@@ -78,13 +78,6 @@ class VisionModel:
     def open(self) -> VisionCache:
         """An empty sequence; there is always room."""
         return VisionCache(next(self._numbers), DynamicCache(config=self.config))
-
-    def close(self, cache: GeneralCache) -> None:
-        """Nothing: the cache goes with its last user."""
-
-    def forward(self, reads: Sequence[Read]) -> list[torch.Tensor]:
-        """See `nsllm.node.engine.general.Model`: one sequence after another."""
-        return [self._forward_one(read) for read in reads]
 
     def _forward_one(self, read: Read) -> torch.Tensor:
         cache = read.cache

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from nsllm.errors import OwnFault, UsageError
+
+LOCK_POLL_S: Final = 0.05
 
 
 def private_folder(path: Path) -> Path:
@@ -63,3 +70,25 @@ def read_bounded(path: Path, *, limit_bytes: int) -> bytes:
     if len(data) > limit_bytes:
         raise UsageError(f"{path} is longer than {limit_bytes} bytes")
     return data
+
+
+@contextmanager
+def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Only one process at a time is inside (flock(2)); a killed one leaves it. Blocks.
+
+    Args:
+        path: a folder, or a file made for this.
+        waiting: called again and again while another process is inside; may raise to give up.
+    """
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                waiting()
+                time.sleep(LOCK_POLL_S)
+        yield
+    finally:
+        os.close(handle)

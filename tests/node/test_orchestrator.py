@@ -248,3 +248,22 @@ def test_an_answer_of_many_pieces_outruns_no_reader(on_stage, monkeypatch) -> No
         assert answer.finished.finish_reason in {"stop", "content_filter"}
 
     on_stage(play, peers=1)
+
+
+@pytest.mark.parametrize(("embeds", "texts"), [(True, 2), (False, 0)])
+def test_private_texts_are_embedded_unless_their_wording_is_enough(on_stage, monkeypatch, embeds, texts) -> None:
+    seen: list[str] = []
+    embed = StandInEngine.embed
+
+    async def heard(self, some):
+        seen.extend(some)
+        return await embed(self, some)
+
+    async def play(stage) -> None:
+        peer = stage.peers[0]
+        peer.parts.orchestrator._embed_private = embeds
+        monkeypatch.setattr(StandInEngine, "embed", heard)
+        await stage.ask(peer, "How do tides work?", visibility="private")
+        assert len(seen) == texts  # the question, the answer
+
+    on_stage(play, peers=1)

@@ -11,7 +11,6 @@ the tensors, each at a multiple of 64 bytes.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -21,7 +20,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
@@ -29,6 +27,7 @@ from typing import Any, Final
 
 import torch
 
+from nsllm.files import locked
 from nsllm.node.engine.fast import weights as packing
 from nsllm.node.engine.fast.memory import LINE_BYTES, reserve
 from nsllm.node.engine.fast.weights import LlamaWeights
@@ -39,7 +38,6 @@ MAGIC: Final = b"nsllm weights 1\n"
 PREFIX_BYTES: Final = len(MAGIC) + 32 + 8
 LOCK: Final = ".lock"
 LOCK_LIMIT_S: Final = 60.0
-LOCK_POLL_S: Final = 0.05
 TEMPORARY: Final = ".tmp-"
 LAYOUTS_KEPT: Final = 2
 """Of one model: two installations that share a home do not undo each other's work."""
@@ -79,7 +77,7 @@ def keep_packed(
     made: LlamaWeights | None = None
     try:
         place.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _locked(place.folder / LOCK, limit_s):
+        with locked(place.folder / LOCK, _patience(limit_s)):
             found = open_packed(path)  # by whom we waited for
             if found is not None:
                 return found
@@ -267,27 +265,15 @@ def _system_has_huge_pages() -> bool:
         return False
 
 
-@contextmanager
-def _locked(path: Path, limit_s: float) -> Iterator[None]:
-    """Only one process at a time is inside; a killed one leaves it.
-
-    Raises:
-        TimeoutError: another process has been inside for `limit_s`.
-    """
+def _patience(limit_s: float) -> Callable[[], None]:
+    """Raises `TimeoutError` once called later than `limit_s` from now."""
     ends = time.monotonic() + limit_s
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= ends:
-                    raise TimeoutError(f"another process packs weights for more than {limit_s:.0f} s") from None
-                time.sleep(LOCK_POLL_S)
-        yield
-    finally:
-        os.close(handle)
+
+    def check() -> None:
+        if time.monotonic() >= ends:
+            raise TimeoutError(f"another process packs weights for more than {limit_s:.0f} s")
+
+    return check
 
 
 def _prune(newest: Path, model: str) -> None:

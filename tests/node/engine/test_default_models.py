@@ -84,8 +84,9 @@ async def test_the_default_models_answer_judge_and_embed(paths):
     assert engine.info().text.context_tokens == 8192
     assert engine.info().text.defaults.temperature_micro == 200_000
     async with engine.running():
-        text, done = await answer(engine, "Name the capital city of Italy.", temperature_micro=0)
-        assert "Rome" in text
+        # A question whose first token is sure (0.73 against 0.06 in float32), so that no rounding changes the answer.
+        text, done = await answer(engine, "What is the capital of Japan?", temperature_micro=0)
+        assert "Tokyo" in text
         assert done.finish_reason == "stop"
         assert "<|" not in text
 
