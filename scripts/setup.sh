@@ -51,7 +51,7 @@ compiler() {
     done
 }
 
-chromium() {
+browser() {
     have chromium || have chromium-browser || have google-chrome || have google-chrome-stable
 }
 
@@ -75,7 +75,7 @@ sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Pyth
     if [ -z "$cc" ] || ! printf '#include <gmp.h>\n' | "$cc" -E - >/dev/null 2>&1; then need gmp.h libgmp-dev; fi
     if [ "$mode" = test ]; then
         { have node && have npm; } || need "node and npm (they recompile the anchor contract)" "nodejs npm"
-        chromium || need "Chromium (it opens the status page)" chromium
+        browser || need "Chromium (it opens the status page)" chromium
     fi
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -10,6 +11,20 @@ if TYPE_CHECKING:
 
 CHROMIUM_FLAGS: Final = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
 """For headless Chromium as root in a container; the page itself needs none of them."""
+BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+"""As `scripts/setup.sh` looks for one."""
+
+
+def find_browser() -> str:
+    """Path of the Chromium to drive.
+
+    Raises:
+        FileNotFoundError: there is none; which names were looked for.
+    """
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        raise FileNotFoundError(f"no browser on PATH: {', '.join(BROWSERS)}; run scripts/setup.sh .venv test")
+    return found
 
 
 @dataclass(frozen=True, slots=True)

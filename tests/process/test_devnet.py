@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -16,7 +15,7 @@ import pytest
 
 from nsllm.governance.genesis import load_genesis
 from nsllm.governance.verify import verify_receipt
-from nsllm.node.api.testing import CHROMIUM_FLAGS, ask_and_wait
+from nsllm.node.api.testing import CHROMIUM_FLAGS, ask_and_wait, find_browser
 
 pytestmark = [pytest.mark.process, pytest.mark.model, pytest.mark.timeout(900)]
 
@@ -26,9 +25,6 @@ QUESTIONS = tuple(
 SEED = 7
 """A fixed seed, so that the same answers are judged in every run."""
 TOKENS = 40
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-"""As `scripts/setup.sh` looks for one."""
-CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 def client(net, index: int) -> openai.OpenAI:
@@ -342,7 +338,7 @@ def test_the_page_shows_answer_score_and_certificate(default_devnet):
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_FLAGS))
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=list(CHROMIUM_FLAGS))
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         foreign: list[str] = []
         page.on("request", lambda request: foreign.append(request.url) if "127.0.0.1" not in request.url else None)

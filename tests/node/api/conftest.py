@@ -16,7 +16,7 @@ from nsllm.errors import NsllmError
 from nsllm.ids import Digest
 from nsllm.node.api.server import ApiServer
 from nsllm.node.api.settings import ApiSettings
-from nsllm.node.api.testing import CHROMIUM_FLAGS, Seen
+from nsllm.node.api.testing import CHROMIUM_FLAGS, Seen, find_browser
 from nsllm.node.api.testing import ask_and_wait as drive_page
 from nsllm.node.attachments.attend import Note
 from nsllm.node.engine.port import EngineInfo, ModelInfo, TokenLogprob
@@ -38,7 +38,6 @@ from nsllm.node.service import (
 )
 from nsllm.record import Sampling
 
-CHROMIUM = "/usr/bin/chromium"
 MODEL = "smollm2-135m-instruct"
 ENCODER = "all-minilm-l6-v2"
 ADMIN_KEY = "nsllm-admin-0123456789abcdef"
@@ -368,7 +367,7 @@ def browse() -> Callable[..., object]:
 
     def drive(visit: Callable[..., None], width: int) -> None:
         with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_FLAGS))
+            browser = playwright.chromium.launch(executable_path=find_browser(), args=list(CHROMIUM_FLAGS))
             try:
                 page = browser.new_page(viewport={"width": width, "height": 900})
                 page.set_default_timeout(20_000)

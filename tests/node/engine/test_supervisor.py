@@ -17,12 +17,25 @@ import trio.testing
 
 from nsllm.content import Text
 from nsllm.node.engine.link import WorkerSettings
+from nsllm.node.engine.models import ModelPaths
 from nsllm.node.engine.port import Done, EngineRequest, Piece
 from nsllm.node.engine.supervisor import WorkerEngine
 from nsllm.node.errors import ContextOverflowError, EngineError, InvalidRequestError, ModelMissingError, OverloadedError
 from nsllm.record import Guide, Message, Sampling
 
 LONG = Sampling(max_tokens=200, seed=7)
+ENDLESS = Sampling(max_tokens=100_000, min_tokens=100_000, seed=7)
+"""Seconds of work, of which a test awaits a token: needs the `endless` models, whose context holds it."""
+
+
+@pytest.fixture(scope="module")
+def endless(tiny, tmp_path_factory):
+    """The tiny models, with a context that no test reaches the end of."""
+    text = tmp_path_factory.mktemp("endless") / tiny.text.name
+    shutil.copytree(tiny.text, text)
+    config = json.loads((text / "config.json").read_text())
+    (text / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 1 << 17}))
+    return ModelPaths(text=text, encoder=tiny.encoder)
 
 
 def user(text):
@@ -108,17 +121,17 @@ def _modules_of_a_peer():
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
 
 
-async def test_leaving_early_frees_the_slot_and_a_full_queue_refuses(tiny):
-    engine = engine_of(tiny, max_active=1, max_queue=1)
+async def test_leaving_early_frees_the_slot_and_a_full_queue_refuses(endless):
+    engine = engine_of(endless, max_active=1, max_queue=1)
     async with engine.running(), trio.open_nursery() as nursery:
-        async with engine.generate(EngineRequest(user("hi"), LONG)) as stream:
+        async with engine.generate(EngineRequest(user("hi"), ENDLESS)) as stream:
             assert isinstance(await anext(stream), Piece)
             waiting = []
             nursery.start_soon(lambda: _store(waiting, collect(engine, user("second"), Sampling(max_tokens=3, seed=1))))
             await until(lambda: engine.info().queued == 1)
             assert engine.info().active == 1
             with pytest.raises(OverloadedError) as refused:
-                await collect(engine, user("third"), LONG)
+                await collect(engine, user("third"), ENDLESS)
             assert refused.value.retry_after_s
             # Embedding and judging go on while the only slot is taken.
             assert len(await engine.embed(["a"])) == 1
@@ -129,7 +142,7 @@ async def test_leaving_early_frees_the_slot_and_a_full_queue_refuses(tiny):
         await until(lambda: engine.info().active == 0)
 
         with trio.move_on_after(0.05):  # a cancelled caller leaves nothing behind either
-            await collect(engine, user("hi"), LONG)
+            await collect(engine, user("hi"), ENDLESS)
         assert engine.info().active == 0
         await collect(engine, user("hi"), Sampling(max_tokens=2))
 
@@ -150,14 +163,14 @@ async def test_generations_at_once_give_what_they_give_alone(tiny):
     assert [into[0] for into in together] == alone
 
 
-async def test_a_killed_worker_fails_its_generations_and_is_replaced(tiny):
+async def test_a_killed_worker_fails_its_generations_and_is_replaced(endless):
     states = []
-    engine = engine_of(tiny, max_active=1, observer=lambda state, _: states.append(state))
+    engine = engine_of(endless, max_active=1, observer=lambda state, _: states.append(state))
     async with engine.running():
         later = []
         async with trio.open_nursery() as nursery:
             with pytest.raises(EngineError, match="died over this request"):
-                async with engine.generate(EngineRequest(user("hi"), LONG)) as stream:
+                async with engine.generate(EngineRequest(user("hi"), ENDLESS)) as stream:
                     await anext(stream)
                     nursery.start_soon(lambda: _store(later, collect(engine, user("x"), Sampling(max_tokens=2))))
                     await until(lambda: engine.info().queued == 1)
@@ -275,8 +288,8 @@ async def test_every_field_of_a_request_reaches_the_model(tiny):
             assert "".join([event.text async for event in stream if isinstance(event, Piece)]) == "yes"
 
 
-async def test_clients_are_served_in_turns_and_the_statistics_tell(tiny):
-    engine = engine_of(tiny, max_active=1, max_queue=8)
+async def test_clients_are_served_in_turns_and_the_statistics_tell(endless):
+    engine = engine_of(endless, max_active=1, max_queue=8)
     order = []
 
     async def ask(name):
@@ -287,28 +300,30 @@ async def test_clients_are_served_in_turns_and_the_statistics_tell(tiny):
 
     async with engine.running():
         await engine.wait_ready()
-        async with trio.open_nursery() as nursery:
-            for name in ("a1", "a2", "a3", "b1"):
-                nursery.start_soon(ask, name)
-                await trio.testing.wait_all_tasks_blocked()
-        assert order == ["a1", "a2", "b1", "a3"]
-        async with engine.generate(EngineRequest(user("gone"), LONG)) as stream:
+        async with (
+            trio.open_nursery() as nursery,
+            engine.generate(EngineRequest(user("gone"), ENDLESS, client="a")) as stream,
+        ):
             await anext(stream)
+            for queued, name in enumerate(("a1", "a2", "b1"), start=1):
+                nursery.start_soon(ask, name)
+                await until(lambda queued=queued: engine.info().queued == queued)
+        assert order == ["a1", "b1", "a2"]
         stats = engine.info().stats
         assert stats.path == "fast"
-        assert dict(stats.outcomes) == {"stop": 0, "length": 4, "abort": 1, "error": 0}
-        assert sum(stats.histograms.first_token.counts) == 5
-        assert sum(stats.histograms.queue.counts) == 5
-        assert sum(stats.histograms.whole.counts) == 4
-        assert stats.generation_tokens > 12
+        assert dict(stats.outcomes) == {"stop": 0, "length": 3, "abort": 1, "error": 0}
+        assert sum(stats.histograms.first_token.counts) == 4
+        assert sum(stats.histograms.queue.counts) == 4
+        assert sum(stats.histograms.whole.counts) == 3
+        assert stats.generation_tokens > 9
         assert stats.queried_tokens == stats.prompt_tokens > 0
         assert stats.blocks > 0
 
 
-async def test_a_cancelled_answer_frees_its_room_within_a_step(tiny):
-    engine = engine_of(tiny)
+async def test_a_cancelled_answer_frees_its_room_within_a_step(endless):
+    engine = engine_of(endless)
     async with engine.running():
-        async with engine.generate(EngineRequest(user("hi"), LONG)) as stream:
+        async with engine.generate(EngineRequest(user("hi"), ENDLESS)) as stream:
             await anext(stream)
             assert engine.info().stats.used_blocks > 0
         # The next step is the first that the worker tells of after it.
