@@ -10,6 +10,7 @@ Source: Thaler and Ravishankar 1998 (rendezvous hashing); Charikar 2002 (sign of
 from __future__ import annotations
 
 import hashlib
+import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -60,15 +61,7 @@ def holders(
 ) -> tuple[Address, ...]:
     """Members that hold `shard`, the heaviest first; all data members if there are fewer than `replication`."""
     salt = network + epoch.to_bytes(8, "big") + f"{shard.space}/{shard.number}/".encode()
-    weighted = sorted(
-        (
-            (hashlib.sha256(salt + member.address).digest(), member.address)
-            for member in members
-            if "data" in member.roles
-        ),
-        reverse=True,
-    )
-    return tuple(address for _, address in weighted[:replication])
+    return _heaviest(salt, tuple(member.address for member in members if "data" in member.roles), replication)
 
 
 def shards_held(
@@ -79,6 +72,13 @@ def shards_held(
     spaces: tuple[Space, ...] = ("embedding", "key")
     every = (Shard(space, number) for space in spaces for number in range(shards))
     return tuple(shard for shard in every if own in holders(network, epoch, shard, known, replication))
+
+
+@lru_cache(maxsize=256)
+def _heaviest(salt: bytes, addresses: tuple[Address, ...], count: int) -> tuple[Address, ...]:
+    """The `count` addresses with the highest digest under `salt`; remembered, since all shards are asked for again."""
+    weighted = ((hashlib.sha256(salt + address).digest(), address) for address in addresses)
+    return tuple(address for _, address in heapq.nlargest(count, weighted))
 
 
 @lru_cache(maxsize=32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterable
 from typing import Annotated, Final, Literal
 
@@ -54,6 +55,9 @@ class MemberRegistry:
         self._network = network
         self._genesis = {member.address: member for member in genesis_members}
         self._members = dict(self._genesis)
+        self._ordered = tuple(self._genesis[address] for address in sorted(self._genesis))
+        self._by_peer = {member.peer_id: member for member in reversed(self._ordered)}
+        """Of two members that claim one libp2p identity the one with the lower address counts."""
 
     def admit(self, admission: Admission) -> bool:
         """Take an admission; True if it is new.
@@ -69,7 +73,7 @@ class MemberRegistry:
         crypto.verify(Admission.digest(self._network, admission.member), admission.signature, admission.by)
         if admission.member.address in self._members:
             return False
-        self._members[admission.member.address] = admission.member
+        self._add(admission.member)
         return True
 
     def get(self, address: Address) -> Member | None:
@@ -78,11 +82,11 @@ class MemberRegistry:
 
     def by_peer(self, peer: PeerId) -> Member | None:
         """The member whose card names this libp2p identity."""
-        return next((member for member in self.members() if member.peer_id == peer), None)
+        return self._by_peer.get(peer)
 
     def members(self) -> tuple[Member, ...]:
         """All members, ascending by address."""
-        return tuple(self._members[address] for address in sorted(self._members))
+        return self._ordered
 
     def with_role(self, role: Role) -> tuple[Member, ...]:
         """Members that have `role`, ascending by address."""
@@ -92,3 +96,12 @@ class MemberRegistry:
         """The validator set of epoch 0: the genesis members with that role."""
         chosen = sorted(a for a, member in self._genesis.items() if "validator" in member.roles)
         return ValidatorSet(epoch=Epoch(0), members=tuple(chosen))
+
+    def _add(self, member: Member) -> None:
+        self._members[member.address] = member
+        ordered = list(self._ordered)
+        insort(ordered, member, key=lambda known: known.address)
+        self._ordered = tuple(ordered)
+        held = self._by_peer.get(member.peer_id)
+        if held is None or member.address < held.address:
+            self._by_peer[member.peer_id] = member

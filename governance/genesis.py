@@ -32,8 +32,8 @@ class Genesis(Value, frozen=True, kw_only=True):
 
     name: NameField
     created_ms: TimeMsField
-    members: Annotated[tuple[Member, ...], Meta(min_length=1, max_length=256)]
-    """Ascending by address."""
+    members: Annotated[tuple[Member, ...], Meta(min_length=1, max_length=4096)]
+    """Ascending by address; of these at most 256 validate."""
     policy: Policy
     placement: Placement
     chain_id: Annotated[int, Meta(ge=1, le=2**53)] = 7777

@@ -20,6 +20,7 @@ from nsllm.cache_dht.placement import Shard
 from nsllm.cache_dht.reuse import check_found
 from nsllm.cache_dht.store import RecordStore
 from nsllm.consensus.certified import CertifiedRecord
+from nsllm.consensus.registry import Member
 from nsllm.errors import NsllmError, PeerFault
 from nsllm.governance.errors import PolicyError
 from nsllm.ids import Address, Digest, Epoch, PeerId, Ppm, hex0x, short
@@ -87,6 +88,9 @@ class FederatedCache:
         self._placement = context.genesis.placement
         self._shards: dict[Shard, float] = {}
         """Shards that we hold records of, and when each is to be announced (again), in trio's seconds."""
+        self._members: tuple[Member, ...] = ()
+        self._holders_of: dict[Shard, tuple[Address, ...]] = {}
+        """What `holders_of` found for `_members`."""
         self._filled = trio.Event()
         self.counters = CacheCounters()
         store.ours = self._ours
@@ -208,9 +212,16 @@ class FederatedCache:
 
     def holders_of(self, shard: Shard) -> tuple[Address, ...]:
         """Members that placement gives the shard to."""
-        return placement.holders(
-            self._context.network_id, EPOCH, shard, self._context.registry.members(), self._placement.replication
-        )
+        members = self._context.registry.members()
+        if members is not self._members:
+            self._members = members
+            self._holders_of.clear()
+        held = self._holders_of.get(shard)
+        if held is None:
+            held = self._holders_of[shard] = placement.holders(
+                self._context.network_id, EPOCH, shard, members, self._placement.replication
+            )
+        return held
 
     def holders_of_record(self, certified: CertifiedRecord) -> tuple[Address, ...]:
         """Members that hold a record: those of its key shard, then those of its embedding shard, each once."""

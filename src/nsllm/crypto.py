@@ -6,6 +6,7 @@ deterministic. Messages are 32-byte digests that already carry their domain (`ns
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 import coincurve
@@ -58,8 +59,12 @@ class MemberKey:
         return f"MemberKey({hex0x(self.address)})"
 
 
+@lru_cache(maxsize=4096)
 def recover(digest: Digest, signature: Signature) -> Address:
     """Address whose key made `signature` over `digest`.
+
+    Pure, and the newest results are remembered: a vote's signature comes again in certificates, a certificate in every
+    block, receipt and record that it proves. In a simulation, where many peers share a process, they share them too.
 
     Raises:
         SignatureError: wrong length, v other than 27 or 28, high s, or no such point.
