@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+from typing import Any
 
 import msgpack
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -146,6 +148,28 @@ def test_a_file_that_a_person_edits_may_be_spelled_freely() -> None:
 def test_floats_have_no_canonical_form() -> None:
     with pytest.raises(TypeError):
         canonical.pack({"x": 0.5})
+
+
+class Loose(Value, frozen=True, kw_only=True):
+    """A type that does not say what is in it."""
+
+    words: dict[str, int]
+    anything: Any = None
+
+
+@given(OUTER)
+def test_a_value_is_spelled_as_its_plain_parts_are(value: Outer) -> None:
+    plain = msgspec.to_builtins(value, builtin_types=(bytes,))
+    assert canonical.encode(value) == canonical.pack(plain)
+
+
+@given(st.dictionaries(st.text(max_size=8), st.integers(0, 9), max_size=4), PLAIN)
+def test_types_that_leave_something_open_are_looked_through(words: dict[str, int], anything: object) -> None:
+    value = Loose(words=words, anything=anything)
+    encoded = canonical.encode(value)
+    assert canonical.encode(canonical.decode(encoded, Loose, limit_bytes=4096)) == encoded
+    with pytest.raises(TypeError):
+        canonical.encode(Loose(words={}, anything=0.5))
 
 
 def test_domains_networks_and_lengths_never_meet() -> None:

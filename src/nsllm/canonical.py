@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cache
 from typing import Any, Final, TypeVar, cast
 
 import msgpack
@@ -29,6 +30,16 @@ T = TypeVar("T", bound=msgspec.Struct)
 MAX_DEPTH: Final = 16
 """Nesting that any value of this project stays below; deeper input is refused before it is typed."""
 DOMAIN_PREFIX: Final = b"nsllm/1/"
+CLOSED_TYPES: Final = (
+    shape.BoolType,
+    shape.BytesType,
+    shape.IntType,
+    shape.LiteralType,
+    shape.NoneType,
+    shape.StrType,
+)
+_SORTED: Final = msgspec.msgpack.Encoder(order="sorted")
+"""Structs' fields in ascending order, everything in its shortest form."""
 
 
 class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -44,6 +55,8 @@ def encode(value: msgspec.Struct) -> bytes:
     Raises:
         TypeError: a float or another type that has no canonical form: a bug here, never a peer's doing.
     """
+    if _is_closed(type(value)):
+        return _SORTED.encode(value)
     return pack(msgspec.to_builtins(value, builtin_types=(bytes,), order="sorted"))
 
 
@@ -58,22 +71,7 @@ def unpack(data: bytes, *, limit_bytes: int) -> object:
     Raises:
         EncodingError: longer than `limit_bytes`, cut short, trailing bytes, too deep, or a type outside the set.
     """
-    if len(data) > limit_bytes:
-        raise EncodingError(f"message of {len(data)} bytes, the limit is {limit_bytes}")
-    try:
-        value = msgpack.unpackb(
-            data,
-            raw=False,
-            strict_map_key=True,
-            use_list=False,
-            max_bin_len=limit_bytes,
-            max_str_len=limit_bytes,
-            max_array_len=limit_bytes,
-            max_map_len=4096,
-            max_ext_len=0,
-        )
-    except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
-        raise EncodingError(f"not MessagePack: {type(error).__name__}, {redact(data)}") from None
+    value = _unpack(data, limit_bytes)
     try:
         return _checked(value, 0)
     except (ValueError, TypeError) as error:
@@ -91,7 +89,9 @@ def decode(data: bytes, kind: type[T], *, limit_bytes: int) -> T:
     Raises:
         EncodingError: names the field and what was expected there.
     """
-    value = from_plain(unpack(data, limit_bytes=limit_bytes), kind)
+    # What a closed type takes is canonical if it is spelled the same again; no need to look at every part before.
+    plain = _unpack(data, limit_bytes) if _is_closed(kind) else unpack(data, limit_bytes=limit_bytes)
+    value = from_plain(plain, kind)
     if encode(value) != data:
         raise EncodingError(f"{kind.__name__}: not the canonical spelling, {redact(data)}")
     return value
@@ -158,6 +158,47 @@ def _same_text(given: str, canonical: str, name: str) -> None:
             field = want.strip().partition(":")[0][:60]
             raise EncodingError(f"{name}: line {number} is not the canonical spelling of {field or 'the document'}")
     raise EncodingError(f"{name}: text before or after the canonical document")
+
+
+def _unpack(data: bytes, limit_bytes: int) -> object:
+    if len(data) > limit_bytes:
+        raise EncodingError(f"message of {len(data)} bytes, the limit is {limit_bytes}")
+    try:
+        return msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=True,
+            use_list=False,
+            max_bin_len=limit_bytes,
+            max_str_len=limit_bytes,
+            max_array_len=limit_bytes,
+            max_map_len=4096,
+            max_ext_len=0,
+        )
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
+        raise EncodingError(f"not MessagePack: {type(error).__name__}, {redact(data)}") from None
+
+
+@cache
+def _is_closed(kind: type[msgspec.Struct]) -> bool:
+    """Whether a struct's fields say all: numbers, bytes, text, tuples and such structs, to a depth that is written down.
+
+    msgspec then writes its canonical form by itself, twenty times as fast.
+    """
+    return _closed(shape.type_info(kind), frozenset())
+
+
+def _closed(info: shape.Type, within: frozenset[type]) -> bool:
+    match info:
+        case shape.StructType(cls=cls, fields=fields):
+            inner = within | {cls}
+            return cls not in within and all(_closed(field.type, inner) for field in fields)
+        case shape.VarTupleType(item_type=item):
+            return _closed(item, within)
+        case shape.TupleType(item_types=items) | shape.UnionType(types=items):
+            return all(_closed(item, within) for item in items)
+        case _:
+            return isinstance(info, CLOSED_TYPES)
 
 
 def _checked(value: object, depth: int) -> object:
