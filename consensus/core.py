@@ -11,7 +11,15 @@ its lines. 2f+1 in the paper is `ValidatorSet.quorum` here, which is safe for ev
 * line 52: the next height is another `State`;
 * line 55: f+1 validators in rounds at least r suffice to enter r; they need not be in the same round;
 * after line 41 the polka is relayed, and at line 67 the precommits: direct streams lack the gossip that the paper's
-  proof assumes.
+  proof assumes;
+* lines 24-26, 30-32 and 59: a prevote states, signed, the lock that it is cast under and its proposal's valid round,
+  so that a broken lock can be proved (`nsllm.consensus.evidence`; ADR 10).
+
+Who broke the algorithm is known from two of its messages: two of one slot (equivocation), or a precommit of round r
+and a prevote of a later round whose stated lock is older than r, or of r but not what was precommitted (amnesia; lines
+38-40 lock whatever is precommitted, and nothing unlocks). A prevote that contradicts the lock it states itself (lines
+23 and 29) is refused before it gets here. Not provable from two messages: that a stated valid round or a later lock
+had no polka.
 """
 
 from __future__ import annotations
@@ -31,12 +39,12 @@ from nsllm.consensus.effects import (
     BuildValue,
     Decide,
     Effect,
-    Equivocation,
     Relay,
     Schedule,
     SignProposal,
     SignVote,
 )
+from nsllm.consensus.evidence import double_proposal
 from nsllm.consensus.inputs import (
     CertificateReceived,
     Input,
@@ -50,7 +58,7 @@ from nsllm.consensus.inputs import (
 from nsllm.consensus.message import PolkaCertificate, RoundCertificate
 from nsllm.consensus.tally import MAX_ROUNDS_AHEAD, Tally
 from nsllm.consensus.validators import ValidatorSet
-from nsllm.consensus.vote import Proposal, Vote
+from nsllm.consensus.vote import Choice, Proposal, Vote
 from nsllm.ids import Address, Digest, Height, Round
 
 FIRST_ROUND: Final = Round(0)
@@ -64,14 +72,6 @@ class Step(IntEnum):
     PREVOTE = 2
     PRECOMMIT = 3
     DECIDED = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A value and the round in which a polka was seen for it."""
-
-    round: Round
-    value: Digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ def wants(state: State, proposal: Proposal) -> bool:
         return False
     if proposal.round >= state.round and first:
         return True
-    conflict = not first and state.proposals[proposal.round].value != proposal.value
+    conflict = not first and state.proposals[proposal.round].says() != proposal.says()
     if conflict and proposal.round not in state.accused:
         return True
     return known is None and _backed(state, proposal)
@@ -193,8 +193,8 @@ def _take_proposal(state: State, event: ProposalReceived) -> Turn:
         return state, ()
     effects: tuple[Effect, ...] = ()
     first = state.proposals.get(proposal.round)
-    if first is not None and first.value != proposal.value and proposal.round not in state.accused:
-        effects = (Accuse(Equivocation(first, proposal)),)
+    if first is not None and first.says() != proposal.says() and proposal.round not in state.accused:
+        effects = (Accuse(double_proposal(first, proposal)),)
         state = replace(state, accused=state.accused | {proposal.round})
     if first is None and proposal.round >= state.round:
         state = replace(state, proposals={**state.proposals, proposal.round: proposal})
@@ -218,9 +218,9 @@ def _take_votes(state: State, votes: tuple[Vote, ...], *, certified: bool) -> Tu
     for vote in votes:
         if vote.height != state.height or vote.validator not in state.validators:
             continue
-        tally, against = tally.add(vote, state.horizon, certified=certified)
-        if against is not None:
-            effects.append(Accuse(Equivocation(against, vote)))
+        tally, evidence = tally.add(vote, state.horizon, certified=certified)
+        if evidence is not None:
+            effects.append(Accuse(evidence))
     return (state if tally is state.tally else replace(state, tally=tally)), tuple(effects)
 
 
@@ -232,7 +232,7 @@ def _time_out(state: State, timer: TimerStep, round_: Round) -> Turn:  # noqa: P
             # lines 57-60
             if state.step is not Step.PROPOSE:
                 return state, ()
-            return replace(state, step=Step.PREVOTE), (SignVote("prevote", round_, None),)
+            return replace(state, step=Step.PREVOTE), (SignVote("prevote", round_, None, state.locked),)
         case "prevote":
             # lines 61-64
             if state.step is not Step.PREVOTE:
@@ -251,20 +251,20 @@ def _time_out(state: State, timer: TimerStep, round_: Round) -> Turn:  # noqa: P
 
 def _start_round(state: State, round_: Round) -> Turn:
     """Lines 11-21: StartRound(round)."""
-    state = _prune(
+    state, accusations = _prune(
         replace(state, round=round_, step=Step.PROPOSE, prevote_timer=False, precommit_timer=False),
     )
-    timer = Schedule("propose", round_)
+    effects = (*accusations, Schedule("propose", round_))
     if state.validators.proposer(state.height, round_) != state.me:
-        return state, (timer,)
+        return state, effects
     if state.valid is None:
-        return state, (timer, BuildValue(round_))
+        return state, (*effects, BuildValue(round_))
     block = state.candidates[state.valid.value].proposal.block
     polka = state.tally.votes_for("prevote", state.valid.round, state.valid.value)
-    return state, (timer, SignProposal(round_, block, state.valid.round, polka))
+    return state, (*effects, SignProposal(round_, block, state.valid.round, polka))
 
 
-def _prune(state: State) -> State:
+def _prune(state: State) -> Turn:
     """Forget proposals two rounds old, and blocks that nothing points at; count what the new horizon covers."""
     proposals = {r: proposal for r, proposal in state.proposals.items() if r >= state.round - 1}
     kept = {proposal.value for proposal in proposals.values()}
@@ -272,7 +272,9 @@ def _prune(state: State) -> State:
     for round_ in state.tally.rounds("precommit"):
         kept.update(state.tally.leaders("precommit", round_, state.honest))
     candidates = {value: candidate for value, candidate in state.candidates.items() if value in kept}
-    return replace(state, proposals=proposals, candidates=candidates, tally=state.tally.near(state.horizon))
+    tally, found = state.tally.near(state.horizon)
+    accusations = tuple(Accuse(evidence) for evidence in found)
+    return replace(state, proposals=proposals, candidates=candidates, tally=tally), accusations
 
 
 def _backed(state: State, proposal: Proposal) -> bool:
@@ -341,7 +343,8 @@ def _prevote(state: State) -> Turn | None:
         free = locked is None or locked.round <= earlier or locked.value == value
     # lines 24-26, 30-32
     vote = value if free and state.candidates[value].valid else None
-    return replace(state, step=Step.PREVOTE), (SignVote("prevote", state.round, vote),)
+    proof = None if vote is None else earlier
+    return replace(state, step=Step.PREVOTE), (SignVote("prevote", state.round, vote, locked, proof),)
 
 
 def _polka(state: State) -> Turn | None:
@@ -352,7 +355,7 @@ def _polka(state: State) -> Turn | None:
         candidate = state.candidates.get(value)
         if candidate is None or not candidate.valid:
             continue
-        choice = Choice(state.round, value)
+        choice = Choice(round=state.round, value=value)
         # lines 42-43
         after = replace(state, valid=choice)
         if state.step is not Step.PREVOTE:

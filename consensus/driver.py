@@ -29,8 +29,8 @@ from nsllm.consensus.events import (
     BlockCommitted,
     ConsensusEvent,
     ConsensusStatus,
-    EquivocationSeen,
     Halted,
+    OffenceSeen,
     PeerBlamed,
     RoundEntered,
     SigningRefused,
@@ -370,9 +370,9 @@ class Driver:
                 self._timers[step, round_] = trio.current_time() + self._timeouts.of(step, round_)
             case Relay(certificate=certificate):
                 self._relays.append((trio.current_time() + self._timeouts.relay_s, certificate))
-            case Accuse(equivocation=equivocation):
-                LOGGER.warning("event=equivocation height=%d round=%d", state.height, equivocation.first.round)
-                self._observer(EquivocationSeen(equivocation))
+            case Accuse(evidence=evidence):
+                LOGGER.warning("event=offence height=%d kind=%s", state.height, type(evidence).__name__)
+                self._observer(OffenceSeen(evidence))
             case Decide(decided=decided):
                 await self._commit(decided, synced=False)
             case _:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nsllm.consensus.block import Block, DecidedBlock
+from nsllm.consensus.evidence import Evidence
 from nsllm.consensus.inputs import TimerStep
 from nsllm.consensus.message import PolkaCertificate, RoundCertificate
-from nsllm.consensus.vote import Proposal, Vote, VoteKind
+from nsllm.consensus.vote import Choice, Vote, VoteKind
 from nsllm.ids import Digest, Round
 
 
@@ -35,6 +36,10 @@ class SignVote:
     kind: VoteKind
     round: Round
     value: Digest | None
+    lock: Choice | None = None
+    """Of a prevote: the lock that it is cast under."""
+    valid_round: Round | None = None
+    """Of a prevote for a value: valid round of its proposal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +58,10 @@ class Relay:
 
 
 @dataclass(frozen=True, slots=True)
-class Equivocation:
-    """Two messages that one honest validator never signs both."""
-
-    first: Vote | Proposal
-    second: Vote | Proposal
-
-
-@dataclass(frozen=True, slots=True)
 class Accuse:
-    """Evidence against a validator, reported once a slot."""
+    """Two messages that an honest validator never signs both, reported once a slot."""
 
-    equivocation: Equivocation
+    evidence: Evidence
 
 
 @dataclass(frozen=True, slots=True)

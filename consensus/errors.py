@@ -4,6 +4,7 @@ ConsensusError
 ├── CertificateError    (PeerFault) a certificate that does not prove what it claims
 ├── BlockError          (PeerFault) a block that honest validators must refuse
 ├── VoteError           (PeerFault) a vote or proposal that is malformed or not its signer's
+├── EvidenceError       (PeerFault) evidence that proves nothing
 ├── ObservationError    (PeerFault) an observation that is malformed, stale or not its signer's
 ├── GuardError          (OwnFault)  the signer guard refused to sign: it would contradict what was signed before
 ├── WalError            (OwnFault)  the write-ahead log is damaged beyond its torn tail
@@ -37,6 +38,12 @@ class VoteError(ConsensusError, PeerFault):
     """A vote or proposal that is malformed or not its signer's."""
 
     code = "bad_vote"
+
+
+class EvidenceError(ConsensusError, PeerFault):
+    """Evidence that proves nothing."""
+
+    code = "bad_evidence"
 
 
 class ObservationError(ConsensusError, PeerFault):

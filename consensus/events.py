@@ -7,7 +7,7 @@ from typing import Literal
 
 from nsllm.consensus.block import DecidedBlock
 from nsllm.consensus.core import Step
-from nsllm.consensus.effects import Equivocation
+from nsllm.consensus.evidence import Evidence
 from nsllm.ids import Address, Digest, Height, Round
 
 
@@ -29,10 +29,10 @@ class RoundEntered:
 
 
 @dataclass(frozen=True, slots=True)
-class EquivocationSeen:
+class OffenceSeen:
     """A validator signed two contradicting messages."""
 
-    equivocation: Equivocation
+    evidence: Evidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Halted:
     reason: str
 
 
-ConsensusEvent = BlockCommitted | RoundEntered | EquivocationSeen | PeerBlamed | SigningRefused | Halted
+ConsensusEvent = BlockCommitted | RoundEntered | OffenceSeen | PeerBlamed | SigningRefused | Halted
 
 StepName = Literal["idle", "propose", "prevote", "precommit", "decided", "halted"]
 STEP_NAMES: dict[Step, StepName] = {

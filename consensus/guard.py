@@ -1,9 +1,9 @@
 """The signer guard: the only holder of the member key in consensus, and the last word on what it signs.
 
-It remembers the last signed (height, round, step, digest) in a small file of its own, synced to disk before a
-signature leaves it. It signs only what comes later in that order, or the identical thing again. So a lost or
-rolled-back write-ahead log, a bug in the core or a second driver over the same folder cannot make this validator
-equivocate.
+It remembers the last signed (height, round, step, digest) and the height's lock in a small file of its own, synced to
+disk before a signature leaves it. It signs only what comes later in that order, or the identical thing again, and no
+prevote that forgets the lock. So a lost or rolled-back write-ahead log, a bug in the core or a second driver over the
+same folder cannot make this validator equivocate or break a lock.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nsllm import canonical
 from nsllm.canonical import Value
 from nsllm.consensus.block import Block
 from nsllm.consensus.errors import GuardError
-from nsllm.consensus.vote import Proposal, Vote, VoteKind, proposal_digest, vote_digest
+from nsllm.consensus.vote import Choice, Proposal, Vote, VoteKind, keeps_lock, proposal_digest, vote_digest
 from nsllm.crypto import MemberKey
 from nsllm.errors import EncodingError, UsageError
 from nsllm.files import read_bounded, write_atomic
@@ -53,6 +53,8 @@ class Signed(Value, frozen=True, kw_only=True):
     step: Annotated[int, Meta(ge=1, le=3)]
     """See `SIGN_STEPS`."""
     digest: DigestField
+    lock: Choice | None
+    """What was precommitted last at this height; None while only nil was."""
 
     def place(self) -> tuple[int, int, int]:
         """(height, round, step), the order that only ever rises."""
@@ -87,8 +89,18 @@ class SignerGuard:
         """The last thing signed; None before the first."""
         return self._last
 
-    def vote(self, *, kind: VoteKind, epoch: Epoch, height: Height, round_: Round, value: Digest | None) -> Vote:
-        """A signed vote.
+    def vote(
+        self,
+        *,
+        kind: VoteKind,
+        epoch: Epoch,
+        height: Height,
+        round_: Round,
+        value: Digest | None,
+        lock: Choice | None = None,
+        valid_round: Round | None = None,
+    ) -> Vote:
+        """A signed vote; `lock` and `valid_round` are a prevote's, see `Vote`.
 
         Raises:
             GuardError: it would contradict what was signed before.
@@ -96,10 +108,32 @@ class SignerGuard:
         """
         me = self.address
         digest = vote_digest(
-            self._network, kind=kind, epoch=epoch, height=height, round_=round_, value=value, validator=me
+            self._network,
+            kind=kind,
+            epoch=epoch,
+            height=height,
+            round_=round_,
+            value=value,
+            validator=me,
+            lock=lock,
+            valid_round=valid_round,
         )
-        signature = self._sign(height, round_, kind, digest)
-        return Vote(kind=kind, epoch=epoch, height=height, round=round_, value=value, validator=me, signature=signature)
+        held = self._lock(height)
+        if kind == "prevote":
+            self._check_lock(held, lock, round_, keeps=keeps_lock(value, lock, valid_round))
+        elif value is not None:
+            held = Choice(round=round_, value=value)
+        return Vote(
+            kind=kind,
+            epoch=epoch,
+            height=height,
+            round=round_,
+            value=value,
+            validator=me,
+            signature=self._sign(height, round_, kind, digest, held),
+            lock=lock,
+            valid_round=valid_round,
+        )
 
     def proposal(
         self,
@@ -135,10 +169,23 @@ class SignerGuard:
             valid_round=valid_round,
             polka=polka,
             proposer=me,
-            signature=self._sign(height, round_, "proposal", digest),
+            signature=self._sign(height, round_, "proposal", digest, self._lock(height)),
         )
 
-    def _sign(self, height: Height, round_: Round, step: str, digest: Digest) -> Signature:
+    def _lock(self, height: Height) -> Choice | None:
+        return self._last.lock if self._last is not None and self._last.height == height else None
+
+    def _check_lock(self, held: Choice | None, stated: Choice | None, round_: Round, *, keeps: bool) -> None:
+        """A prevote states the lock that was signed here, or a later one, and is not against it."""
+        known = held is None or held.round >= round_ or (stated is not None and stated.round > held.round)
+        if not keeps or not (known or stated == held):
+            lock = "none" if held is None else f"{short(held.value)} of round {held.round}"
+            raise GuardError(
+                f"refused to sign a prevote of round {round_}: it breaks the lock (signed here: {lock})",
+                hint="wait for the next height; if this repeats, another process runs with this key",
+            )
+
+    def _sign(self, height: Height, round_: Round, step: str, digest: Digest, lock: Choice | None) -> Signature:
         wanted = Signed(
             network=self._network,
             validator=self.address,
@@ -146,6 +193,7 @@ class SignerGuard:
             round=round_,
             step=SIGN_STEPS[step],
             digest=digest,
+            lock=lock,
         )
         last = self._last
         if last is not None and wanted != last and wanted.place() <= last.place():

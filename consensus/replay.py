@@ -113,9 +113,19 @@ def _own_digest(event: Input, me: Address, network: NetworkId) -> set[Digest]:
 def _digest_to_come(effect: Effect, state: State, network: NetworkId) -> set[Digest]:
     epoch, height, me = state.validators.epoch, state.height, state.me
     match effect:
-        case SignVote(kind=kind, round=round_, value=value):
+        case SignVote(kind=kind, round=round_, value=value, lock=lock, valid_round=valid_round):
             return {
-                vote_digest(network, kind=kind, epoch=epoch, height=height, round_=round_, value=value, validator=me)
+                vote_digest(
+                    network,
+                    kind=kind,
+                    epoch=epoch,
+                    height=height,
+                    round_=round_,
+                    value=value,
+                    validator=me,
+                    lock=lock,
+                    valid_round=valid_round,
+                )
             }
         case SignProposal(round=round_, block=block, valid_round=valid_round):
             return {

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from nsllm.consensus.block import Block
 from nsllm.consensus.errors import BlockError, VoteError
 from nsllm.consensus.validators import ValidatorSet
-from nsllm.consensus.vote import Proposal, Vote, VoteKind, check_signature
+from nsllm.consensus.vote import Proposal, Vote, VoteKind, check_signature, keeps_lock
 from nsllm.ids import Digest, Height, NetworkId, hex0x, short
 
 Known = Callable[[Vote], bool]
@@ -15,10 +15,10 @@ Known = Callable[[Vote], bool]
 
 
 def check_vote(network: NetworkId, validators: ValidatorSet, vote: Vote, known: Known) -> None:
-    """Pass silently if a validator of this epoch signed the vote.
+    """Pass silently if a validator of this epoch signed the vote, and it keeps the lock that it states.
 
     Raises:
-        VoteError: another epoch, or not a validator.
+        VoteError: another epoch, not a validator, or against its own lock.
         SignatureError: forged.
     """
     if known(vote):
@@ -27,6 +27,8 @@ def check_vote(network: NetworkId, validators: ValidatorSet, vote: Vote, known: 
         raise VoteError(f"{vote.kind} of epoch {vote.epoch}, this is epoch {validators.epoch}")
     if vote.validator not in validators:
         raise VoteError(f"{vote.kind} by {hex0x(vote.validator)}, who is not a validator of epoch {vote.epoch}")
+    if not keeps_lock(vote.value, vote.lock, vote.valid_round):
+        raise VoteError(f"prevote of round {vote.round} for a value that its own lock forbids")
     check_signature(vote, network)
 
 

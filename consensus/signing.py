@@ -19,7 +19,15 @@ def sign(
         OwnFault: the guard's file cannot be written; nothing was signed.
     """
     if isinstance(effect, SignVote):
-        vote = guard.vote(kind=effect.kind, epoch=epoch, height=height, round_=effect.round, value=effect.value)
+        vote = guard.vote(
+            kind=effect.kind,
+            epoch=epoch,
+            height=height,
+            round_=effect.round,
+            value=effect.value,
+            lock=effect.lock,
+            valid_round=effect.valid_round,
+        )
         return vote, VoteReceived(vote=vote)
     proposal = guard.proposal(
         effect.block,

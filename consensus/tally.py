@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
+from nsllm.consensus.evidence import Evidence, amnesia, contradicts, double_vote
 from nsllm.consensus.vote import Vote, VoteKind
 from nsllm.ids import Address, Digest, Round
 
@@ -37,8 +38,8 @@ class Tally(msgspec.Struct, frozen=True):
     """Highest round in which each validator was heard."""
     accused: frozenset[tuple[Slot, Address]] = frozenset()
 
-    def add(self, vote: Vote, horizon: int, *, certified: bool = False) -> tuple[Tally, Vote | None]:
-        """The tally with `vote`; beside it the earlier vote that it contradicts, the first time that happens.
+    def add(self, vote: Vote, horizon: int, *, certified: bool = False) -> tuple[Tally, Evidence | None]:
+        """The tally with `vote`; beside it the proof that it contradicts an earlier one, the first time that happens.
 
         Args:
             vote: of this height, checked.
@@ -53,16 +54,35 @@ class Tally(msgspec.Struct, frozen=True):
         slot: Slot = (vote.kind, vote.round)
         voters = self.slots.get(slot, {})
         before = voters.get(vote.validator, ())
-        if any(known.value == vote.value for known in before):
+        says = vote.says()
+        if any(known.says() == says for known in before):
             return self, None
-        tally, against = self, None
-        if before and (slot, vote.validator) not in self.accused:
-            tally, against = replace(self, accused=self.accused | {(slot, vote.validator)}), before[0]
-        if before and (not certified or len(before) > 1):
-            return tally, against
+        tally, evidence = self, None
+        if (slot, vote.validator) not in self.accused:
+            evidence = double_vote(before[0], vote) if before else self._amnesia(vote)
+            if evidence is not None:
+                tally = replace(self, accused=self.accused | {(slot, vote.validator)})
+        counted = any(known.value == vote.value for known in before)
+        if before and (not certified or counted or len(before) > 1):
+            return tally, evidence
         voters = {**voters, vote.validator: (*before, vote)}
         tally = replace(tally.heard(vote.validator, vote.round), slots={**self.slots, slot: voters})
-        return tally, against
+        return tally, evidence
+
+    def _amnesia(self, vote: Vote) -> Evidence | None:
+        """A vote of the same validator whose lock `vote` forgets, or that forgets the lock of `vote`."""
+        if not vote.round and vote.kind == "prevote":
+            return None
+        if vote.kind == "precommit" and self.reached.get(vote.validator, vote.round) <= vote.round:
+            return None
+        for (kind, round_), voters in self.slots.items():
+            if kind == vote.kind or not (round_ < vote.round if kind == "precommit" else vote.round < round_):
+                continue
+            for known in voters.get(vote.validator, ()):
+                precommit, prevote = (known, vote) if kind == "precommit" else (vote, known)
+                if contradicts(precommit, prevote):
+                    return amnesia(precommit, prevote)
+        return None
 
     def heard(self, validator: Address, round_: Round) -> Tally:
         """The tally that knows `validator` to have reached `round_`."""
@@ -70,13 +90,15 @@ class Tally(msgspec.Struct, frozen=True):
             return self
         return replace(self, reached={**self.reached, validator: round_})
 
-    def near(self, horizon: int) -> Tally:
-        """The tally with the far votes that a new horizon has come to cover counted in full."""
+    def near(self, horizon: int) -> tuple[Tally, tuple[Evidence, ...]]:
+        """The tally with the far votes that a new horizon has come to cover counted in full, and what they prove."""
         tally = replace(self, far={a: vote for a, vote in self.far.items() if vote.round > horizon})
+        found: list[Evidence] = []
         for vote in self.far.values():
             if vote.round <= horizon:
-                tally, _ = tally.add(vote, horizon)
-        return tally
+                tally, evidence = tally.add(vote, horizon)
+                found += [evidence] if evidence is not None else []
+        return tally, tuple(found)
 
     def voters(self, kind: VoteKind, round_: Round) -> int:
         """Validators that voted in the slot, each once, whatever for."""

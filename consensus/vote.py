@@ -2,6 +2,10 @@
 
 A precommit for a value is signed as EIP-712 over the header (`nsllm.consensus.header.precommit_digest`), so that a
 contract can count it; everything else is signed over the canonical digest of a body that binds every field.
+
+A prevote states two things beside its value: the lock that its validator holds (lockedRound and lockedValue of the
+paper) and the valid round of the proposal that it is for. So whoever breaks a lock signs either a lock that its own
+precommit contradicts (`nsllm.consensus.evidence`) or a prevote that `check_lock` refuses.
 """
 
 from __future__ import annotations
@@ -36,6 +40,13 @@ MAX_VOTES: Final = 256
 """Votes in one certificate: as many as validators in a set."""
 
 
+class Choice(Value, frozen=True, kw_only=True):
+    """A value and the round in which a polka was seen for it."""
+
+    round: RoundField
+    value: DigestField
+
+
 class VoteBody(Value, frozen=True, kw_only=True):
     """What a prevote, or a precommit for nil, is signed over."""
 
@@ -45,6 +56,8 @@ class VoteBody(Value, frozen=True, kw_only=True):
     round: RoundField
     value: DigestField | None
     validator: AddressField
+    lock: Choice | None
+    valid_round: RoundField | None
 
 
 class Vote(Value, frozen=True, kw_only=True, tag_field="type", tag="vote"):
@@ -58,6 +71,20 @@ class Vote(Value, frozen=True, kw_only=True, tag_field="type", tag="vote"):
     """Id of the header voted for; None is the paper's nil."""
     validator: AddressField
     signature: SignatureField
+    lock: Choice | None = None
+    """Of a prevote: what its validator is locked on, of an earlier round; None: on nothing."""
+    valid_round: RoundField | None = None
+    """Of a prevote for a value: valid round of the proposal that it answers; None is the paper's -1."""
+
+    def __post_init__(self) -> None:
+        if self.lock is None and self.valid_round is None:
+            return
+        if self.kind == "precommit":
+            raise ValueError("a precommit states no lock and no valid round")
+        if self.lock is not None and self.lock.round >= self.round:
+            raise ValueError("a prevote states a lock of an earlier round")
+        if self.valid_round is not None and (self.value is None or self.valid_round >= self.round):
+            raise ValueError("a prevote for a value states a valid round below its own; one for nil states none")
 
     def digest(self, network: NetworkId) -> Digest:
         """What the validator signed."""
@@ -69,7 +96,13 @@ class Vote(Value, frozen=True, kw_only=True, tag_field="type", tag="vote"):
             round_=self.round,
             value=self.value,
             validator=self.validator,
+            lock=self.lock,
+            valid_round=self.valid_round,
         )
+
+    def says(self) -> tuple[Digest | None, Choice | None, Round | None]:
+        """What it says in its slot: two votes of one validator and slot are one vote if they say the same."""
+        return (self.value, self.lock, self.valid_round)
 
 
 Votes = Annotated[tuple[Vote, ...], Meta(max_length=MAX_VOTES)]
@@ -118,6 +151,10 @@ class Proposal(Value, frozen=True, kw_only=True, dict=True, tag_field="type", ta
             proposer=self.proposer,
         )
 
+    def says(self) -> tuple[Digest, Round | None]:
+        """What it says in its slot, beside the polka, which is not its own word."""
+        return (self.value, self.valid_round)
+
 
 def check_signature(message: Vote | Proposal, network: NetworkId) -> None:
     """Pass silently if the named validator signed it (the votes of a polka are checked by whoever counts them).
@@ -129,6 +166,16 @@ def check_signature(message: Vote | Proposal, network: NetworkId) -> None:
     crypto.verify(message.digest(network), message.signature, signer)
 
 
+def keeps_lock(value: Digest | None, lock: Choice | None, valid_round: Round | None) -> bool:
+    """Whether lines 23 and 29 of the paper allow a prevote for `value` under `lock`.
+
+    It is for nil, or for the locked value, or for a value with a polka of the lock's round or a later one.
+    """
+    if lock is None or value is None or value == lock.value:
+        return True
+    return valid_round is not None and lock.round <= valid_round
+
+
 def vote_digest(
     network: NetworkId,
     *,
@@ -138,11 +185,22 @@ def vote_digest(
     round_: Round,
     value: Digest | None,
     validator: Address,
+    lock: Choice | None = None,
+    valid_round: Round | None = None,
 ) -> Digest:
     """What `validator` signs to cast the vote."""
     if kind == "precommit" and value is not None:
         return precommit_digest(network, epoch, height, round_, value)
-    body = VoteBody(kind=kind, epoch=epoch, height=height, round=round_, value=value, validator=validator)
+    body = VoteBody(
+        kind=kind,
+        epoch=epoch,
+        height=height,
+        round=round_,
+        value=value,
+        validator=validator,
+        lock=lock,
+        valid_round=valid_round,
+    )
     return canonical.digest("vote", network, body)
 
 

@@ -15,16 +15,16 @@ from nsllm.consensus.errors import DivergenceError, GuardError, WalError
 from nsllm.consensus.events import (
     BlockCommitted,
     ConsensusEvent,
-    EquivocationSeen,
     Halted,
+    OffenceSeen,
     PeerBlamed,
     RoundEntered,
     SigningRefused,
 )
+from nsllm.consensus.evidence import offence_of
 from nsllm.consensus.follower import Follower
 from nsllm.consensus.guard import SignerGuard
 from nsllm.consensus.timeouts import Timeouts
-from nsllm.consensus.vote import Vote
 from nsllm.consensus.wal import WriteAheadLog
 from nsllm.errors import OwnFault
 from nsllm.files import private_folder
@@ -179,10 +179,9 @@ class Agreement:
             case RoundEntered(height=height, round=round_):
                 self._resumed()
                 emit("round", height=height, round=round_)
-            case EquivocationSeen(equivocation=seen):
-                first = seen.first
-                signer = first.validator if isinstance(first, Vote) else first.proposer
-                emit("equivocation", validator=hex0x(signer), height=first.height)
+            case OffenceSeen(evidence=evidence):
+                seen = offence_of(evidence)
+                emit("offence", validator=hex0x(seen.validator), offence=seen.kind, height=seen.height)
             case PeerBlamed(sender=sender, code=code, reason=reason):
                 emit("peer_blamed", sender=hex0x(sender) if sender else None, code=code, reason=reason)
             case SigningRefused(height=height, round=round_, reason=reason):

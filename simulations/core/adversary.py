@@ -62,7 +62,7 @@ class Equivocator(Byzantine):
             case Vote(value=value):
                 known = [block for block in self.state.candidates if block != value]
                 other = self.rng.choice([*known, None]) if value is not None or known else value
-                return replace(body, value=other)
+                return replace(body, value=other, valid_round=None)
             case Proposal():
                 block = self.build(body.height, salt=1)
                 return Proposal(

@@ -262,6 +262,8 @@ class Validator:
                 value=effect.value,
                 validator=self.me,
                 signature=UNSIGNED,
+                lock=effect.lock,
+                valid_round=effect.valid_round,
             )
         return Proposal(
             block=effect.block,
@@ -426,11 +428,9 @@ class Validator:
         self.world.signs(self, message)
         if self.doom == "signed":
             raise PowerCut
-        event: Input
-        if isinstance(message, Vote):
-            event = VoteReceived(vote=message)
-        else:
-            event = ProposalReceived(proposal=message, valid=True)
+        event: Input = (
+            VoteReceived(vote=message) if isinstance(message, Vote) else ProposalReceived(proposal=message, valid=True)
+        )
         self.log.append(event)
         if self.doom == "written":
             raise PowerCut

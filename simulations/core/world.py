@@ -11,6 +11,7 @@ from typing import Final
 
 from nsllm.consensus.block import Block, DecidedBlock
 from nsllm.consensus.effects import Accuse
+from nsllm.consensus.evidence import offence_of
 from nsllm.consensus.inputs import TimedOut
 from nsllm.consensus.message import Body as Message
 from nsllm.consensus.message import PolkaCertificate, Request
@@ -173,9 +174,7 @@ class World:
 
     def accuses(self, validator: Validator, effect: Accuse) -> None:
         """No honest validator is accused."""
-        first = effect.equivocation.first
-        accused = first.validator if isinstance(first, Vote) else first.proposer
-        if validator.honest and accused not in self._byzantine:
+        if validator.honest and offence_of(effect.evidence).validator not in self._byzantine:
             raise InvariantError(f"validator {validator.index} accuses an honest one")
 
     def accepts(self, block: Block) -> bool:

@@ -20,6 +20,7 @@ from nsllm.consensus.driver import Driver
 from nsllm.consensus.effects import Accuse, BuildValue, Decide, Relay, Schedule, SignProposal, SignVote
 from nsllm.consensus.errors import BlockError, DivergenceError
 from nsllm.consensus.events import BlockCommitted
+from nsllm.consensus.evidence import Evidence, offence_of
 from nsllm.consensus.guard import SignerGuard
 from nsllm.consensus.header import Header, precommit_digest
 from nsllm.consensus.inputs import (
@@ -32,7 +33,7 @@ from nsllm.consensus.inputs import (
 )
 from nsllm.consensus.timeouts import Timeouts
 from nsllm.consensus.validators import ValidatorSet
-from nsllm.consensus.vote import Proposal, Vote, proposal_digest, vote_digest
+from nsllm.consensus.vote import Choice, Proposal, Vote, proposal_digest, vote_digest
 from nsllm.consensus.wal import WriteAheadLog
 from nsllm.crypto import MemberKey
 from nsllm.ids import ZERO_DIGEST, Epoch, NetworkId
@@ -71,9 +72,18 @@ def make_block(validators, height=1, *, proposer, parent=None, salt=0, time_ms=S
     )
 
 
-def sign_vote(key, kind, value, *, round_=0, height=1, epoch=0, network=NETWORK) -> Vote:
+def sign_vote(key, kind, value, *, round_=0, height=1, epoch=0, network=NETWORK, lock=None, valid_round=None) -> Vote:
+    lock = Choice(round=lock[0], value=lock[1]) if isinstance(lock, tuple) else lock
     digest = vote_digest(
-        network, kind=kind, epoch=epoch, height=height, round_=round_, value=value, validator=key.address
+        network,
+        kind=kind,
+        epoch=epoch,
+        height=height,
+        round_=round_,
+        value=value,
+        validator=key.address,
+        lock=lock,
+        valid_round=valid_round,
     )
     return Vote(
         kind=kind,
@@ -83,6 +93,8 @@ def sign_vote(key, kind, value, *, round_=0, height=1, epoch=0, network=NETWORK)
         value=value,
         validator=key.address,
         signature=key.sign(digest),
+        lock=lock,
+        valid_round=valid_round,
     )
 
 
@@ -320,7 +332,7 @@ class Bench:
 
     Script: steps separated by `;`: `start`, `prop ROUND VALUE [VALID_ROUND]` (`prop!`: the application refuses it),
     `built ROUND VALUE`, `pv WHO ROUND VALUE`, `pc WHO ROUND VALUE`, `polka ROUND VALUE WHO...`, `to STEP ROUND`.
-    WHO are validators' numbers, as in `123`; values are letters or `nil`.
+    WHO are validators' numbers, as in `123`; values are letters or `nil`; `B@1A` is B under a lock on A of round 1.
     """
 
     def __init__(self, core, count: int = 4, me: int = 0, height: int = 1) -> None:
@@ -336,12 +348,17 @@ class Bench:
         }
         self.names = {block.header.id(): name for name, block in self.blocks.items()} | {None: "nil"}
         self.decided: DecidedBlock | None = None
+        self.votes: list[Vote] = []
+        """Its own, in order."""
+        self.evidence: list[Evidence] = []
 
     def value(self, name: str):
         return None if name == "nil" else self.blocks[name].header.id()
 
     def vote(self, who: str, kind: str, round_: int, name: str) -> Vote:
-        return sign_vote(self.keys[int(who)], kind, self.value(name), round_=round_, height=self.height)
+        name, _, held = name.partition("@")
+        lock = (int(held[:-1]), self.value(held[-1])) if held else None
+        return sign_vote(self.keys[int(who)], kind, self.value(name), round_=round_, height=self.height, lock=lock)
 
     def run(self, script: str) -> list[str]:
         """Feed the script; what the last step made the core ask for, in words."""
@@ -357,8 +374,17 @@ class Bench:
             for effect in effects:
                 texts.append(self._text(effect))
                 match effect:
-                    case SignVote(kind=kind, round=round_, value=value):
-                        vote = sign_vote(self.key, kind, value, round_=round_, height=self.height)
+                    case SignVote(kind=kind, round=round_, value=value, lock=lock, valid_round=valid_round):
+                        vote = sign_vote(
+                            self.key,
+                            kind,
+                            value,
+                            round_=round_,
+                            height=self.height,
+                            lock=lock,
+                            valid_round=valid_round,
+                        )
+                        self.votes.append(vote)
                         queue.append(VoteReceived(vote=vote))
                     case SignProposal(round=round_, block=block, valid_round=valid_round, polka=polka):
                         proposal = sign_proposal(self.key, block, round_=round_, valid_round=valid_round, polka=polka)
@@ -401,8 +427,9 @@ class Bench:
                 return f"build {round_}"
             case Relay(certificate=certificate):
                 return f"relay {type(certificate).__name__} {certificate.votes[0].round} of {len(certificate.votes)}"
-            case Accuse():
-                return "accuse"
+            case Accuse(evidence=evidence):
+                self.evidence.append(evidence)
+                return f"accuse {offence_of(evidence).kind}"
             case Decide(decided=decided):
                 return f"decide {decided.certificate.round} {self.names[decided.block.header.id()]}"
         raise ValueError(effect)

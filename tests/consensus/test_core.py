@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nsllm.consensus import core
-from nsllm.consensus.core import Choice, Step
+from nsllm.consensus.core import Step
 from nsllm.consensus.inputs import VoteReceived
 from nsllm.consensus.tally import MAX_ROUNDS_AHEAD
+from nsllm.consensus.vote import Choice
 
 LOCK_A = "start; prop 0 A; pv 12 0 A"
 """Validator 0 has prevoted, seen the polka of round 0 and locked A."""
@@ -61,7 +62,7 @@ ROWS = [
     ("47 three precommits for anything", 0, "start; prop 0 A; pc 1 0 A; pc 2 0 nil; pc 3 0 nil", ["timer precommit 0"]),
     ("47 once only", 0, "start; pc 123 0 nil; pc 0 0 nil", []),
     ("49-54 a quorum of precommits", 0, LOCK_A + "; pc 12 0 A", ["decide 0 A"]),
-    ("49 of a round that is over", 0, LOCK_A + NEXT + "; pc 3 0 A; pc 1 1 A; pc 1 0 A", ["accuse"]),
+    ("49 of a round that is over", 0, LOCK_A + NEXT + "; pc 3 0 A; pc 1 1 A; pc 1 0 A", ["accuse double_vote"]),
     ("49 before the proposal", 0, "start; pc 123 0 A; prop 0 A", ["decide 0 A"]),
     ("49 of an earlier round", 0, "start; prop 0 A; pc 1 0 A; pc 2 0 nil; pc 0 0 A; to precommit 0; pc 3 0 A", ["decide 0 A"]),
     ("50 a quorum overrules our verdict", 0, "start; prop! 0 A; pc 123 0 A", ["decide 0 A"]),
@@ -80,14 +81,19 @@ ROWS = [
     ("65 never armed", 0, "start; to precommit 0", []),
     ("start twice", 0, "start; start", []),
     ("after the decision nothing counts", 0, LOCK_A + "; pc 12 0 A; pc 3 0 A", []),
-    ("equivocation is reported once", 0, "start; pv 1 0 A; pv 1 0 B", ["accuse"]),
+    ("38 what a precommit locked is not forgotten", 0, "start; pc 1 0 A; pv 1 1 B", ["accuse amnesia"]),
+    ("38 nor claimed before it was there", 0, "start; pv 1 1 B@0B; pc 1 0 A", ["accuse amnesia"]),
+    ("40 a later lock replaces it", 0, "start; pc 1 0 A; pv 1 2 B@1B", []),
+    ("amnesia is reported once", 0, "start; pc 1 0 A; pv 1 1 B; pv 1 1 A@0A", []),
+    ("two prevotes that differ in the lock only", 0, "start; pv 1 1 A; pv 1 1 A@0A", ["accuse double_vote"]),
+    ("equivocation is reported once", 0, "start; pv 1 0 A; pv 1 0 B", ["accuse double_vote"]),
     ("and not again", 0, "start; pv 1 0 A; pv 1 0 B; pv 1 0 C", []),
     ("the second vote does not count", 0, "start; prop 0 A; pv 1 0 B; pv 1 0 A; pv 2 0 A", ["timer prevote 0"]),
     ("but a polka counts as a whole", 0, "start; prop 0 A; pv 1 0 B; polka 0 A 123",
-     ["accuse", "precommit 0 A", "relay PolkaCertificate 0 of 4"]),
-    ("a polka of too few is single votes", 0, "start; prop 0 A; pv 1 0 B; polka 0 A 12", ["accuse", "timer prevote 0"]),
-    ("a second proposal of a round is reported", 0, "start; prop 0 A; prop 0 B", ["accuse"]),
-    ("and counts once honest votes ask for it", 0, "start; prop 0 A; pc 123 0 B; prop 0 B", ["accuse", "decide 0 B"]),
+     ["accuse double_vote", "precommit 0 A", "relay PolkaCertificate 0 of 4"]),
+    ("a polka of too few is single votes", 0, "start; prop 0 A; pv 1 0 B; polka 0 A 12", ["accuse double_vote", "timer prevote 0"]),
+    ("a second proposal of a round is reported", 0, "start; prop 0 A; prop 0 B", ["accuse double_proposal"]),
+    ("and counts once honest votes ask for it", 0, "start; prop 0 A; pc 123 0 B; prop 0 B", ["accuse double_proposal", "decide 0 B"]),
 ]  # fmt: skip
 
 
@@ -100,7 +106,7 @@ def test_nil_never_unlocks(kit):
     bench = kit.Bench(core)
     bench.run(LOCK_A + NEXT + "; prop 1 B; pv 123 1 nil; pc 123 1 nil; to precommit 1")
     assert bench.state.round == 2
-    assert bench.state.locked == Choice(0, bench.value("A"))
+    assert bench.state.locked == Choice(round=0, value=bench.value("A"))
     assert bench.run("prop 2 B") == ["prevote 2 nil"]
 
 
@@ -110,7 +116,7 @@ def test_a_polka_seen_late_is_proposed_later(kit):
     bench.run("start; to propose 0; pv 12 0 nil; prop 0 A; pv 12 0 A")
     assert bench.state.locked is None
     bench.run("polka 0 A 012")
-    assert (bench.state.locked, bench.state.valid) == (None, Choice(0, bench.value("A")))
+    assert (bench.state.locked, bench.state.valid) == (None, Choice(round=0, value=bench.value("A")))
     assert "propose 2 A after 0 by 3" in bench.run("pv 0 2 nil; pv 1 2 nil")
 
 

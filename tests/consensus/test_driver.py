@@ -12,7 +12,7 @@ import trio
 from nsllm.consensus import wal as wal_module
 from nsllm.consensus.driver import Driver
 from nsllm.consensus.errors import ConsensusError, DivergenceError
-from nsllm.consensus.events import BlockCommitted, EquivocationSeen, Halted, PeerBlamed, RoundEntered, SigningRefused
+from nsllm.consensus.events import BlockCommitted, Halted, OffenceSeen, PeerBlamed, RoundEntered, SigningRefused
 from nsllm.consensus.guard import SignerGuard
 from nsllm.consensus.message import (
     HeightCertificate,
@@ -126,7 +126,7 @@ async def test_twenty_crashes_and_never_a_second_value(autojump_clock, house, ki
     town.check_agreement()
     for slot, values in signed_by(town, victim).items():
         assert len(values) == 1, f"{slot} was signed {len(values)} times"
-    assert not [e for p in town.peers for e in p.events if isinstance(e, EquivocationSeen | SigningRefused)]
+    assert not [e for p in town.peers for e in p.events if isinstance(e, OffenceSeen | SigningRefused)]
 
 
 async def test_a_solo_validator_crashes_and_goes_on(autojump_clock, house, kit):

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 - tables
 """The signer guard: later or identical, nothing else, across restarts."""
 
 from __future__ import annotations
@@ -11,8 +10,9 @@ from hypothesis import strategies as st
 
 from nsllm import files
 from nsllm.consensus.errors import GuardError
+from nsllm.consensus.evidence import contradicts
 from nsllm.consensus.guard import SignerGuard
-from nsllm.consensus.vote import check_signature
+from nsllm.consensus.vote import Choice, check_signature
 from nsllm.errors import OwnFault
 
 
@@ -22,20 +22,22 @@ def make(kit, tmp_path):
     return lambda network=kit.NETWORK, which=key: SignerGuard(which, network, tmp_path / "guard")
 
 
-def vote(guard, kind, value, *, height=1, round_=0):
-    return guard.vote(kind=kind, epoch=0, height=height, round_=round_, value=value)
+def vote(guard, kind, value, *, height=1, round_=0, lock=None, valid_round=None):
+    lock = Choice(round=lock[0], value=lock[1]) if lock is not None else None
+    return guard.vote(kind=kind, epoch=0, height=height, round_=round_, value=value, lock=lock, valid_round=valid_round)
 
 
-A, B = bytes([1] * 32), bytes([2] * 32)
+A, B, C = (bytes([i] * 32) for i in (1, 2, 3))
 
 
 def test_it_signs_upward(kit, make):
     guard = make()
     assert guard.last is None
-    for height, round_, kind, value in [
-        (1, 0, "prevote", A), (1, 0, "precommit", A), (1, 1, "prevote", None), (1, 3, "precommit", None), (2, 0, "prevote", B),
+    for height, round_, kind, value, lock in [
+        (1, 0, "prevote", A, None), (1, 0, "precommit", A, None), (1, 1, "prevote", None, (0, A)),
+        (1, 3, "precommit", None, None), (2, 0, "prevote", B, None),
     ]:  # fmt: skip
-        signed = vote(guard, kind, value, height=height, round_=round_)
+        signed = vote(guard, kind, value, height=height, round_=round_, lock=lock)
         check_signature(signed, kit.NETWORK)
         assert signed.validator == guard.address
     assert guard.last.place() == (2, 0, 2)
@@ -56,6 +58,41 @@ def test_it_refuses_what_is_earlier_or_different(make, kind, value, height, roun
     with pytest.raises(GuardError, match="refused to sign"):
         vote(guard, kind, value, height=height, round_=round_)
     assert vote(guard, "precommit", A, height=5, round_=2) == vote(make(), "precommit", A, height=5, round_=2)
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize(
+    ("value", "lock", "valid_round", "signs"),
+    [
+        (None, (1, A), None, True),
+        (A, (1, A), None, True),
+        (B, (1, A), 1, True),
+        (B, (2, B), None, True),
+        (C, (2, B), 2, True),
+        (None, None, None, False),
+        (A, None, None, False),
+        (B, None, 2, False),
+        (None, (0, A), None, False),
+        (None, (1, B), None, False),
+        (B, (1, A), None, False),
+        (B, (1, A), 0, False),
+        (C, (2, B), 1, False),
+    ],
+)
+def test_it_keeps_the_lock(make, value, lock, valid_round, signs, restart):
+    """Precommitted A in round 1, nil in round 2; what it prevotes in round 3, under which lock, with which proof."""
+    guard = make()
+    vote(guard, "precommit", A, round_=1)
+    vote(guard, "precommit", None, round_=2)
+    guard = make() if restart else guard
+    if signs:
+        vote(guard, "prevote", value, round_=3, lock=lock, valid_round=valid_round)
+        assert guard.last.lock == Choice(round=1, value=A)
+    else:
+        with pytest.raises(GuardError, match="breaks the lock"):
+            vote(guard, "prevote", value, round_=3, lock=lock, valid_round=valid_round)
+        assert guard.last.place() == (1, 2, 3)
+    assert vote(guard, "prevote", B, height=2).lock is None, "a lock is one height's"
 
 
 def test_proposals_too(kit, make):
@@ -118,23 +155,35 @@ def test_the_key_does_not_show(make):
 
 
 slots = st.tuples(
-    st.integers(1, 3), st.integers(0, 2), st.sampled_from(["prevote", "precommit"]), st.sampled_from([A, B, None])
+    st.integers(1, 3),
+    st.integers(0, 2),
+    st.sampled_from(["prevote", "precommit"]),
+    st.sampled_from([A, B, None]),
+    st.none() | st.tuples(st.integers(0, 1), st.sampled_from([A, B])),
+    st.none() | st.integers(0, 1),
 )
 
 
 @settings(max_examples=60, deadline=None)
 @given(wishes=st.lists(slots, max_size=25), restarts=st.sets(st.integers(0, 24)))
-def test_no_slot_ever_gets_two_values(kit, tmp_path_factory, wishes, restarts):
+def test_no_slot_ever_gets_two_values_and_no_lock_is_forgotten(kit, tmp_path_factory, wishes, restarts):
     path = tmp_path_factory.mktemp("guard") / "guard"
     key = kit.keys(1)[0]
     guard = SignerGuard(key, kit.NETWORK, path)
     signed = {}
-    for number, (height, round_, kind, value) in enumerate(wishes):
+    votes = []
+    for number, (height, round_, kind, value, some_lock, some_round) in enumerate(wishes):
         if number in restarts:
             guard = SignerGuard(key, kit.NETWORK, path)
+        lock = some_lock if kind == "prevote" and some_lock is not None and some_lock[0] < round_ else None
+        valid_round = some_round if kind == "prevote" and value and (some_round or 0) < round_ else None
         try:
-            vote(guard, kind, value, height=height, round_=round_)
+            votes.append(vote(guard, kind, value, height=height, round_=round_, lock=lock, valid_round=valid_round))
         except GuardError:
             continue
         assert signed.setdefault((height, round_, kind), value) == value
         assert (height, round_, kind == "precommit") == max((h, r, k == "precommit") for h, r, k in signed)
+    for one in votes:
+        for other in votes:
+            if (one.kind, other.kind, other.height) == ("precommit", "prevote", one.height) and one.round < other.round:
+                assert one.value is None or not contradicts(one, other)

@@ -18,7 +18,7 @@ from nsllm.consensus.message import (
     decode_message,
     encode_message,
 )
-from nsllm.consensus.vote import check_signature
+from nsllm.consensus.vote import Choice, check_signature
 from nsllm.errors import EncodingError, SignatureError
 
 VALUE, OTHER = bytes([1] * 32), bytes([2] * 32)
@@ -56,7 +56,9 @@ def test_every_message_round_trips_and_stays_in_bounds(bodies):
 def test_the_largest_proposal_fits(kit):
     """A full block and 256 prevotes."""
     keys = kit.keys(1)
-    vote = kit.vote(keys[0], "prevote", VALUE, height=2**62, round_=2**31 - 1)
+    vote = kit.vote(
+        keys[0], "prevote", VALUE, height=2**62, round_=2**31 - 1, lock=(2**31 - 2, OTHER), valid_round=2**31 - 2
+    )
     assert MAX_BLOCK_BYTES + 256 * (len(canonical.encode(vote)) + 8) + 1024 < MAX_MESSAGE_BYTES
     with pytest.raises(EncodingError, match="the limit is"):
         decode_message(bytes(MAX_MESSAGE_BYTES + 1))
@@ -82,6 +84,8 @@ def test_a_vote_binds_every_field(kit, kind, value):
         "value": OTHER,
         "validator": other.address,
     }
+    if kind == "prevote":
+        changes["lock"] = Choice(round=1, value=VALUE)
     for name, changed in changes.items():
         with pytest.raises(SignatureError):
             check_signature(msgspec.structs.replace(vote, **{name: changed}), kit.NETWORK)
@@ -90,6 +94,13 @@ def test_a_vote_binds_every_field(kit, kind, value):
     if value is not None:
         with pytest.raises(SignatureError):
             check_signature(msgspec.structs.replace(vote, value=None), kit.NETWORK)
+    if kind == "prevote" and value is not None:
+        states = kit.vote(key, kind, value, height=5, round_=3, lock=(1, VALUE), valid_round=2)
+        check_signature(states, kit.NETWORK)
+        for name, changed in {"lock": Choice(round=0, value=VALUE), "valid_round": 1}.items():
+            for other_one in (changed, None):
+                with pytest.raises(SignatureError):
+                    check_signature(msgspec.structs.replace(states, **{name: other_one}), kit.NETWORK)
 
 
 def test_a_precommit_for_a_value_is_the_certificates_signature(kit):

@@ -19,6 +19,7 @@ import nsllm.consensus.observation
 import nsllm.consensus.replay
 import nsllm.consensus.tally
 import nsllm.consensus.validators
+import nsllm.consensus.vote
 from nsllm.consensus.errors import GuardError
 from nsllm.consensus.inputs import ProposalReceived, Start, TimedOut, VoteReceived, encode_input
 from nsllm.consensus.observation import DimensionScore, Observation
@@ -117,7 +118,27 @@ def a_second_vote_does_not_count(kit, core):
 
 
 def equivocation_is_reported(kit, core):
-    assert kit.Bench(core).run("start; pv 1 0 A; pv 1 0 B") == ["accuse"]
+    assert kit.Bench(core).run("start; pv 1 0 A; pv 1 0 B") == ["accuse double_vote"]
+
+
+def amnesia_is_reported(kit, core):
+    assert kit.Bench(core).run("start; pc 1 0 A; pv 1 1 nil") == ["accuse amnesia"]
+    assert kit.Bench(core).run("start; pv 1 1 B; pc 1 0 A") == ["accuse amnesia"]
+
+
+def prevoting_and_precommitting_is_no_amnesia(kit, core):
+    bench = kit.Bench(core)
+    bench.run("start; pv 1 1 A; pv 1 0 A; pv 1 2 A@1A; pc 1 1 A; pc 1 0 nil")
+    assert bench.evidence == []
+
+
+def prevotes_state_the_lock(kit, core):
+    bench = kit.Bench(core)
+    bench.run(LOCK_A + NEXT + "; prop 1 B; pv 123 1 nil; pc 123 1 nil; to precommit 1; to propose 2")
+    bench.run("pc 123 2 nil; to precommit 2; prop 3 A 0")
+    held = nsllm.consensus.vote.Choice(round=0, value=bench.value("A"))
+    states = [(v.round, v.lock, v.valid_round) for v in bench.votes if v.kind == "prevote"]
+    assert states == [(0, None, None), (1, held, None), (2, held, None), (3, held, 0)]
 
 
 def one_cannot_drag_us_ahead(kit, core):
@@ -152,7 +173,7 @@ def round_is_relayed(kit, core):
 
 def late_timeouts_are_ignored(kit, core):
     bench = kit.Bench(core)
-    bench.run(LOCK_A + NEXT + "; to propose 0")
+    bench.run("start; pc 123 0 nil; to precommit 0; to propose 0")
     assert bench.state.step.name == "PROPOSE"
 
 
@@ -179,6 +200,12 @@ CORE_MUTANTS = [
     ("polka not relayed", 'return after, (SignVote("precommit", state.round, value), Relay(proof))',
      'return after, (SignVote("precommit", state.round, value),)', polka_is_relayed),
     ("round certificate not relayed", "return after, (proof, *effects)", "return after, effects", round_is_relayed),
+    ("lock not stated", 'SignVote("prevote", state.round, vote, locked, proof)', 'SignVote("prevote", state.round, vote, None, proof)',
+     prevotes_state_the_lock),
+    ("lock not stated at a timeout", 'SignVote("prevote", round_, None, state.locked)', 'SignVote("prevote", round_, None)',
+     prevotes_state_the_lock),
+    ("valid round not stated", 'SignVote("prevote", state.round, vote, locked, proof)', 'SignVote("prevote", state.round, vote, locked)',
+     prevotes_state_the_lock),
     ("stale timeouts fire", "    if round_ != state.round:\n        return state, ()\n    match timer", "    match timer",
      late_timeouts_are_ignored),
 ]  # fmt: skip
@@ -188,10 +215,14 @@ TALLY_MUTANTS = [
      "for votes in [v for (k, _), s in self.slots.items() if k == kind for v in s.values()]:", precommits_count_in_one_round),
     ("votes counted whatever their value", "        return tuple(sorted(value for value, count in counts.items() if count >= enough))",
      "        return tuple(sorted(counts)) if sum(counts.values()) >= enough else ()", precommits_count_for_one_value),
-    ("a second vote counts", "if before and (not certified or len(before) > 1):", "if len(before) > 1:",
+    ("a second vote counts", "if before and (not certified or counted or len(before) > 1):", "if len(before) > 1:",
      a_second_vote_does_not_count),
-    ("equivocation not reported", "against = replace(self, accused=self.accused | {(slot, vote.validator)}), before[0]",
-     "against = self, None", equivocation_is_reported),
+    ("equivocation not reported", "evidence = double_vote(before[0], vote) if before else self._amnesia(vote)",
+     "evidence = None if before else self._amnesia(vote)", equivocation_is_reported),
+    ("amnesia not reported", "evidence = double_vote(before[0], vote) if before else self._amnesia(vote)",
+     "evidence = double_vote(before[0], vote) if before else None", amnesia_is_reported),
+    ("the round's own prevote taken for amnesia", "else vote.round < round_)", "else vote.round <= round_)",
+     prevoting_and_precommitting_is_no_amnesia),
 ]  # fmt: skip
 
 

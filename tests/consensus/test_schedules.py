@@ -63,9 +63,9 @@ class Node:
 
     def perform(self, effect):
         match effect:
-            case SignVote(kind=kind, round=round_, value=value):
+            case SignVote(kind=kind, round=round_, value=value, lock=lock, valid_round=valid_round):
                 self.world.signs(self.index, (kind, round_), value)
-                body = self.world.kit.vote(self.key, kind, value, round_=round_)
+                body = self.world.kit.vote(self.key, kind, value, round_=round_, lock=lock, valid_round=valid_round)
                 event = VoteReceived(vote=body)
             case SignProposal(round=round_, block=block, valid_round=valid_round, polka=polka):
                 self.world.signs(self.index, ("proposal", round_), block.header.id())

@@ -78,7 +78,7 @@ def test_a_fault_of_our_own_pauses_consensus_and_it_signs_nothing_twice(on_stage
         await stage.anchored(peer, answer)
         assert told.count("consensus_halted") == told.count("consensus_resumed") == 1
         assert "signing_refused" not in told
-        assert "equivocation" not in told
+        assert "offence" not in told
         assert peer.parts.agreement.halted is None
 
     on_stage(play)

@@ -222,7 +222,7 @@ def test_damaged_databases_are_said_and_filled_again(tiny_net, nsllm):
     assert sum(kept_receipts) >= len(asked) // 2
     certified(net, 2)
     assert net.ask(2, asked[0][0])["headers"]["x-nsllm-source"] == "cache"
-    assert "equivocation" not in "".join(net.log(index) for index in range(4))
+    assert "offence" not in "".join(net.log(index) for index in range(4))
     net.stop(2)
     net.start(2)
     net.until_ready(2)
@@ -251,7 +251,7 @@ def test_a_full_disk(tiny_net):
     certified(net, 1)
     assert net.processes[1].poll() is None
     assert net.get(1, f"/v1/receipts/{completion}").text == receipt
-    assert "equivocation" not in "".join(net.log(index) for index in range(4))
+    assert "offence" not in "".join(net.log(index) for index in range(4))
 
 
 def refused_start(nsllm, *arguments: str) -> str:

@@ -120,7 +120,7 @@ def test_every_peer_holds_the_same_blocks_and_the_same_log(default_devnet, answe
     assert views[0]["logs"]["network_log_size"] >= 19
     rows = [[(c["height"], c["time_ms"], c["records"], c["log_size"]) for c in v["certificates"]] for v in views]
     assert all(row == rows[0] for row in rows)
-    assert "equivocation" not in "".join(net.log(index) for index in range(4))
+    assert "offence" not in "".join(net.log(index) for index in range(4))
 
 
 def test_the_openai_client_works_unchanged(default_devnet):
@@ -323,7 +323,7 @@ def test_metrics_count_what_happened(default_devnet, answered):
         assert 'nsllm_http_requests_total{method="POST",route="/v1/chat/completions",status="200"}' in text
         assert events(default_devnet, index, "answered") >= 5
         assert events(default_devnet, index, "block") > 0
-        assert events(default_devnet, index, "equivocation") == 0
+        assert events(default_devnet, index, "offence") == 0
 
 
 def test_keys_and_folders_are_private(default_devnet):

@@ -74,7 +74,7 @@ def test_a_validator_killed_in_consensus(tiny_net, tmp_path, moment: str, nth: i
     assert len(signed) >= (lives if moment.startswith("vote") else 0)
     assert contradictions(text) == []
     for index in range(4):
-        assert "equivocation" not in net.log(index)[seen[index] :]
+        assert "offence" not in net.log(index)[seen[index] :]
         assert "abstaining" not in net.log(index)[seen[index] :]
 
 
@@ -195,4 +195,4 @@ def test_a_validator_whose_state_diverged_is_healed_as_the_manual_says(tiny_net,
     net.stop(2)
     certify(net, 0)
     for index in (0, 1, 3):
-        assert "equivocation" not in net.log(index)[seen[index] :]
+        assert "offence" not in net.log(index)[seen[index] :]

@@ -65,8 +65,8 @@ RULES = {
     "lock ignored": ("free = locked is None or locked.value == value\n    else:", "free = True\n    else:"),
     "valid round unproved": ("        if not proved:\n            return None\n", ""),
     "valid value forgotten": (
-        "if state.valid is None:\n        return state, (timer, BuildValue",
-        "if True:\n        return state, (timer, BuildValue",
+        "if state.valid is None:\n        return state, (*effects, BuildValue",
+        "if True:\n        return state, (*effects, BuildValue",
     ),
     "invalid block voted for": (
         "vote = value if free and state.candidates[value].valid else None",
