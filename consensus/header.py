@@ -5,7 +5,7 @@ network id as salt; there is no chain id, so that one certificate is accepted on
 
     Header(uint64 epoch,uint64 height,uint64 timeMs,bytes32 parent,address proposer,bytes32 bodyDigest,
            bytes32 scoresRoot,uint64 logSize,bytes32 logRoot,bytes32 stateRoot,bytes32 validatorsHash,
-           bytes32 policyDigest)
+           bytes32 policyDigest,bytes32 registryHash,bytes32 nextEpoch)
     Precommit(uint64 epoch,uint64 height,uint32 round,Header header)Header(...)
 
 A block's id is `hashStruct(header)`; it has no round, so a value proposed again in a later round keeps its id. The
@@ -18,8 +18,10 @@ from functools import lru_cache
 from typing import Final
 
 from nsllm.canonical import Value
+from nsllm.consensus.typed_data import address_word, type_hash, word
 from nsllm.crypto import keccak256
 from nsllm.ids import (
+    ZERO_DIGEST,
     AddressField,
     CountField,
     Digest,
@@ -33,7 +35,8 @@ from nsllm.ids import (
 
 HEADER_TYPE: Final = (
     "Header(uint64 epoch,uint64 height,uint64 timeMs,bytes32 parent,address proposer,bytes32 bodyDigest,"
-    "bytes32 scoresRoot,uint64 logSize,bytes32 logRoot,bytes32 stateRoot,bytes32 validatorsHash,bytes32 policyDigest)"
+    "bytes32 scoresRoot,uint64 logSize,bytes32 logRoot,bytes32 stateRoot,bytes32 validatorsHash,bytes32 policyDigest,"
+    "bytes32 registryHash,bytes32 nextEpoch)"
 )
 PRECOMMIT_TYPE: Final = "Precommit(uint64 epoch,uint64 height,uint32 round,Header header)" + HEADER_TYPE
 DOMAIN_TYPE: Final = "EIP712Domain(string name,string version,bytes32 salt)"
@@ -58,46 +61,49 @@ class Header(Value, frozen=True, kw_only=True):
     state_root: DigestField
     """EVM state root after the block one height below (its own transactions run once it is decided)."""
     validators_hash: DigestField
+    """Of the epoch's validator set."""
     policy_digest: DigestField
+    """Of the epoch's policy."""
+    registry_hash: DigestField
+    """Digest of the member registry after this block."""
+    next_epoch: DigestField = ZERO_DIGEST
+    """Digest of the `EpochChange` that takes effect at the next height; zeros within an epoch."""
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether the next height belongs to another epoch."""
+        return self.next_epoch != ZERO_DIGEST
 
     def id(self) -> Digest:
         """EIP-712 `hashStruct(header)`."""
         return keccak256(
-            _type_hash(HEADER_TYPE)
-            + _word(self.epoch)
-            + _word(self.height)
-            + _word(self.time_ms)
+            type_hash(HEADER_TYPE)
+            + word(self.epoch)
+            + word(self.height)
+            + word(self.time_ms)
             + self.parent
-            + bytes(12)
-            + self.proposer
+            + address_word(self.proposer)
             + self.body_digest
             + self.scores_root
-            + _word(self.log_size)
+            + word(self.log_size)
             + self.log_root
             + self.state_root
             + self.validators_hash
             + self.policy_digest
+            + self.registry_hash
+            + self.next_epoch
         )
 
 
 @lru_cache(maxsize=64)
 def domain_separator(network: NetworkId) -> Digest:
     """EIP-712 `hashStruct(eip712Domain)` of the network."""
-    return keccak256(_type_hash(DOMAIN_TYPE) + keccak256(b"NS-LLM") + keccak256(b"1") + network)
+    return keccak256(type_hash(DOMAIN_TYPE) + keccak256(b"NS-LLM") + keccak256(b"1") + network)
 
 
 def precommit_digest(network: NetworkId, epoch: int, height: int, round_: Round, header_id: Digest) -> Digest:
     """What a validator signs to precommit a header: EIP-712 digest of `Precommit`."""
     struct = keccak256(
-        _type_hash(PRECOMMIT_TYPE) + _word(epoch) + _word(height) + _word(round_) + header_id,
+        type_hash(PRECOMMIT_TYPE) + word(epoch) + word(height) + word(round_) + header_id,
     )
     return keccak256(b"\x19\x01" + domain_separator(network) + struct)
-
-
-@lru_cache(maxsize=8)
-def _type_hash(type_text: str) -> Digest:
-    return keccak256(type_text.encode())
-
-
-def _word(number: int) -> bytes:
-    return number.to_bytes(32, "big")

@@ -1,12 +1,17 @@
-"""Members of the network: who may publish, validate and hold. The genesis lists the first; members admit others."""
+"""Members of the network: who may publish, validate and hold. The genesis lists the first; members admit others.
+
+The registry is certified state: every header carries its digest after the block. Its changes are values (`admitted`,
+`with_member`, `without`, …), so that proposing and judging a block never touch what is in force.
+"""
 
 from __future__ import annotations
 
-from bisect import insort
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Annotated, Final, Literal
 
 from msgspec import Meta
+from msgspec.structs import replace
 
 from nsllm import canonical, crypto
 from nsllm.canonical import Value
@@ -17,6 +22,7 @@ from nsllm.ids import Address, AddressField, Digest, Epoch, NetworkId, PeerId, P
 
 Role = Literal["contributor", "data", "validator"]
 DEFAULT_SLOTS: Final = 600
+MAX_MEMBERS: Final = 65_536
 
 
 class Member(Value, frozen=True, kw_only=True):
@@ -28,6 +34,8 @@ class Member(Value, frozen=True, kw_only=True):
     """Ascending, each once."""
     slots: Annotated[int, Meta(ge=1, le=1_000_000)] = DEFAULT_SLOTS
     """Records that validators score for this member in one minute."""
+    weight: Annotated[int, Meta(ge=0, le=1_000_000)] = 1
+    """At 0 the member is suspended: it validates nothing and admits nobody. Above, all count alike: one vote each."""
 
 
 class Admission(Value, frozen=True, kw_only=True):
@@ -48,60 +56,156 @@ def admit(key: MemberKey, network: NetworkId, member: Member) -> Admission:
     return Admission(member=member, by=key.address, signature=key.sign(Admission.digest(network, member)))
 
 
+_Addresses = Annotated[tuple[AddressField, ...], Meta(max_length=MAX_MEMBERS)]
+
+
+class RegistryState(Value, frozen=True, kw_only=True, dict=True):
+    """The registry after a block. Everything ascends by address."""
+
+    members: Annotated[tuple[Member, ...], Meta(max_length=MAX_MEMBERS)]
+    absent: _Addresses = ()
+    """Validators that were away for long: out of the set until they say that they are present."""
+    revoked: _Addresses = ()
+    """Former members, whom no single member's admission brings back."""
+
+    def digest(self, network: NetworkId) -> Digest:
+        """The header's `registry_hash`; computed once, since most blocks leave the registry as it is."""
+        if network not in self._digests:
+            self._digests[network] = canonical.digest("registry", network, self)
+        return self._digests[network]
+
+    def get(self, address: Address) -> Member | None:
+        """The member with this address."""
+        return self._by_address.get(address)
+
+    def validators(self, epoch: Epoch) -> ValidatorSet | None:
+        """Who validates in an epoch that begins with this registry; None if nobody would."""
+        chosen = tuple(m.address for m in self.members if self.is_eligible(m.address))
+        return ValidatorSet(epoch=epoch, members=chosen) if chosen else None
+
+    def is_eligible(self, address: Address) -> bool:
+        """Whether the member may validate: by its role, with weight, and present."""
+        member = self.get(address)
+        return member is not None and "validator" in member.roles and member.weight >= 1 and address not in self.absent
+
+    def with_member(self, member: Member) -> RegistryState:
+        """With this entry, in place of an earlier one of the same address; a revoked address is one no longer."""
+        others = (each for each in self.members if each.address != member.address)
+        return RegistryState(
+            members=tuple(sorted((*others, member), key=lambda each: each.address)),
+            absent=_minus(self.absent, member.address),
+            revoked=_minus(self.revoked, member.address),
+        )
+
+    def with_weight(self, address: Address, weight: int) -> RegistryState:
+        """With another weight of a member; itself if there is no such member."""
+        member = self.get(address)
+        if member is None:
+            return self
+        changed = replace(member, weight=weight)
+        return replace(self, members=tuple(changed if m.address == address else m for m in self.members))
+
+    def without(self, address: Address) -> RegistryState:
+        """With a member's entry revoked."""
+        return RegistryState(
+            members=tuple(member for member in self.members if member.address != address),
+            absent=_minus(self.absent, address),
+            revoked=tuple(sorted({*self.revoked, address})),
+        )
+
+    def with_absent(self, addresses: Iterable[Address]) -> RegistryState:
+        """With these validators away."""
+        return replace(self, absent=tuple(sorted({*self.absent, *addresses})))
+
+    def with_present(self, address: Address) -> RegistryState:
+        """With this validator back."""
+        return replace(self, absent=_minus(self.absent, address))
+
+    @cached_property
+    def _digests(self) -> dict[NetworkId, Digest]:
+        return {}
+
+    def by_peer(self, peer: PeerId) -> Member | None:
+        """The member with this libp2p identity; of two that claim one, the one with the lower address counts."""
+        return self._by_peer.get(peer)
+
+    @cached_property
+    def _by_peer(self) -> dict[PeerId, Member]:
+        return {member.peer_id: member for member in reversed(self.members)}
+
+    @cached_property
+    def _by_address(self) -> dict[Address, Member]:
+        return {member.address: member for member in self.members}
+
+
 class MemberRegistry:
     """Members by address: the genesis members, and those whom a genesis member's signature admitted."""
 
     def __init__(self, network: NetworkId, genesis_members: Iterable[Member]) -> None:
         self._network = network
-        self._genesis = {member.address: member for member in genesis_members}
-        self._members = dict(self._genesis)
-        self._ordered = tuple(self._genesis[address] for address in sorted(self._genesis))
-        self._by_peer = {member.peer_id: member for member in reversed(self._ordered)}
-        """Of two members that claim one libp2p identity the one with the lower address counts."""
+        members = sorted(genesis_members, key=lambda member: member.address)
+        self._founders = frozenset(member.address for member in members)
+        self.state = RegistryState(members=tuple(members))
+        """What is in force; whoever owns the registry replaces it."""
 
     def admit(self, admission: Admission) -> bool:
         """Take an admission; True if it is new.
 
         Raises:
-            ConsensusError: not by a genesis member, or it claims the validator role.
+            ConsensusError: see `check`.
             SignatureError: not that member's signature.
         """
-        if admission.by not in self._genesis:
-            raise ConsensusError(f"admission by {hex0x(admission.by)}, who is not a genesis member")
-        if "validator" in admission.member.roles:
-            raise ConsensusError("an admission cannot grant the validator role", hint="the set is fixed at genesis")
-        crypto.verify(Admission.digest(self._network, admission.member), admission.signature, admission.by)
-        if admission.member.address in self._members:
+        self.check(admission)
+        if self.state.get(admission.member.address) is not None:
             return False
-        self._add(admission.member)
+        self.state = self.state.with_member(admission.member)
         return True
+
+    def check(self, admission: Admission) -> None:
+        """Pass silently if the admission holds under the present state.
+
+        Raises:
+            ConsensusError: not by a genesis member in good standing, of somebody revoked, or it claims the validator
+                role or another weight than the usual one.
+            SignatureError: not that member's signature.
+        """
+        member, by = admission.member, self.state.get(admission.by)
+        if admission.by not in self._founders:
+            raise ConsensusError(f"admission by {hex0x(admission.by)}, who is not a genesis member")
+        if by is None or by.weight < 1:
+            raise ConsensusError(f"admission by {hex0x(admission.by)}, who is suspended or revoked")
+        if "validator" in member.roles or member.weight != 1:
+            raise ConsensusError(
+                "an admission cannot grant the validator role or a weight",
+                hint="propose it to the validators: `nsllm governance propose`",
+            )
+        if member.address in self.state.revoked:
+            raise ConsensusError(f"admission of {hex0x(member.address)}, whose membership was revoked")
+        crypto.verify(Admission.digest(self._network, member), admission.signature, admission.by)
 
     def get(self, address: Address) -> Member | None:
         """The member with this address."""
-        return self._members.get(address)
+        return self.state.get(address)
 
     def by_peer(self, peer: PeerId) -> Member | None:
         """The member whose card names this libp2p identity."""
-        return self._by_peer.get(peer)
+        return self.state.by_peer(peer)
 
     def members(self) -> tuple[Member, ...]:
         """All members, ascending by address."""
-        return self._ordered
+        return self.state.members
 
     def with_role(self, role: Role) -> tuple[Member, ...]:
         """Members that have `role`, ascending by address."""
         return tuple(member for member in self.members() if role in member.roles)
 
     def validators(self) -> ValidatorSet:
-        """The validator set of epoch 0: the genesis members with that role."""
-        chosen = sorted(a for a, member in self._genesis.items() if "validator" in member.roles)
-        return ValidatorSet(epoch=Epoch(0), members=tuple(chosen))
+        """The validator set of epoch 0, for a registry as the genesis lists it."""
+        chosen = self.state.validators(Epoch(0))
+        if chosen is None:
+            raise ConsensusError("no member validates", hint="a genesis lists at least one validator")
+        return chosen
 
-    def _add(self, member: Member) -> None:
-        self._members[member.address] = member
-        ordered = list(self._ordered)
-        insort(ordered, member, key=lambda known: known.address)
-        self._ordered = tuple(ordered)
-        held = self._by_peer.get(member.peer_id)
-        if held is None or member.address < held.address:
-            self._by_peer[member.peer_id] = member
+
+def _minus(addresses: tuple[Address, ...], gone: Address) -> tuple[Address, ...]:
+    return tuple(address for address in addresses if address != gone)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Final
 
 from msgspec import Meta
 
-from nsllm import canonical
 from nsllm.canonical import Value
+from nsllm.consensus.typed_data import addresses_word, type_hash, word
+from nsllm.crypto import keccak256
 from nsllm.ids import Address, AddressField, Digest, EpochField
+
+SET_TYPE: Final = "ValidatorSet(uint64 epoch,address[] members)"
 
 
 class ValidatorSet(Value, frozen=True, kw_only=True, dict=True):
@@ -47,12 +50,12 @@ class ValidatorSet(Value, frozen=True, kw_only=True, dict=True):
         return self.members[(height + round_) % self.size]
 
     def digest(self) -> Digest:
-        """The header's `validators_hash`."""
+        """The header's `validators_hash`: EIP-712 `hashStruct`, so that the contract computes it too."""
         return self._digest
 
     @cached_property
     def _digest(self) -> Digest:
-        return canonical.digest("validators", b"", self)
+        return keccak256(type_hash(SET_TYPE) + word(self.epoch) + addresses_word(self.members))
 
     def __contains__(self, address: object) -> bool:
         return address in self.members

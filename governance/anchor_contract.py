@@ -1,6 +1,6 @@
 """What both sides know of the contract `contracts/NetworkAnchor.sol`: its address, calls, storage slots and code.
 
-The ABI is encoded here by hand, because there are two fixed shapes: the constructor and `anchor`.
+The ABI is encoded here by hand, because there are three fixed shapes: the constructor, `anchor` and `handover`.
 
 Source: Solidity ABI specification; Solidity "Layout of State Variables in Storage".
 """
@@ -14,15 +14,20 @@ import msgspec
 
 from nsllm import canonical
 from nsllm.consensus.certificate import Certificate
+from nsllm.consensus.epoch import EpochChange
+from nsllm.consensus.typed_data import address_word, word
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.crypto import MemberKey, keccak256
 from nsllm.governance import rlp
 from nsllm.ids import Address, Digest, NetworkId
 
-ANCHOR_SELECTOR: Final = keccak256(
-    b"anchor((uint64,uint64,uint64,bytes32,address,bytes32,bytes32,uint64,bytes32,bytes32,bytes32,bytes32),uint32,bytes)"
-)[:4]
-CODE_HASH: Final = Digest(bytes.fromhex("af4d24dd8877bb6cda7c2b238d37fb2a0abdbb4e8792920583cce1351e5e794a"))
+_HEADER: Final = (
+    b"(uint64,uint64,uint64,bytes32,address,bytes32,bytes32,uint64,bytes32,bytes32,bytes32,bytes32,bytes32,bytes32)"
+)
+_HEADER_WORDS: Final = 14
+ANCHOR_SELECTOR: Final = keccak256(b"anchor(" + _HEADER + b",uint32,bytes)")[:4]
+HANDOVER_SELECTOR: Final = keccak256(b"handover(" + _HEADER + b",uint32,bytes,address[],bytes32)")[:4]
+CODE_HASH: Final = Digest(bytes.fromhex("2f94cd95fd20e1e1d9980b934748f4ab65c6449ad7331ff81e11ea79b39c1c2d"))
 """keccak-256 of the runtime code, the same for every network: the contract has no immutables."""
 
 # Storage layout, as the head of the Solidity source documents it.
@@ -33,6 +38,8 @@ ANCHORS_SLOT: Final = 3
 """mapping(uint64 logSize => keccak256(logRoot ‖ headerId))."""
 NETWORK_ID_SLOT: Final = 5
 VALIDATORS_HASH_SLOT: Final = 6
+EPOCH_SLOT: Final = 7
+"""epoch | validatorCount << 64 | quorum << 80."""
 
 
 class _Artifact(msgspec.Struct):
@@ -58,55 +65,59 @@ def deployment_code(network: NetworkId, validators: ValidatorSet) -> bytes:
             code,
             network,
             word(validators.epoch),
-            word(5 * 32),  # the array stands after the five words of the head
-            word(validators.quorum),
-            validators.digest(),
-            word(validators.size),
-            *(bytes(12) + member for member in validators.members),
+            word(3 * 32),  # the array stands after the three words of the head
+            _addresses(validators),
         )
     )
 
 
 def anchor_call(certificate: Certificate) -> bytes:
     """Calldata of `anchor` for a certificate, all of its signatures included."""
-    header = certificate.header
-    signatures = b"".join(vote.signature for vote in certificate.precommits)
     return b"".join(
         (
             ANCHOR_SELECTOR,
-            word(header.epoch),
-            word(header.height),
-            word(header.time_ms),
-            header.parent,
-            bytes(12) + header.proposer,
-            header.body_digest,
-            header.scores_root,
-            word(header.log_size),
-            header.log_root,
-            header.state_root,
-            header.validators_hash,
-            header.policy_digest,
-            word(certificate.round),
-            word(14 * 32),  # the signatures stand after header, round and this offset
-            word(len(signatures)),
-            signatures + bytes(-len(signatures) % 32),
+            _header(certificate),
+            word((_HEADER_WORDS + 2) * 32),  # the signatures stand after header, round and this offset
+            _signatures(certificate),
+        )
+    )
+
+
+def handover_call(certificate: Certificate, change: EpochChange) -> bytes:
+    """Calldata of `handover` for the certificate of an epoch's last header and the change that it names."""
+    signatures = _signatures(certificate)
+    offset = (_HEADER_WORDS + 4) * 32  # after header, round, two offsets and the policy's digest
+    return b"".join(
+        (
+            HANDOVER_SELECTOR,
+            _header(certificate),
+            word(offset),
+            word(offset + len(signatures)),
+            change.policy_digest,
+            signatures,
+            _addresses(change.validators),
         )
     )
 
 
 def anchor_call_limit_bytes(validators: ValidatorSet) -> int:
     """Length of the calldata that carries every validator's signature."""
-    return 4 + 15 * 32 + (65 * validators.size + 31) // 32 * 32
+    return 4 + (_HEADER_WORDS + 3) * 32 + (65 * validators.size + 31) // 32 * 32
 
 
 def anchor_gas(validators: ValidatorSet) -> int:
-    """Gas limit of an anchor. Measured: 127,000 for the first and 7,600 a signature, so half again to spare."""
+    """Gas limit of an anchor. Measured: 128,000 for the first and 7,600 a signature, so half again to spare."""
     return 250_000 + 15_000 * validators.size
+
+
+def handover_gas(validators: ValidatorSet, following: ValidatorSet) -> int:
+    """Gas limit of a handover from one set to the next: an anchor, and one new storage slot a validator."""
+    return anchor_gas(validators) + 100_000 + 30_000 * following.size
 
 
 def deployment_gas(validators: ValidatorSet) -> int:
     """Gas limit of the deployment: code, and one new storage slot a validator."""
-    return 2_000_000 + 30_000 * validators.size
+    return 2_500_000 + 30_000 * validators.size
 
 
 def anchor_slot(log_size: int) -> bytes:
@@ -119,6 +130,34 @@ def anchor_commitment(log_root: Digest, header_id: Digest) -> Digest:
     return keccak256(log_root + header_id)
 
 
-def word(number: int) -> bytes:
-    """A number as an EVM word: 32 bytes, big-endian."""
-    return number.to_bytes(32, "big")
+def _header(certificate: Certificate) -> bytes:
+    """The words of the header, and of the round that follows it in every call."""
+    header = certificate.header
+    return b"".join(
+        (
+            word(header.epoch),
+            word(header.height),
+            word(header.time_ms),
+            header.parent,
+            address_word(header.proposer),
+            header.body_digest,
+            header.scores_root,
+            word(header.log_size),
+            header.log_root,
+            header.state_root,
+            header.validators_hash,
+            header.policy_digest,
+            header.registry_hash,
+            header.next_epoch,
+            word(certificate.round),
+        )
+    )
+
+
+def _signatures(certificate: Certificate) -> bytes:
+    signatures = b"".join(vote.signature for vote in certificate.precommits)
+    return word(len(signatures)) + signatures + bytes(-len(signatures) % 32)
+
+
+def _addresses(validators: ValidatorSet) -> bytes:
+    return word(validators.size) + b"".join(map(address_word, validators.members))

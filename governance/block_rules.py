@@ -16,7 +16,7 @@ from nsllm.consensus.block import MAX_BLOCK_BYTES, MAX_BLOCK_RECORDS, Block, Bod
 from nsllm.consensus.errors import BlockError
 from nsllm.consensus.header import Header
 from nsllm.consensus.observation import ScoreLeaf, SignedObservation, agree
-from nsllm.consensus.registry import Admission, Member, MemberRegistry
+from nsllm.consensus.registry import Admission, Member, RegistryState
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.errors import NsllmError
 from nsllm.governance.genesis import Genesis
@@ -66,6 +66,8 @@ class Parent:
     """The genesis's time before the first block."""
     log: Frontier
     """Network log after the block."""
+    registry: RegistryState
+    """Members after the block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,8 @@ class Outcome:
     entries: tuple[bytes, ...]
     """What the block appends to the network log."""
     log: Frontier
+    registry: RegistryState
+    """Members after the block."""
 
 
 class BlockRules:
@@ -92,13 +96,16 @@ class BlockRules:
 
     def first_parent(self) -> Parent:
         """What the block at height 1 stands on."""
-        return Parent(Height(0), Digest(self.network), self._genesis.created_ms, Frontier())
+        return Parent(
+            Height(0), Digest(self.network), self._genesis.created_ms, Frontier(), self._genesis.registry().state
+        )
 
     def outcome(self, parent: Parent, body: Body) -> Outcome:
-        """Scores and log entries that a body gives.
+        """Scores, log entries and members that a body gives.
 
         Raises:
             ObservationError: observations of a record that do not belong together.
+            EncodingError: an entry that is none.
         """
         observations = (signed.observation for signed in body.observations)
         leaves = tuple(agree(list(group)) for _, group in groupby(observations, key=lambda o: o.record))
@@ -108,6 +115,7 @@ class BlockRules:
             scores_root=merkle.root(merkle.leaf_hash(canonical.encode(leaf)) for leaf in leaves),
             entries=entries,
             log=parent.log.extend(merkle.leaf_hash(entry) for entry in entries),
+            registry=self._registry_after(parent.registry, body),
         )
 
     def header(
@@ -127,6 +135,7 @@ class BlockRules:
             state_root=state_root,
             validators_hash=self.validators.digest(),
             policy_digest=self._policy_digest,
+            registry_hash=outcome.registry.digest(self.network),
         )
 
     def time_after(self, parent: Parent, now_ms: TimeMs) -> TimeMs:
@@ -167,7 +176,7 @@ class BlockRules:
         if header.time_ms > now_ms + MAX_AHEAD_MS:
             raise BlockError(f"header.time_ms: {header.time_ms} is over {MAX_AHEAD_MS} ms ahead of our {now_ms}")
         try:
-            joining = self._check_entries(body.entries, history, header.time_ms)
+            joining = self._check_entries(body.entries, parent.registry, history, header.time_ms)
             self._check_observations(body.observations, history, joining, known)
             outcome = self.outcome(parent, body)
         except BlockError:
@@ -196,13 +205,15 @@ class BlockRules:
             raise BlockError(f"observation of dimensions {names}, the rubric has {self._dimensions}")
         signed.check(self.network)
 
-    def check_admission(self, admission: Admission) -> None:
-        """Pass silently if a genesis member signed it.
+    def check_admission(self, admission: Admission, registry: RegistryState) -> None:
+        """Pass silently if a genesis member in good standing signed it.
 
         Raises:
-            ConsensusError, SignatureError: see `MemberRegistry.admit`.
+            ConsensusError, SignatureError: see `MemberRegistry.check`.
         """
-        MemberRegistry(self.network, self._genesis.members).admit(admission)
+        members = self._genesis.registry()
+        members.state = registry
+        members.check(admission)
 
     def check_checkpoint(self, signed: SignedCheckpoint, history: History, time_ms: TimeMs) -> None:
         """Pass silently if the checkpoint may stand in a block of `time_ms`.
@@ -221,7 +232,20 @@ class BlockRules:
                 raise BlockError(f"checkpoint of {checkpoint.size} entries after one of {before.size}")
         signed.check(self.network)
 
-    def _check_entries(self, entries: Sequence[bytes], history: History, time_ms: TimeMs) -> frozenset[Address]:
+    def _registry_after(self, registry: RegistryState, body: Body) -> RegistryState:
+        for data in body.entries:
+            match decode_entry(data):
+                case AdmissionEntry(admission=admission):
+                    registry = registry.with_member(admission.member)
+                case CheckpointEntry() | CertifiedEntry():
+                    pass
+                case entry:
+                    assert_never(entry)
+        return registry
+
+    def _check_entries(
+        self, entries: Sequence[bytes], registry: RegistryState, history: History, time_ms: TimeMs
+    ) -> frozenset[Address]:
         """Checks the body's further entries; returns whom they admit."""
         order: list[tuple[int, Address]] = []
         joining: list[Address] = []
@@ -232,7 +256,7 @@ class BlockRules:
                     address = admission.member.address
                     if history.member(address) is not None:
                         raise BlockError(f"admission of {hex0x(address)}, who is a member already")
-                    self.check_admission(admission)
+                    self.check_admission(admission, registry)
                     joining.append(address)
                     order.append((0, address))
                 case CheckpointEntry(signed=signed):

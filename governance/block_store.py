@@ -13,15 +13,17 @@ from typing import Final
 from nsllm import canonical
 from nsllm.consensus.block import MAX_BLOCK_BYTES, DecidedBlock
 from nsllm.consensus.observation import ScoreLeaf
+from nsllm.consensus.registry import RegistryState
 from nsllm.errors import EncodingError
 from nsllm.governance.database import RECOVERY_HINT
 from nsllm.governance.errors import DamageError, StorageError
 from nsllm.governance.genesis import Genesis
-from nsllm.governance.log_entry import AdmissionEntry, CertifiedEntry, Checkpoint, CheckpointEntry, decode_entry
+from nsllm.governance.log_entry import CertifiedEntry, Checkpoint, CheckpointEntry, decode_entry
 from nsllm.governance.network_log import NetworkLog
 from nsllm.ids import Address, Digest, Height, NetworkId, TimeMs
 
 MAX_DECIDED_BYTES: Final = MAX_BLOCK_BYTES + 64 * 1024
+MAX_REGISTRY_BYTES: Final = 32 * 1024 * 1024
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS block (
@@ -40,11 +42,6 @@ CREATE TABLE IF NOT EXISTS scored (
     record BLOB PRIMARY KEY,
     height INTEGER NOT NULL,
     position INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS admission (
-    address BLOB PRIMARY KEY,
-    height INTEGER NOT NULL,
-    data BLOB NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS peer_checkpoint (
     peer BLOB PRIMARY KEY,
@@ -99,7 +96,7 @@ class AnchorRow:
 
 
 class BlockStore:
-    """Blocks, scored records, admissions, checkpoints and anchors of one ledger file."""
+    """Blocks, scored records, members, checkpoints and anchors of one ledger file."""
 
     def __init__(self, connection: sqlite3.Connection, genesis: Genesis) -> None:
         """Make missing tables.
@@ -142,10 +139,7 @@ class BlockStore:
         )
         for data in body.entries:
             entry = decode_entry(data)
-            if isinstance(entry, AdmissionEntry):
-                row = (entry.admission.member.address, header.height, data)
-                self._connection.execute("INSERT INTO admission VALUES (?, ?, ?)", row)
-            elif isinstance(entry, CheckpointEntry):
+            if isinstance(entry, CheckpointEntry):
                 peer_row = (entry.signed.checkpoint.peer, header.time_ms, data)
                 self._connection.execute("INSERT OR REPLACE INTO peer_checkpoint VALUES (?, ?, ?)", peer_row)
 
@@ -229,11 +223,21 @@ class BlockStore:
         entries = (decode_entry(data) for data in self.log.entries(row.log_start, row.records))
         return tuple(entry.leaf for entry in entries if isinstance(entry, CertifiedEntry))
 
-    def admissions(self) -> list[AdmissionEntry]:
-        """Everybody who was admitted, in order of height and address."""
-        rows = self._connection.execute("SELECT data FROM admission ORDER BY height, address")
-        entries = (decode_entry(row[0]) for row in rows)
-        return [entry for entry in entries if isinstance(entry, AdmissionEntry)]
+    def put_registry(self, registry: RegistryState) -> None:
+        """Keep the members after the newest block."""
+        self._connection.execute("INSERT OR REPLACE INTO meta VALUES ('registry', ?)", (canonical.encode(registry),))
+
+    def registry(self) -> RegistryState | None:
+        """Members after the newest block; None while they are the genesis's.
+
+        Raises:
+            DamageError: not what was written.
+        """
+        row = self._connection.execute("SELECT value FROM meta WHERE name = 'registry'").fetchone()
+        try:
+            return canonical.decode(row[0], RegistryState, limit_bytes=MAX_REGISTRY_BYTES) if row is not None else None
+        except EncodingError as error:
+            raise DamageError(f"member registry: {error.message}", hint=RECOVERY_HINT) from None
 
     def last_checkpoint(self, peer: Address) -> tuple[Checkpoint, TimeMs] | None:
         """The peer's newest checkpoint, and the time of its block."""

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from nsllm.consensus.certificate import Certificate
+from nsllm.consensus.typed_data import word
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.crypto import MemberKey, keccak256
 from nsllm.governance import anchor_contract as contract
@@ -121,7 +122,7 @@ class EmbeddedChain:
     def anchored_head(self) -> tuple[int, Digest]:
         """Size and root of the newest anchored log; (0, zeros) before the first anchor."""
         size = self._slot(contract.HEAD_SLOT) & (2**64 - 1)
-        return size, Digest(contract.word(self._slot(contract.HEAD_LOG_ROOT_SLOT)))
+        return size, Digest(word(self._slot(contract.HEAD_LOG_ROOT_SLOT)))
 
     def prove_anchor(self, log_size: int, state_root: Digest | None = None) -> AnchorProof:
         """Proof of the anchor at `log_size`.
@@ -193,7 +194,7 @@ class EmbeddedChain:
         account, _ = self._prove(self.state_root(), keccak256(self.contract))
         if account is None:
             return 0
-        value, _ = self._prove(_account_fields(account)[2], keccak256(contract.word(slot)))
+        value, _ = self._prove(_account_fields(account)[2], keccak256(word(slot)))
         return rlp.integer(rlp.decode(value)) if value else 0
 
     def _prove(self, root: bytes, key: Digest) -> tuple[bytes | None, tuple[bytes, ...]]:

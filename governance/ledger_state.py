@@ -68,9 +68,8 @@ class LedgerState:
             self.store: Final = BlockStore(database.connection, genesis)
             self._chain = self._open_chain()
             self.tip: DecidedBlock | None = self.store.tip()
+            self.registry.state = self.store.registry() or self.registry.state
             self.parent: Parent = self._load_parent()
-            for entry in self.store.admissions():
-                self.registry.admit(entry.admission)
             self._anchoring = Anchoring(self._chain.anchored_head()[0], self.store.last_transaction_ms())
             self._check_tip()
         self._checked: tuple[Digest, Address, tuple[bytes, ...]] | None = None
@@ -182,8 +181,7 @@ class LedgerState:
 
     def adopt(self, committed: Committed) -> None:
         """Make a stored block the last one."""
-        for admission in committed.admissions:
-            self.registry.admit(admission)
+        self.registry.state = committed.parent.registry
         self.tip = committed.decided
         self.parent = committed.parent
         self._anchoring = committed.anchoring
@@ -249,6 +247,8 @@ class LedgerState:
     def _store(self, decided: DecidedBlock, outcome: Outcome) -> Committed:
         header, body = decided.block.header, decided.block.body
         self.store.put(decided, outcome.leaves, self.parent.log.size)
+        if outcome.registry != self.parent.registry:
+            self.store.put_registry(outcome.registry)
         self.store.log.append(self.parent.log, header.height, outcome.entries)
         # This header certifies the present state root, so anchors executed below it are provable now.
         for log_size in self.store.unproved_anchors():
@@ -259,7 +259,7 @@ class LedgerState:
             decided=decided,
             leaves=outcome.leaves,
             admissions=tuple(e.admission for e in map(decode_entry, body.entries) if isinstance(e, AdmissionEntry)),
-            parent=Parent(header.height, header.id(), header.time_ms, outcome.log),
+            parent=Parent(header.height, header.id(), header.time_ms, outcome.log, outcome.registry),
             anchoring=anchoring,
         )
 
@@ -307,7 +307,7 @@ class LedgerState:
             frontier = self.store.log.frontier()
         except LogError as error:
             raise DamageError(f"network log: {error.message}", hint=RECOVERY_HINT) from None
-        return Parent(header.height, header.id(), header.time_ms, frontier)
+        return Parent(header.height, header.id(), header.time_ms, frontier, self.registry.state)
 
     def _check_tip(self) -> None:
         """Does what is stored agree with the last certified header?"""
@@ -320,6 +320,10 @@ class LedgerState:
                 f"network log has root {hex0x(log_now.root())} of {log_now.size} entries, block {header.height}"
                 f" certifies {hex0x(header.log_root)} of {header.log_size}",
                 hint=RECOVERY_HINT,
+            )
+        if self.registry.state.digest(self.rules.network) != header.registry_hash:
+            raise DamageError(
+                f"the member registry is not the one that block {header.height} certifies", hint=RECOVERY_HINT
             )
         root = self._chain.state_root()
         if not self.tip.block.body.transactions and root != header.state_root:

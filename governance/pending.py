@@ -52,7 +52,7 @@ class Pending:
         address = admission.member.address
         if self._registry.get(address) is not None or address in self._admissions:
             return False
-        self._rules.check_admission(admission)
+        self._rules.check_admission(admission, self._registry.state)
         if len(self._admissions) >= MAX_ADMISSIONS:
             return False
         self._admissions[address] = admission

@@ -232,6 +232,7 @@ class Validator:
             state_root=ZERO_DIGEST,
             validators_hash=self.world.validators.digest(),
             policy_digest=ZERO_DIGEST,
+            registry_hash=ZERO_DIGEST,
         )
         block = Block(header=header, body=_EMPTY)
         self.world.builds(self, block)

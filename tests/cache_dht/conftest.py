@@ -92,6 +92,7 @@ def certify(net: Net) -> Callable[..., CertifiedRecord]:
             state_root=Digest(bytes(32)),
             validators_hash=net.validators.digest(),
             policy_digest=Digest(bytes(32)),
+            registry_hash=Digest(bytes(32)),
         )
         digest = precommit_digest(NETWORK, 0, height, 0, header.id())
         votes = tuple(Precommit(validator=key.address, signature=key.sign(digest)) for key in net.keys[:signers])

@@ -67,6 +67,7 @@ def make_block(validators, height=1, *, proposer, parent=None, salt=0, time_ms=S
             state_root=ZERO_DIGEST,
             validators_hash=validators.digest(),
             policy_digest=ZERO_DIGEST,
+            registry_hash=ZERO_DIGEST,
         ),
         body=body,
     )

@@ -10,7 +10,9 @@ import msgspec
 import pytest
 from eth_utils import keccak
 
+from nsllm.consensus.epoch import EpochChange
 from nsllm.consensus.header import Header, precommit_digest
+from nsllm.consensus.validators import ValidatorSet
 
 TYPES = {
     "EIP712Domain": [("name", "string"), ("version", "string"), ("salt", "bytes32")],
@@ -18,8 +20,11 @@ TYPES = {
         ("epoch", "uint64"), ("height", "uint64"), ("timeMs", "uint64"), ("parent", "bytes32"), ("proposer", "address"),
         ("bodyDigest", "bytes32"), ("scoresRoot", "bytes32"), ("logSize", "uint64"), ("logRoot", "bytes32"),
         ("stateRoot", "bytes32"), ("validatorsHash", "bytes32"), ("policyDigest", "bytes32"),
+        ("registryHash", "bytes32"), ("nextEpoch", "bytes32"),
     ],
     "Precommit": [("epoch", "uint64"), ("height", "uint64"), ("round", "uint32"), ("header", "Header")],
+    "ValidatorSet": [("epoch", "uint64"), ("members", "address[]")],
+    "EpochChange": [("epoch", "uint64"), ("validatorsHash", "bytes32"), ("policyDigest", "bytes32")],
 }  # fmt: skip
 
 
@@ -42,6 +47,8 @@ def hash_struct(name: str, values: dict) -> bytes:
             words.append(hash_struct(kind, value))
         elif kind == "string":
             words.append(keccak(text=value))
+        elif kind == "address[]":
+            words.append(keccak(b"".join(member.rjust(32, b"\0") for member in value)))
         elif kind.startswith("uint"):
             words.append(value.to_bytes(32, "big"))
         else:
@@ -60,6 +67,7 @@ FIELDS = {
     "epoch": 3, "height": 7, "time_ms": 1_700_000_000_123, "parent": b"\x01" * 32, "proposer": b"\x02" * 20,
     "body_digest": b"\x03" * 32, "scores_root": b"\x04" * 32, "log_size": 99, "log_root": b"\x05" * 32,
     "state_root": b"\x06" * 32, "validators_hash": b"\x07" * 32, "policy_digest": b"\x08" * 32,
+    "registry_hash": b"\x09" * 32, "next_epoch": b"\x0a" * 32,
 }  # fmt: skip
 
 
@@ -75,12 +83,21 @@ def test_against_an_independent_encoder():
     assert precommit_digest(NETWORK, 3, 7, 2, header.id()) == typed_data_digest(NETWORK, 3, 7, 2, plain)
 
 
+def test_validator_sets_and_epoch_changes_are_structs_too():
+    members = (b"\x0b" * 20, b"\x0c" * 20)
+    validators = ValidatorSet(epoch=4, members=members)
+    change = EpochChange(validators=validators, policy_digest=b"\x08" * 32)
+    assert validators.digest() == hash_struct("ValidatorSet", {"epoch": 4, "members": members})
+    plain = {"epoch": 4, "validatorsHash": validators.digest(), "policyDigest": b"\x08" * 32}
+    assert change.digest() == hash_struct("EpochChange", plain)
+
+
 def test_pinned_vector():
     header = Header(**FIELDS)
-    assert header.id().hex() == "22ff292be65e60be4908fcf6f73e6a1b00173f3c7ef98746acdce3e54983dbb3"
+    assert header.id().hex() == "cac0dc03ff985de471bb6eaf267502721cc6fc3201f77706760e387a97261e5d"
     assert (
         precommit_digest(NETWORK, 3, 7, 2, header.id()).hex()
-        == "586ed9849275fe2349ecdca4f438528c954c0b9e5009c82d09105f5509140939"
+        == "dc25298818e4aecfeb6c383f8ebef81a1df915296793b42c61126c61b846bcd7"
     )
 
 

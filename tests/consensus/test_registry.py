@@ -71,6 +71,55 @@ def test_an_admitted_member_admits_nobody(kit, registry):
         registry.admit(admit(keys[2], kit.NETWORK, member(keys[3], "data")))
 
 
+def test_admissions_by_and_of_those_in_bad_standing(kit, registry):
+    keys = kit.keys(3)
+    admission = admit(keys[0], kit.NETWORK, member(keys[2], "contributor"))
+    founding = registry.state
+    for state, reason in [
+        (founding.with_weight(keys[0].address, 0), "suspended or revoked"),
+        (founding.without(keys[0].address), "suspended or revoked"),
+        (founding.with_member(admission.member).without(keys[2].address), "membership was revoked"),
+    ]:
+        registry.state = state
+        with pytest.raises(ConsensusError, match=reason):
+            registry.admit(admission)
+        assert registry.state is state
+    with pytest.raises(ConsensusError, match="a weight"):
+        registry.check(admit(keys[0], kit.NETWORK, replace(admission.member, weight=2)))
+
+
+def test_changes_are_values_and_every_one_shows_in_the_digest(kit, registry):
+    keys = kit.keys(3)
+    start = registry.state
+    one = keys[0].address
+    states = [
+        start,
+        start.with_member(member(keys[2], "data")),
+        start.with_member(replace(member(keys[1], "data"), slots=7)),
+        start.with_weight(one, 0),
+        start.without(one),
+        start.with_absent([one]),
+        start.with_absent([one]).without(one),
+    ]
+    assert len({state.digest(kit.NETWORK) for state in states[:-1]}) == len(states) - 1
+    assert states[-1] == states[4], "who is revoked is not absent besides"
+    assert start.digest(kit.NETWORK) != start.digest(bytes(32))
+    assert start.with_absent([one]).with_present(one) == start
+    assert start.with_weight(keys[2].address, 3) == start
+    revoked = start.without(one)
+    assert revoked.revoked == (one,)
+    assert revoked.with_member(member(keys[0], "contributor", "validator")) == start
+
+
+def test_who_validates(kit, registry):
+    start, one = registry.state, kit.keys(3)[0].address
+    assert start.validators(3) == ValidatorSet(epoch=3, members=(one,))
+    for state in [start.with_weight(one, 0), start.without(one), start.with_absent([one])]:
+        assert not state.is_eligible(one)
+        assert state.validators(3) is None
+    assert start.with_weight(one, 9).validators(0) == start.validators(0), "weight above 0 counts as one vote"
+
+
 @pytest.mark.parametrize(
     ("n", "f", "quorum"), [(1, 0, 1), (2, 0, 2), (3, 0, 2), (4, 1, 3), (5, 1, 4), (6, 1, 4), (7, 2, 5), (10, 3, 7), (100, 33, 67)]
 )  # fmt: skip

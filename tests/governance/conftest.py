@@ -58,6 +58,7 @@ class AnchorNetwork:
             state_root=ZERO_DIGEST,
             validators_hash=(validators or self.validators).digest(),
             policy_digest=keccak256(b"policy"),
+            registry_hash=keccak256(b"registry"),
         )
 
     def certify(

@@ -36,6 +36,8 @@ HEADER_CHANGES = {
     "state_root": keccak256(b"x"),
     "validators_hash": keccak256(b"x"),
     "policy_digest": keccak256(b"x"),
+    "registry_hash": keccak256(b"x"),
+    "next_epoch": keccak256(b"x"),
     "proposer": keccak256(b"x")[:20],
     "time_ms": TimeMs(5),
 }
@@ -136,8 +138,8 @@ BROKEN_BODIES = {
 }
 
 
-HEADERLESS = ("twice", "another rubric", "another generator", "another dimension")
-"""Bodies that give no scores at all, so that no header fits them."""
+HEADERLESS = ("twice", "another rubric", "another generator", "another dimension", "an entry that is none")
+"""Bodies that nothing follows from, so that no header fits them."""
 
 
 @pytest.mark.parametrize("name", BROKEN_BODIES)

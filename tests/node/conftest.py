@@ -151,6 +151,7 @@ class Cast:
             state_root=ZERO_DIGEST,
             validators_hash=validators.digest(),
             policy_digest=ZERO_DIGEST,
+            registry_hash=ZERO_DIGEST,
         )
         digest = precommit_digest(network, 0, 1, 0, header.id())
         keys = {identity.address: identity.member for identity in self.identities}

@@ -197,6 +197,7 @@ def make_block_at(height: int, proposer: Address, padding: int = 0) -> DecidedBl
         state_root=ZERO_DIGEST,
         validators_hash=ZERO_DIGEST,
         policy_digest=Digest(bytes(32)),
+        registry_hash=Digest(bytes(32)),
     )
     vote = Precommit(validator=proposer, signature=Signature(bytes(65)))
     body = Body(entries=(bytes(60_000),) * padding)
