@@ -6,6 +6,7 @@ its end frame came. Deadlines belong to the caller (`trio.fail_after`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -50,12 +51,11 @@ class FramedStream:
             ValueError: longer than the limit: our own mistake.
             StreamClosedError: the other end, or the connection, is gone.
         """
-        body = canonical.encode(value)
-        if len(body) > self._limit_bytes:
-            raise ValueError(
-                f"{type(value).__name__} of {len(body)} bytes, frames here have at most {self._limit_bytes}"
-            )
-        await self._stream.send_all(len(body).to_bytes(HEADER_BYTES, "big") + body)
+        await self._stream.send_all(self._frame(value))
+
+    async def send_together(self, values: Sequence[msgspec.Struct]) -> None:
+        """Send several values, a frame each, in one write, which costs far more than a frame. Raises as `send` does."""
+        await self._stream.send_all(b"".join(map(self._frame, values)))
 
     async def send_end(self) -> None:
         """Send the end frame: nothing more comes from us, and nothing was lost."""
@@ -116,6 +116,14 @@ class FramedStream:
             await self.aclose()
         else:
             await self.reset()
+
+    def _frame(self, value: msgspec.Struct) -> bytes:
+        body = canonical.encode(value)
+        if len(body) > self._limit_bytes:
+            raise ValueError(
+                f"{type(value).__name__} of {len(body)} bytes, frames here have at most {self._limit_bytes}"
+            )
+        return len(body).to_bytes(HEADER_BYTES, "big") + body
 
     async def _fill(self, size: int, whole: str) -> None:
         """Read until the buffer holds `size` bytes; nothing is taken out, so a cancelled receive can be repeated."""

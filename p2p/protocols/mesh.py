@@ -1,12 +1,15 @@
 """`/nsllm/mesh/1`: validators' direct streams for consensus messages and observations, every frame acknowledged.
 
-One long-lived stream to each validator. An acknowledgement says that the receiver's consensus has the message, not
-merely its socket. What a broken stream leaves unacknowledged is sent again, so a message may come twice.
+One long-lived stream to each validator. Nothing waits for an acknowledgement before it is sent: frames leave as they
+come, what is queued at one moment in one write. An acknowledgement says that the receiver's consensus has every frame
+up to a number, not merely its socket; it may come a little later, for many frames at once. What a broken stream leaves
+unacknowledged is sent again, so a message may come twice.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -20,7 +23,7 @@ from nsllm.errors import NsllmError
 from nsllm.ids import Address, CountField, hex0x
 from nsllm.p2p.backoff import Backoff
 from nsllm.p2p.directory import PeerDirectory
-from nsllm.p2p.errors import MisbehaviourError, UnreachableError
+from nsllm.p2p.errors import DeadlineError, MisbehaviourError, UnreachableError
 from nsllm.p2p.framing import FramedStream
 from nsllm.p2p.network import Network, Stream, StreamHandler
 from nsllm.p2p.protocols.dialogue import REQUEST_S, Refused, refusal, refused_by
@@ -32,8 +35,14 @@ MAX_PAYLOAD_BYTES: Final = 2 * 1024 * 1024
 """A proposal holds a block of at most 1 MiB and its proofs."""
 MAX_MESH_BYTES: Final = MAX_PAYLOAD_BYTES + 1024
 QUEUE_LENGTH: Final = 256
+ON_THE_WAY: Final = 256
+"""Frames that may be on their way to one validator, not acknowledged yet; more wait in the queue."""
 BATCH: Final = 32
-"""Frames that are on their way before their acknowledgements are waited for."""
+"""Frames in one write, and frames that a receiver acknowledges together at most."""
+BATCH_BYTES: Final = 256 * 1024
+"""Payload in one write, unless a single message is longer."""
+ACK_DELAY_S: Final = 0.05
+"""How long a receiver waits for further frames before it acknowledges: far below any sender's patience."""
 ACK_S: Final = 10.0
 """The longest wait for the next acknowledgement: a busy receiver is no reason to send everything again."""
 IDLE_S: Final = 600.0
@@ -66,7 +75,7 @@ class MeshAnswer(Value, frozen=True, kw_only=True):
 
 
 def serve_mesh(directory: PeerDirectory, deliver: Deliver) -> StreamHandler:
-    """Handler that passes validators' messages on and acknowledges each."""
+    """Handler that passes validators' messages on and acknowledges them, some at a time."""
 
     async def handler(stream: Stream) -> None:
         framed = FramedStream(stream, MAX_MESH_BYTES)
@@ -75,28 +84,36 @@ def serve_mesh(directory: PeerDirectory, deliver: Deliver) -> StreamHandler:
             with trio.fail_after(REQUEST_S):
                 await framed.send(MeshAnswer(answer=refusal("validators only")))
             return
-        last = 0
+        last = acknowledged = 0
         while True:
-            with trio.move_on_after(IDLE_S) as idle:
+            with trio.move_on_after(ACK_DELAY_S if last > acknowledged else IDLE_S) as pause:
                 frame = await framed.receive_or_end(MeshFrame)
-            if idle.cancelled_caught or frame is None:
+            if last > acknowledged and (pause.cancelled_caught or last - acknowledged >= BATCH or frame is None):
+                with trio.fail_after(REQUEST_S):
+                    await framed.send(MeshAnswer(answer=Received(number=last)))
+                acknowledged = last
+            elif pause.cancelled_caught:
+                return
+            if pause.cancelled_caught:
+                continue
+            if frame is None:
                 return
             if frame.number != last + 1:
                 raise MisbehaviourError(f"{stream.peer} sent mesh frame {frame.number} after {last}")
             last = frame.number
             await deliver(member.address, frame.kind, frame.payload)
-            with trio.fail_after(REQUEST_S):
-                await framed.send(MeshAnswer(answer=Received(number=last)))
 
     return handler
 
 
 class _Lane:
-    """The queue to one validator."""
+    """The queue to one validator, and what is on its way there."""
 
     def __init__(self) -> None:
         self.queue: deque[tuple[MeshKind, bytes]] = deque()
-        self.came = trio.Event()
+        self.sent: deque[tuple[MeshKind, bytes]] = deque()
+        """Not acknowledged yet, in the order of their frames."""
+        self.moved = trio.Event()
         self.dropped = 0
         self.acknowledged = 0
 
@@ -105,15 +122,33 @@ class _Lane:
             self.queue.popleft()
             self.dropped += 1
         self.queue.append((kind, payload))
-        self.came.set()
+        self.moved.set()
 
-    def restore(self, unsent: deque[tuple[MeshKind, bytes]]) -> None:
+    async def ready(self) -> None:
+        """Return once something may be sent."""
+        while not self.queue or len(self.sent) >= ON_THE_WAY:
+            self.moved = trio.Event()
+            await self.moved.wait()
+
+    def take(self) -> list[tuple[MeshKind, bytes]]:
+        """The next messages, which are then on their way."""
+        taken: list[tuple[MeshKind, bytes]] = []
+        size_bytes = 0
+        while self.queue and len(taken) < BATCH and len(self.sent) < ON_THE_WAY:
+            size_bytes += len(self.queue[0][1])
+            if taken and size_bytes > BATCH_BYTES:
+                break
+            taken.append(self.queue.popleft())
+            self.sent.append(taken[-1])
+        return taken
+
+    def restore(self) -> None:
         """Put back what was not acknowledged, before what came since."""
-        unsent.extend(self.queue)
-        while len(unsent) > QUEUE_LENGTH:
-            unsent.popleft()
+        self.queue.extendleft(reversed(self.sent))
+        self.sent.clear()
+        while len(self.queue) > QUEUE_LENGTH:
+            self.queue.popleft()
             self.dropped += 1
-        self.queue = unsent
 
 
 class MeshClient:
@@ -162,9 +197,7 @@ class MeshClient:
         """Keep one stream to `to` as long as there is something to send; back off while it fails."""
         backoff = Backoff(self._rng, first_s=0.1, cap_s=5.0)
         while True:
-            while not lane.queue:
-                lane.came = trio.Event()
-                await lane.came.wait()
+            await lane.ready()
             before = lane.acknowledged
             try:
                 await self._stream_to(to, lane)
@@ -181,33 +214,77 @@ class MeshClient:
         with trio.fail_after(ACK_S):
             stream = await self._network.open(peer, MESH)
         async with FramedStream(stream, MAX_MESH_BYTES) as framed:
-            number = 0
-            while True:
-                while not lane.queue:
-                    lane.came = trio.Event()
-                    await lane.came.wait()
-                number = await self._batch(framed, lane, number)
+            talk = _Talk(framed, lane)
+            try:
+                await talk.run()
+            finally:
+                lane.restore()
 
-    async def _batch(self, framed: FramedStream, lane: _Lane, number: int) -> int:
-        """Send what is queued, up to `BATCH` frames, and wait until all of them are acknowledged."""
-        unacknowledged: deque[tuple[MeshKind, bytes]] = deque()
-        while lane.queue and len(unacknowledged) < BATCH:
-            unacknowledged.append(lane.queue.popleft())
+
+class _Talk:
+    """One stream to one validator, from its first frame to the error that ends it."""
+
+    def __init__(self, framed: FramedStream, lane: _Lane) -> None:
+        self._framed = framed
+        self._lane = lane
+        self._last = 0
+        """Number of the last frame that was sent."""
+        self._patience = trio.CancelScope()
+        """Runs out when an acknowledgement is due and does not come."""
+        self._failure: NsllmError | trio.TooSlowError | None = None
+
+    async def run(self) -> None:
+        """Send and hear until the stream fails.
+
+        Raises:
+            NsllmError, trio.TooSlowError: how it failed.
+        """
+        async with trio.open_nursery() as nursery:
+            for part in (self._send, self._hear):
+                nursery.start_soon(self._until_failure, part, nursery.cancel_scope)
+        if self._failure is not None:
+            raise self._failure
+
+    async def _until_failure(self, part: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
         try:
-            for offset, (kind, payload) in enumerate(list(unacknowledged), start=1):
-                with trio.fail_after(ACK_S):
-                    await framed.send(MeshFrame(number=number + offset, kind=kind, payload=payload))
-            while unacknowledged:
-                with trio.fail_after(ACK_S):
-                    answer = (await framed.receive(MeshAnswer)).answer
+            await part()
+        except (NsllmError, trio.TooSlowError) as error:
+            self._failure = self._failure or error
+        scope.cancel()
+
+    async def _send(self) -> None:
+        lane = self._lane
+        while True:
+            await lane.ready()
+            first = self._last + 1
+            waiting = bool(lane.sent)
+            taken = lane.take()
+            self._last += len(taken)
+            if not waiting:
+                self._patience.deadline = trio.current_time() + ACK_S
+            with trio.fail_after(ACK_S):
+                await self._framed.send_together(
+                    [
+                        MeshFrame(number=number, kind=kind, payload=payload)
+                        for number, (kind, payload) in enumerate(taken, start=first)
+                    ]
+                )
+
+    async def _hear(self) -> None:
+        lane = self._lane
+        with self._patience:
+            while True:
+                answer = (await self._framed.receive(MeshAnswer)).answer
                 if isinstance(answer, Refused):
-                    raise refused_by(framed.peer, MESH, answer)
-                number += 1
-                if answer.number != number:
-                    raise MisbehaviourError(f"{framed.peer} acknowledged {answer.number}, due was {number}")
-                unacknowledged.popleft()
-                lane.acknowledged += 1
-        finally:
-            if unacknowledged:
-                lane.restore(unacknowledged)
-        return number
+                    raise refused_by(self._framed.peer, MESH, answer)
+                due = self._last - len(lane.sent) + 1
+                if not due <= answer.number <= self._last:
+                    raise MisbehaviourError(
+                        f"{self._framed.peer} acknowledged {answer.number}, due was {due} to {self._last}"
+                    )
+                for _ in range(answer.number - due + 1):
+                    lane.sent.popleft()
+                    lane.acknowledged += 1
+                self._patience.deadline = trio.current_time() + ACK_S if lane.sent else math.inf
+                lane.moved.set()
+        raise DeadlineError(f"{self._framed.peer} acknowledged nothing within {ACK_S} s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -16,12 +17,15 @@ from nsllm.p2p.memory import MemoryNetwork
 from nsllm.p2p.protocols import mesh as mesh_module
 from nsllm.p2p.protocols.dialogue import Refused
 from nsllm.p2p.protocols.mesh import (
+    ACK_DELAY_S,
+    BATCH,
     MAX_MESH_BYTES,
     MAX_PAYLOAD_BYTES,
     MESH,
     MeshAnswer,
     MeshClient,
     MeshFrame,
+    Received,
     serve_mesh,
 )
 
@@ -219,3 +223,83 @@ async def test_an_idle_stream_is_closed_and_opened_anew(town: Any, autojump_cloc
         await trio.sleep(10)
     assert [payload for _, _, payload in got] == [b"one", b"two"]
     assert isinstance(alice.network, MemoryNetwork)
+
+
+async def test_nothing_waits_for_an_acknowledgement(town: Any, autojump_clock: Any) -> None:
+    alice, bob = town.citizens[:2]
+    arrived: list[float] = []
+
+    async def deliver(sender: Address, kind: str, payload: bytes) -> None:
+        arrived.append(trio.current_time())
+
+    bob.network.handle(MESH, serve_mesh(bob.directory, deliver))
+    client = client_of(alice)
+    async with town.running() as nursery:
+        nursery.start_soon(client.run)
+        client.send(bob.address, "consensus", b"opens the stream")
+        await trio.sleep(5)
+        for _ in range(3):
+            client.send(bob.address, "consensus", b"x")
+            await trio.sleep(0.001)
+        await trio.sleep(5)
+    assert arrived[3] - arrived[1] < ACK_DELAY_S
+
+
+async def test_frames_are_acknowledged_together(town: Any, autojump_clock: Any) -> None:
+    alice, bob = town.citizens[:2]
+    got = serve(town)
+    numbers = []
+    async with town.running():
+        framed = FramedStream(await alice.network.open(bob.peer, MESH), MAX_MESH_BYTES)
+        frames = [MeshFrame(number=number, kind="consensus", payload=b"x") for number in range(1, 41)]
+        await framed.send_together(frames)
+        while not numbers or numbers[-1] < 40:
+            answer = (await framed.receive(MeshAnswer)).answer
+            assert isinstance(answer, Received)
+            numbers.append(answer.number)
+    assert numbers == [BATCH, 40]
+    assert len(got) == 40
+
+
+@pytest.mark.parametrize("number", [0, 2])
+async def test_an_acknowledgement_of_what_was_not_sent_costs_the_stream(
+    town: Any, autojump_clock: Any, number: int
+) -> None:
+    alice, bob = town.citizens[:2]
+    streams: list[str] = []
+
+    async def lying(stream: Any) -> None:
+        framed = FramedStream(stream, MAX_MESH_BYTES)
+        frame = await framed.receive(MeshFrame)
+        streams.append(bytes(frame.payload).decode())
+        await framed.send(MeshAnswer(answer=Received(number=number)))
+        assert await stream.receive_some() == b""
+
+    bob.network.handle(MESH, lying)
+    client = client_of(alice)
+    async with town.running() as nursery:
+        nursery.start_soon(client.run)
+        client.send(bob.address, "consensus", b"once more")
+        await trio.sleep(3)
+    assert len(streams) > 1
+    assert set(streams) == {"once more"}
+
+
+async def test_a_receiver_that_acknowledges_nothing_costs_the_stream(town: Any, autojump_clock: Any) -> None:
+    alice, bob = town.citizens[:2]
+    opened: list[float] = []
+
+    async def silent(stream: Any) -> None:
+        opened.append(trio.current_time())
+        while await stream.receive_some():
+            pass
+
+    bob.network.handle(MESH, silent)
+    client = client_of(alice)
+    async with town.running() as nursery:
+        nursery.start_soon(client.run)
+        for _ in range(300):
+            client.send(bob.address, "consensus", b"x")
+            await trio.sleep(0.1)
+        await trio.sleep(5)
+    assert [round(later - sooner) for sooner, later in itertools.pairwise(opened)] == [10, 10, 10]
