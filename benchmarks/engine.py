@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from benchmarks import goals, material
+from benchmarks import goals, limit, material
 from benchmarks.contestants.process import Process, started
 from benchmarks.measuring import Task, Timing, compare
 from benchmarks.report import facts, machine, table
@@ -146,8 +146,10 @@ def run(models: Models, gguf: Mapping[str, Path], threads: int, effort: Effort) 
     systems = [f"{number}. {chat.text(windows[-1 - number][:SYSTEM_TOKENS])}" for number in range(effort.systems)]
     worker = whole_engine(models, threads, prompts, systems, effort.worker_rounds)
     found = figures(timings, perplexities) | worker
+    most = limit.measure(threads)
     return {
         **found,
+        **shares(timings, limit.Work.of_folder(models.text), most, effort),
         "goals": goals.judged(goals.ENGINE, found),
         "perplexity_tokens": effort.windows * (WINDOW_TOKENS - 1),
         "contestants": abouts,
@@ -208,6 +210,25 @@ def figures(timings: Mapping[str, Sequence[Timing]], perplexities: Mapping[str, 
     found["perplexity_llamacpp_best_over_bf16"] = None if favourite is None else perplexities[favourite] / reference
     found["perplexity_over_bf16"] = {name: value / reference for name, value in perplexities.items()}
     return found
+
+
+def shares(
+    timings: Mapping[str, Sequence[Timing]], work: limit.Work, most: limit.Limit, effort: Effort
+) -> dict[str, Any]:
+    """How much of what this machine can do at most ours uses, by the linear layers alone; attention is on top."""
+    whole = STREAMS * (work.prefill(GENERATE_PROMPT_TOKENS) + work.decode(effort.generated_tokens))
+    gops = {f"streams{n}": work.decode(n) for n in (8, 32, 64)} | {"prefill": work.prefill(PREFILL_TOKENS)}
+    reads_gb = (work.layers + work.head) / 2 / 1e9  # a byte a weight
+    return {
+        "machine_int8_gops": most.int8_gops,
+        "machine_read_gb_per_s": most.read_gb_per_s,
+        "streams1_share_of_read_limit": reads_gb / (timings["streams1"][0].wall_ms / 1000) / most.read_gb_per_s,
+        **{
+            f"{key}_share_of_int8_limit": needed / (timings[key][0].wall_ms / 1000) / most.int8_gops
+            for key, needed in gops.items()
+        },
+        "streams32_vs_generate_batch_at_limit": timings["generate"][1].wall_ms / 1000 / (whole / most.int8_gops),
+    }
 
 
 def _perplexity(one: Process, effort: Effort) -> float:

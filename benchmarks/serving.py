@@ -27,7 +27,7 @@ from typing import Any, Final
 
 import psutil
 
-from benchmarks import goals, material
+from benchmarks import goals, limit, material
 from benchmarks.contestants.process import ROOT
 from benchmarks.report import facts, machine, table
 from nsllm.node.engine.fast.chat import ChatText
@@ -108,6 +108,16 @@ def summary(rows: Sequence[Mapping[str, Any]], duration_s: float, answer_tokens:
         "events_per_answer": sum(len(row["texts_s"]) for row in good) / len(good) if good else None,
         "prompt_tokens_with_template": quantile([row["prompt_tokens"] for row in good], 0.5),
         "from_cache": sum(row["source"] == "cache" for row in good),
+    }
+
+
+def carried(rps: float, work: limit.Work, most: limit.Limit) -> dict[str, float]:
+    """What the load needs of this machine at least: linear layers only, no attention, nothing around the model."""
+    request = work.prefill(PROMPT_TOKENS) + work.decode(ANSWER_TOKENS)
+    return {
+        "machine_int8_gops": most.int8_gops,
+        "needed_int8_gops": rps * request,
+        "rps_at_int8_limit": most.int8_gops / request,
     }
 
 
@@ -288,6 +298,7 @@ def main() -> int:
     ]
     with tempfile.TemporaryDirectory() as folder, solo(Path(folder), options.set) as (urls, pid):
         result = measure(urls, pid, "private", prompts, options)
+    result |= carried(options.rps, limit.Work.of_folder(models.text), limit.measure(os.cpu_count() or 1))
     result |= {
         "endpoint": options.endpoint,
         "settings": [ENGINE_ALONE.strip(), *options.set],

@@ -15,6 +15,7 @@ def benchmark_results() -> str:
     engine, serving = (json.loads((RESULTS / f"{name}.json").read_text("utf-8")) for name in ("engine", "serving"))
     parts = ["### The engine", _machine(engine), _timings(engine["timings"]), _goals(engine["goals"])]
     parts += [_perplexities(engine["perplexity_over_bf16"], engine["perplexity_tokens"])]
+    parts += [_limits(engine)]
     parts += ["### Serving", _machine(serving), _goals(serving["goals"]), _load(serving)]
     return "\n\n".join(parts)
 
@@ -46,6 +47,15 @@ def _goals(rows: Sequence[Mapping[str, Any]]) -> str:
 def _perplexities(ratios: Mapping[str, float], tokens: int) -> str:
     said = ", ".join(f"{who} {ratio:.4f}" for who, ratio in ratios.items())
     return f"Perplexity over that of bf16, on {tokens:,} tokens: {said}."
+
+
+def _limits(result: Mapping[str, Any]) -> str:
+    """How near ours is to what the machine can do."""
+    if "machine_int8_gops" not in result:
+        return ""
+    names = [name for name in result if name.startswith("machine_") or "_limit" in name]
+    lines = ["| beside the machine's limit | measured |", "|---|---:|"]
+    return "\n".join(lines + [f"| `{name}` | {_number(result[name])} |" for name in names])
 
 
 def _load(result: Mapping[str, Any]) -> str:
