@@ -18,9 +18,9 @@ from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
 from libp2p.security.noise.transport import Transport as Noise
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
-from libp2p.stream_muxer.yamux.yamux import Yamux
 
 from nsllm.p2p.guard import StreamGuard, StreamLimits
+from nsllm.p2p.libp2p_muxer import SteadyYamux, install
 from nsllm.p2p.libp2p_stream import Libp2pStream
 from nsllm.p2p.libp2p_transport import GuardedTcp
 from nsllm.p2p.network import Stream
@@ -43,7 +43,7 @@ def make_host(secret: bytes, *, local: bool, nursery: trio.Nursery) -> Any:
         key_pair=keys,
         # Said explicitly: the default also offers TLS, secio and plaintext.
         sec_opt={NOISE_ID: Noise(keys, noise_privkey=new_noise_key().private_key)},
-        muxer_opt={YAMUX_ID: Yamux},
+        muxer_opt={YAMUX_ID: SteadyYamux},
         transports=[GuardedTcp(local=local, nursery=nursery)],
         connection_config=ConnectionConfig(
             max_connections=MAX_CONNECTIONS,
@@ -56,6 +56,7 @@ def make_host(secret: bytes, *, local: bool, nursery: trio.Nursery) -> Any:
         disable_identify_address_discovery=True,
     )
     swarm = host.get_network()
+    install(swarm.upgrader.muxer_multistream)
     # Its counters leak with connections that die; connections are bounded above, streams by our guard.
     swarm.set_resource_manager(None)
     # The connector retries, with its own back-off.

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import trio
 from libp2p.exceptions import BaseLibp2pError
-from libp2p.network.stream.exceptions import StreamEOF, StreamReset
 from libp2p.peer.peerstore import PeerStoreError
+from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamReset
 
 from nsllm.ids import PeerId
 from nsllm.p2p.errors import StreamClosedError
@@ -47,18 +47,19 @@ class Libp2pStream:
     async def send_all(self, data: bytes) -> None:
         """See `Stream.send_all`. Yamux gives up on a receiver that reads nothing for five seconds."""
         try:
-            await self._inner.write(data)
+            await self._inner.muxed_stream.write(data)
         except STREAM_ERRORS as error:
             raise StreamClosedError(f"stream to {self._peer}: {type(error).__name__}: {error}") from None
 
     async def receive_some(self, max_bytes: int = 65536) -> bytes:
         """See `Stream.receive_some`."""
         try:
-            return bytes(await self._inner.read(max_bytes))
-        except (StreamEOF, StreamReset):
+            data: bytes = await self._inner.muxed_stream.read(max_bytes)
+        except (MuxedStreamEOF, MuxedStreamReset):
             return b""
         except STREAM_ERRORS as error:
             raise StreamClosedError(f"stream from {self._peer}: {type(error).__name__}: {error}") from None
+        return data
 
     async def aclose(self) -> None:
         """Close; what was sent still arrives."""

@@ -28,6 +28,7 @@ STALL_S: Final = 15.0
 DIAL_S: Final = 8.0
 """Opening a TCP connection takes at most this long."""
 _SEND_BYTES: Final = 256 * 1024
+_READ_BYTES: Final = 64 * 1024
 
 
 class SteadyStream:
@@ -38,6 +39,7 @@ class SteadyStream:
         self._inner = inner
         self._nursery = nursery
         self._queue = bytearray()
+        self._unread = b""
         self._draining = False
         self._failed: Exception | None = None
         self._moved = trio.Event()
@@ -59,9 +61,12 @@ class SteadyStream:
             self._moved = trio.Event()
             await self._moved.wait()
 
-    async def read(self, n: int | None = None) -> Any:
-        """Up to `n` bytes, empty at the end."""
-        return await self._inner.read(n)
+    async def read(self, n: int | None = None) -> bytes:
+        """Up to `n` bytes, empty at the end. The library asks for a few bytes at a time; the socket is read in one."""
+        if not self._unread:
+            self._unread = await self._inner.read(_READ_BYTES)
+        data, self._unread = (self._unread, b"") if n is None else (self._unread[:n], self._unread[n:])
+        return data
 
     async def close(self) -> None:
         """Send what is queued if that goes quickly, then close."""
