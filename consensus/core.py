@@ -139,7 +139,7 @@ def step(state: State, event: Input) -> Turn:
 
 def missing(state: State) -> tuple[Round, Digest] | None:
     """A block that a quorum voted for but that never came: what to ask the others for."""
-    for round_ in state.tally.rounds("precommit"):
+    for round_ in state.tally.rounds("precommit", state.quorum):
         for value in state.tally.leaders("precommit", round_, state.quorum):
             if value not in state.candidates:
                 return round_, value
@@ -269,7 +269,7 @@ def _prune(state: State) -> Turn:
     proposals = {r: proposal for r, proposal in state.proposals.items() if r >= state.round - 1}
     kept = {proposal.value for proposal in proposals.values()}
     kept |= {choice.value for choice in (state.valid, state.locked) if choice is not None}
-    for round_ in state.tally.rounds("precommit"):
+    for round_ in state.tally.rounds("precommit", state.honest):
         kept.update(state.tally.leaders("precommit", round_, state.honest))
     candidates = {value: candidate for value, candidate in state.candidates.items() if value in kept}
     tally, found = state.tally.near(state.horizon)
@@ -291,7 +291,7 @@ def _is_certificate(state: State, votes: tuple[Vote, ...]) -> bool:
 
 def _settle(state: State, effects: tuple[Effect, ...]) -> Turn:
     """Apply the rules until none of them fires."""
-    while state.step not in {Step.NEW, Step.DECIDED}:
+    while state.step is not Step.NEW and state.step is not Step.DECIDED:
         for rule in RULES:
             turn = rule(state)
             if turn is not None:
@@ -304,7 +304,7 @@ def _settle(state: State, effects: tuple[Effect, ...]) -> Turn:
 
 def _decide(state: State) -> Turn | None:
     """Lines 49-54: a proposal and a quorum of precommits for it, of one round, whichever."""
-    for round_ in state.tally.rounds("precommit"):
+    for round_ in state.tally.rounds("precommit", state.quorum):
         for value in state.tally.leaders("precommit", round_, state.quorum):
             candidate = state.candidates.get(value)
             if candidate is None:

@@ -14,7 +14,7 @@ precommit carries the round, because precommits of different rounds must never c
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Final
 
 from nsllm.canonical import Value
@@ -42,7 +42,7 @@ PRECOMMIT_TYPE: Final = "Precommit(uint64 epoch,uint64 height,uint32 round,Heade
 DOMAIN_TYPE: Final = "EIP712Domain(string name,string version,bytes32 salt)"
 
 
-class Header(Value, frozen=True, kw_only=True):
+class Header(Value, frozen=True, kw_only=True, dict=True):
     """What a quorum signs. Heights start at 1; the parent of height 1 is the network id."""
 
     epoch: EpochField
@@ -76,6 +76,10 @@ class Header(Value, frozen=True, kw_only=True):
 
     def id(self) -> Digest:
         """EIP-712 `hashStruct(header)`."""
+        return self._id
+
+    @cached_property
+    def _id(self) -> Digest:
         return keccak256(
             type_hash(HEADER_TYPE)
             + word(self.epoch)

@@ -26,6 +26,9 @@ MAX_ROUNDS_AHEAD: Final = 4
 Slot = tuple[VoteKind, Round]
 
 
+_NOBODY: Final[Mapping[Address, tuple[Vote, ...]]] = {}
+
+
 class Tally(msgspec.Struct, frozen=True):
     """Votes of one height by slot and validator, in order of arrival."""
 
@@ -52,22 +55,27 @@ class Tally(msgspec.Struct, frozen=True):
                 return self, None
             return replace(self.heard(vote.validator, vote.round), far={**self.far, vote.validator: vote}), None
         slot: Slot = (vote.kind, vote.round)
-        voters = self.slots.get(slot, {})
+        voters = self.slots.get(slot, _NOBODY)
         before = voters.get(vote.validator, ())
-        says = vote.says()
-        if any(known.says() == says for known in before):
-            return self, None
+        counted = False
+        if before:
+            says = vote.says()
+            for known in before:
+                if known.says() == says:
+                    return self, None
+                counted = counted or known.value == vote.value
         tally, evidence = self, None
         if (slot, vote.validator) not in self.accused:
             evidence = double_vote(before[0], vote) if before else self._amnesia(vote)
             if evidence is not None:
                 tally = replace(self, accused=self.accused | {(slot, vote.validator)})
-        counted = any(known.value == vote.value for known in before)
         if before and (not certified or counted or len(before) > 1):
             return tally, evidence
-        voters = {**voters, vote.validator: (*before, vote)}
-        tally = replace(tally.heard(vote.validator, vote.round), slots={**self.slots, slot: voters})
-        return tally, evidence
+        reached = tally.reached
+        if reached.get(vote.validator, -1) < vote.round:
+            reached = {**reached, vote.validator: vote.round}
+        slots = {**self.slots, slot: {**voters, vote.validator: (*before, vote)}}
+        return Tally(slots=slots, far=tally.far, reached=reached, accused=tally.accused), evidence
 
     def _amnesia(self, vote: Vote) -> Evidence | None:
         """A vote of the same validator whose lock `vote` forgets, or that forgets the lock of `vote`."""
@@ -92,6 +100,8 @@ class Tally(msgspec.Struct, frozen=True):
 
     def near(self, horizon: int) -> tuple[Tally, tuple[Evidence, ...]]:
         """The tally with the far votes that a new horizon has come to cover counted in full, and what they prove."""
+        if all(vote.round > horizon for vote in self.far.values()):
+            return self, ()
         tally = replace(self, far={a: vote for a, vote in self.far.items() if vote.round > horizon})
         found: list[Evidence] = []
         for vote in self.far.values():
@@ -102,35 +112,39 @@ class Tally(msgspec.Struct, frozen=True):
 
     def voters(self, kind: VoteKind, round_: Round) -> int:
         """Validators that voted in the slot, each once, whatever for."""
-        return len(self.slots.get((kind, round_), {}))
+        return len(self.slots.get((kind, round_), _NOBODY))
 
     def votes(self, kind: VoteKind, round_: Round) -> tuple[Vote, ...]:
         """First vote of each validator in the slot, ascending by validator."""
-        voters = self.slots.get((kind, round_), {})
+        voters = self.slots.get((kind, round_), _NOBODY)
         return tuple(voters[validator][0] for validator in sorted(voters))
 
     def votes_for(self, kind: VoteKind, round_: Round, value: Digest | None) -> tuple[Vote, ...]:
         """Votes for `value` in the slot, one a validator, ascending by validator."""
-        voters = self.slots.get((kind, round_), {})
+        voters = self.slots.get((kind, round_), _NOBODY)
         return tuple(vote for validator in sorted(voters) for vote in voters[validator] if vote.value == value)
 
     def count(self, kind: VoteKind, round_: Round, value: Digest | None) -> int:
         """Validators that voted for `value` in the slot."""
-        voters = self.slots.get((kind, round_), {})
-        return sum(1 for votes in voters.values() for vote in votes if vote.value == value)
+        voters = self.slots.get((kind, round_), _NOBODY)
+        return sum([vote.value == value for votes in voters.values() for vote in votes])
 
     def leaders(self, kind: VoteKind, round_: Round, enough: int) -> tuple[Digest, ...]:
         """Values with at least `enough` votes in the slot, ascending."""
+        voters = self.slots.get((kind, round_), _NOBODY)
+        if len(voters) < enough:  # each stands behind a value once
+            return ()
         counts: dict[Digest, int] = {}
-        for votes in self.slots.get((kind, round_), {}).values():
+        for votes in voters.values():
             for vote in votes:
                 if vote.value is not None:
                     counts[vote.value] = counts.get(vote.value, 0) + 1
         return tuple(sorted(value for value, count in counts.items() if count >= enough))
 
-    def rounds(self, kind: VoteKind) -> tuple[Round, ...]:
-        """Rounds with votes of `kind`, ascending."""
-        return tuple(sorted(round_ for slot_kind, round_ in self.slots if slot_kind == kind))
+    def rounds(self, kind: VoteKind, enough: int) -> tuple[Round, ...]:
+        """Rounds in which at least `enough` validators cast a vote of `kind`, ascending."""
+        rounds = [slot[1] for slot, voters in self.slots.items() if len(voters) >= enough and slot[0] == kind]
+        return tuple(sorted(rounds))
 
     def holds(self, vote: Vote) -> bool:
         """Whether exactly this vote is counted already (so its signature need not be checked again)."""
@@ -138,5 +152,6 @@ class Tally(msgspec.Struct, frozen=True):
 
     def reached_by(self, count: int) -> int:
         """Highest round that at least `count` validators have reached; -1 if fewer were heard at all."""
-        rounds = sorted(self.reached.values(), reverse=True)
-        return rounds[count - 1] if len(rounds) >= count else -1
+        if len(self.reached) < count:
+            return -1
+        return sorted(self.reached.values(), reverse=True)[count - 1]

@@ -57,5 +57,9 @@ class ValidatorSet(Value, frozen=True, kw_only=True, dict=True):
     def _digest(self) -> Digest:
         return keccak256(type_hash(SET_TYPE) + word(self.epoch) + addresses_word(self.members))
 
+    @cached_property
+    def _known(self) -> frozenset[Address]:
+        return frozenset(self.members)
+
     def __contains__(self, address: object) -> bool:
-        return address in self.members
+        return address in self._known

@@ -4,7 +4,8 @@ SimulationError
 ├── DevnetError            a devnet that cannot start: says which peer and shows the end of its log
 ├── ScenarioError          what must hold in a simulation did not: says how to replay it
 │   └── InvariantError     agreement broke a promise in a schedule of faults
-└── UnknownScenarioError   (UsageError) no scenario of that name
+├── UnknownScenarioError   (UsageError) no scenario of that name
+└── PlanError              (UsageError) not a schedule's plan
 """
 
 from __future__ import annotations
@@ -40,3 +41,9 @@ class InvariantError(ScenarioError):
     """Something that consensus promises did not hold in a schedule."""
 
     code = "invariant_broken"
+
+
+class PlanError(SimulationError, UsageError):
+    """Not the plan of a schedule."""
+
+    code = "bad_plan"

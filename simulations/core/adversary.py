@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import random
-from functools import partial
+from collections.abc import Iterable
 from typing import Final
 
 from msgspec.structs import replace
 
 from nsllm.consensus.block import Block, DecidedBlock
 from nsllm.consensus.effects import SignProposal, SignVote
-from nsllm.consensus.inputs import Input, Start
 from nsllm.consensus.message import Body as Message
-from nsllm.consensus.message import PolkaCertificate, RoundCertificate
-from nsllm.consensus.resend import VOTE_KINDS
-from nsllm.consensus.vote import Proposal, Vote, VoteKind
-from nsllm.ids import Address, Digest, Height, Round
-from nsllm.simulations.core.plan import Fault
-from nsllm.simulations.core.validator import TIMEOUTS, UNSIGNED, Surroundings, Validator
+from nsllm.consensus.vote import Proposal, Vote
+from nsllm.ids import Digest, Height, Round
+from nsllm.simulations.core.marks import CENSORED, OTHERWISE, REFUSED, SOUND
+from nsllm.simulations.core.surroundings import Surroundings
+from nsllm.simulations.core.validator import TIMEOUTS, UNSIGNED, Validator
 
 FAR_ROUNDS: Final = 1000
 
 
 class Byzantine(Validator):
-    """Signs without a guard, and knows no shame."""
+    """Signs without a guard, and knows no shame.
+
+    Args:
+        world, index: as of an honest one.
+        rng: its own.
+        machine: number among those that share the key.
+    """
 
     honest = False
 
-    def __init__(self, world: Surroundings, index: int, rng: random.Random) -> None:
+    def __init__(self, world: Surroundings, index: int, rng: random.Random, machine: int = 0) -> None:
         self.rng = rng
+        self.machine = machine
         super().__init__(world, index)
 
     def sign(self, effect: SignProposal | SignVote) -> Vote | Proposal | None:
@@ -42,7 +47,7 @@ class Silent(Byzantine):
     def broadcast(self, body: Message) -> None:
         """Nothing."""
 
-    def say(self, to: object, body: Message) -> None:
+    def say(self, to: Iterable[int], body: Message) -> None:
         """Nothing."""
 
 
@@ -51,7 +56,7 @@ class Equivocator(Byzantine):
 
     def broadcast(self, body: Message) -> None:
         """Two versions of each vote and proposal; the sides change with every message."""
-        everybody = [index for index in range(self.world.validators.size) if index != self.index]
+        everybody = list(self.others)
         self.rng.shuffle(everybody)
         half = self.rng.randint(0, len(everybody))
         self.say(everybody[:half], body)
@@ -62,9 +67,10 @@ class Equivocator(Byzantine):
             case Vote(value=value):
                 known = [block for block in self.state.candidates if block != value]
                 other = self.rng.choice([*known, None]) if value is not None or known else value
-                return replace(body, value=other, valid_round=None)
+                lock = body.lock if self.rng.random() < 0.5 else None
+                return replace(body, value=other, lock=lock, valid_round=None)
             case Proposal():
-                block = self.build(body.height, salt=1)
+                block = self.build(body.height, mark=OTHERWISE)
                 return Proposal(
                     block=block,
                     epoch=body.epoch,
@@ -84,21 +90,18 @@ class Twin(Byzantine):
 
     def broadcast(self, body: Message) -> None:
         """To a random part of the others."""
-        everybody = [index for index in range(self.world.validators.size) if index != self.index]
-        self.say([index for index in everybody if self.rng.random() < 0.6], body)
+        self.say([index for index in self.others if self.rng.random() < 0.6], body)
 
 
 class Selective(Byzantine):
     """Talks to some and never to the others."""
 
-    def __init__(self, world: Surroundings, index: int, rng: random.Random) -> None:
-        super().__init__(world, index, rng)
-        others = [other for other in range(world.validators.size) if other != index]
-        self.friends = frozenset(rng.sample(others, rng.randint(1, len(others))))
+    def __init__(self, world: Surroundings, index: int, rng: random.Random, machine: int = 0) -> None:
+        super().__init__(world, index, rng, machine)
+        self.friends = frozenset(rng.sample(self.others, rng.randint(1, len(self.others))))
 
-    def say(self, to: object, body: Message) -> None:
+    def say(self, to: Iterable[int], body: Message) -> None:
         """Friends only."""
-        assert isinstance(to, list | tuple)
         super().say([index for index in to if index in self.friends], body)
 
 
@@ -110,7 +113,21 @@ class WithholdingLeader(Byzantine):
         if not isinstance(body, Proposal):
             super().broadcast(body)
         elif self.rng.random() < 0.5:
-            self.say([self.rng.choice([i for i in range(self.world.validators.size) if i != self.index])], body)
+            self.say([self.rng.choice(self.others)], body)
+
+
+class Censor(Byzantine):
+    """Leads with blocks that leave out what the others want in, and never passes on or gives what others propose."""
+
+    def build(self, height: Height, *, mark: int = SOUND) -> Block:
+        """Without."""
+        del mark
+        return super().build(height, mark=CENSORED)
+
+    def say(self, to: Iterable[int], body: Message) -> None:
+        """Own words only."""
+        if isinstance(body, Vote) or (isinstance(body, Proposal) and body.block.header.proposer == self.me):
+            super().say(to, body)
 
 
 class LateVoter(Byzantine):
@@ -118,9 +135,8 @@ class LateVoter(Byzantine):
 
     def broadcast(self, body: Message) -> None:
         """Held back for about a timeout."""
-        for index in range(self.world.validators.size):
-            if index != self.index:
-                self.world.send(self, index, body, TIMEOUTS.prevote_s * self.rng.uniform(0.8, 1.3))
+        for index in self.others:
+            self.world.send(self, (index,), body, TIMEOUTS.prevote_s * self.rng.uniform(0.8, 1.3))
 
 
 class Amnesiac(Byzantine):
@@ -139,7 +155,7 @@ class Flooder(Byzantine):
     def receive(self, sender: int, body: Message) -> None:
         """As always, and junk for somebody."""
         super().receive(sender, body)
-        if self.rng.random() < 0.3 and self.world.wanted(self.state.height):
+        if self.rng.random() < 0.3 and self.world.wanted(self):
             value = self.rng.choice([None, Digest(self.rng.randbytes(32)), *self.state.candidates])
             far = self.rng.choice((0, 1, 2, FAR_ROUNDS))
             vote = Vote(
@@ -162,9 +178,9 @@ class Liar(Byzantine):
         del block
         return True
 
-    def build(self, height: Height, *, salt: int = 0) -> Block:
-        """Salt 7 marks what the application refuses, see `World.accepts`."""
-        return super().build(height, salt=7 if self.rng.random() < 0.5 else salt)
+    def build(self, height: Height, *, mark: int = SOUND) -> Block:
+        """Half of them are such as the application refuses."""
+        return super().build(height, mark=REFUSED if self.rng.random() < 0.5 else mark)
 
     def serve(self, decided: DecidedBlock) -> DecidedBlock:
         """A block of our own under a genuine certificate."""
@@ -173,117 +189,18 @@ class Liar(Byzantine):
         return DecidedBlock(block=block, certificate=decided.certificate)
 
 
-class Schemer(Byzantine):
-    """Lets one victim decide in secret, then talks the others into something else. Follows no algorithm.
+class TwoFaced(Byzantine):
+    """One of two machines with one key, each honest in a world of its own.
 
-    Links help it (guide "secret decision"). In the plan's secret round it precommits the value to the victim and nil
-    to the rest, which makes these leave the round. It never supports that value again; when it may propose, it
-    proposes a block of an earlier round with its genuine polka, or a new one that claims any valid round.
+    Needs the guide "two worlds", and company: together with the two-faced each world must be a quorum.
     """
 
-    def __init__(self, world: Surroundings, index: int, rng: random.Random) -> None:
-        self.prevotes: dict[tuple[int, Digest], dict[Address, Vote]] = {}
-        self.proposed: dict[int, Proposal] = {}
-        self.voted: set[int] = set()
-        self.led: set[int] = set()
-        super().__init__(world, index, rng)
+    def say(self, to: Iterable[int], body: Message) -> None:
+        """To this world's honest validators, and to the machines of others' keys that stand in this world."""
+        for index in to:
+            self.world.whisper(self, index, self.machine, body)
 
-    def apply(self, event: Input) -> None:
-        """The core is not asked; its start is the signal that a height begins."""
-        if isinstance(event, Start):
-            self.prevotes.clear()
-            self.proposed.clear()
-            self.voted.clear()
-            self.led.clear()
-            self._lead(0)
-
-    def hear(self, body: Vote | Proposal | PolkaCertificate | RoundCertificate) -> None:
-        """What is of this height is turned against it."""
-        height = self.state.height
-        if isinstance(body, Proposal):
-            self._answer(body)
-        elif isinstance(body, Vote):
-            if body.kind == "prevote" and body.value is not None:
-                self.prevotes.setdefault((body.round, body.value), {})[body.validator] = body
-            following = body.round + 1
-            mine = self.world.validators.proposer(height, following) == self.me
-            if mine and body.kind == "precommit" and following not in self.led:
-                self.led.add(following)
-                self.world.later(
-                    self, TIMEOUTS.precommit_s * (1 + body.round), partial(self._lead_at, height, following)
-                )
-
-    def _lead_at(self, height: Height, round_: int) -> None:
-        if height == self.state.height:
-            self._lead(round_)
-
-    def _lead(self, round_: int) -> None:
-        height = self.state.height
-        if self.world.validators.proposer(height, round_) != self.me or round_ in self.proposed:
-            return
-        polka: tuple[Vote, ...] = ()
-        block, claimed = self.build(height), None
-        secret = self.world.secret_round(height)
-        if round_ > secret:
-            claimed = self.rng.choice([None, *range(round_)])
-            for (earlier, value), votes in sorted(self.prevotes.items()):
-                old = self.proposed.get(earlier)
-                if earlier < secret and old is not None and old.value == value:
-                    own = self._vote("prevote", earlier, value)
-                    block, claimed = old.block, earlier
-                    polka = tuple(vote for _, vote in sorted({**votes, self.me: own}.items()))
-        proposal = Proposal(
-            block=block,
-            epoch=self.world.validators.epoch,
-            height=height,
-            round=Round(round_),
-            valid_round=None if claimed is None else Round(claimed),
-            polka=polka,
-            proposer=self.me,
-            signature=UNSIGNED,
-        )
-        self.broadcast(proposal)
-        self._answer(proposal)
-
-    def _answer(self, proposal: Proposal) -> None:
-        round_, value = proposal.round, proposal.value
-        self.proposed.setdefault(round_, proposal)
-        if round_ in self.voted:
-            return
-        self.voted.add(round_)
-        secret = self.world.secret_round(proposal.height)
-        target = self.proposed.get(secret)
-        if round_ > secret and target is not None and target.value == value:
-            self._vote_all(round_, None)
-        elif round_ > secret:
-            self._vote_all(round_, value if self.rng.random() < 0.7 else None)
-        else:
-            self.broadcast(self._vote("prevote", round_, value))
-            for index in range(self.world.validators.size):
-                told = round_ == secret and index == self.world.victim(proposal.height)
-                if index != self.index:
-                    self.say([index], self._vote("precommit", round_, value if told else None))
-
-    def _vote_all(self, round_: int, value: Digest | None) -> None:
-        for kind in VOTE_KINDS:
-            self.broadcast(self._vote(kind, round_, value))
-
-    def _vote(self, kind: VoteKind, round_: int, value: Digest | None) -> Vote:
-        vote = self.unguarded(SignVote(kind, Round(round_), value))
-        assert isinstance(vote, Vote)
-        self.world.signs(self, vote)
-        return vote
-
-
-HABITS: Final[dict[Fault, type[Byzantine]]] = {
-    "silent": Silent,
-    "equivocator": Equivocator,
-    "twin": Twin,
-    "selective": Selective,
-    "withholding leader": WithholdingLeader,
-    "late voter": LateVoter,
-    "amnesiac": Amnesiac,
-    "flooder": Flooder,
-    "liar": Liar,
-    "schemer": Schemer,
-}
+    def receive(self, sender: int, body: Message) -> None:
+        """What comes out of the other world is not for this machine."""
+        if self.world.stands_in(sender, self.machine):
+            super().receive(sender, body)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Literal, get_args
+
+import msgspec
+
+from nsllm.simulations.errors import PlanError
 
 Fault = Literal[
     "silent",
@@ -13,18 +16,25 @@ Fault = Literal[
     "twin",
     "selective",
     "withholding leader",
+    "censor",
     "late voter",
     "amnesiac",
     "flooder",
     "liar",
     "schemer",
+    "two-faced",
 ]
+"""Habits of Byzantine validators, see `nsllm.simulations.core.adversary`."""
 FAULTS: Final[tuple[Fault, ...]] = get_args(Fault)
-Guide = Literal["none", "lone lock", "short of a decision", "split", "slow proposals", "secret decision"]
+Guide = Literal["none", "lone lock", "short of a decision", "split", "slow proposals", "secret decision", "two worlds"]
+"""What links aim at, see `nsllm.simulations.core.links`."""
 GUIDES: Final[tuple[Guide, ...]] = get_args(Guide)
 
 HEIGHTS: Final = 3
 """Decisions that every honest validator must reach."""
+
+
+MAX_PEERS: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +62,7 @@ class Plan:
     seed: int
     peers: int
     faulty: tuple[tuple[int, Fault], ...]
-    """Byzantine validators, at most f."""
+    """Byzantine validators."""
     guide: Guide
     """What the links aim at, beyond chance."""
     loss: float
@@ -62,22 +72,44 @@ class Plan:
     cuts: tuple[Cut, ...]
     outages: tuple[Outage, ...]
     clock_rates: tuple[float, ...]
-    """Virtual seconds a second of each validator's clock."""
+    """Virtual seconds a second of each validator's clock, for its timers."""
+    clock_offsets_s: tuple[float, ...]
+    """How far ahead each validator's wall clock is, by which it dates its blocks and judges others'."""
     heals_s: float
 
     @cached_property
     def honest(self) -> tuple[int, ...]:
         """Validators that follow the algorithm."""
+        return tuple(index for index in range(self.peers) if self.is_honest[index])
+
+    @cached_property
+    def is_honest(self) -> tuple[bool, ...]:
+        """Of each validator, whether it follows the algorithm."""
         faulty = dict(self.faulty)
-        return tuple(index for index in range(self.peers) if index not in faulty)
+        return tuple(index not in faulty for index in range(self.peers))
+
+    @property
+    def tolerated(self) -> bool:
+        """At most f validators are Byzantine, so that every promise must hold."""
+        return len(self.faulty) <= (self.peers - 1) // 3
 
     def victim(self, height: int) -> int:
         """The honest validator that guided links and the schemer treat apart at a height."""
         return self.honest[(height + self.seed) % len(self.honest)]
 
+    def confidants(self, height: int) -> tuple[int, ...]:
+        """With more than f Byzantine validators: the honest ones that must lock for the victim to decide, no others."""
+        quorum = (self.peers + (self.peers - 1) // 3) // 2 + 1
+        first = self.honest.index(self.victim(height))
+        return (*self.honest[first:], *self.honest[:first])[: max(1, quorum - len(self.faulty))]
+
     def secret_round(self, height: int) -> int:
         """The round in which the victim is to decide, see the guide "secret decision"."""
         return (height + self.seed // 7) % 2
+
+    def world_of(self, index: int) -> int:
+        """Which of the two worlds an honest validator stands in, see the guide "two worlds"."""
+        return self.honest.index(index) % 2
 
     def faults(self) -> tuple[str, ...]:
         """Everything that goes wrong, in words."""
@@ -86,51 +118,35 @@ class Plan:
         said += [f"validator {o.validator} is off {o.begin_s:.1f}-{o.end_s:.1f} s" for o in self.outages]
         if self.guide != "none":
             said.append(f"links aim at: {self.guide}")
-        return (*said, f"loss {self.loss:.2f}, duplication {self.duplication:.2f}, delay {self.delay_s:.3f} s")
+        if set(self.clock_rates) != {1.0}:
+            said.append("clocks run at " + ", ".join(f"{rate:.2f}" for rate in self.clock_rates))
+        if any(self.clock_offsets_s):
+            said.append("clocks are ahead by " + ", ".join(f"{offset:.1f}" for offset in self.clock_offsets_s) + " s")
+        if self.loss or self.duplication:
+            said.append(f"loss {self.loss:.2f}, duplication {self.duplication:.2f}")
+        return (*said, f"messages take {self.delay_s:.3f} s until the network heals at {self.heals_s:.1f} s")
 
 
-def draw(seed: int, peers: int) -> Plan:
-    """The plan of a seed for `peers` validators; at least one fault, at most f validators Byzantine."""
-    rng = random.Random(f"plan {seed} {peers}")  # noqa: S311 - reproducible, not secret
-    tolerated = (peers - 1) // 3
-    count = rng.randint(0 if rng.random() < 0.25 else min(1, tolerated), tolerated)
-    indexes = rng.sample(range(peers), count)
-    scheme = bool(indexes) and rng.random() < 0.15
-    faulty: tuple[tuple[int, Fault], ...] = tuple((index, rng.choice(FAULTS)) for index in sorted(indexes))
-    if scheme:
-        faulty = tuple((index, "schemer") for index in sorted(indexes))
-    honest = [index for index in range(peers) if index not in indexes]
-    heals_s = rng.uniform(4.0, 14.0)
-    guide = rng.choice(GUIDES) if rng.random() < 0.8 else "none"
-    if any(fault == "schemer" for _, fault in faulty):
-        guide, heals_s = "secret decision", rng.uniform(10.0, 40.0)
-    cuts = () if scheme else tuple(_cut(rng, peers, heals_s) for _ in range(rng.choice((0, 0, 1, 1, 2))))
-    outages = () if scheme else tuple(_outage(rng, honest, heals_s) for _ in range(rng.choice((0, 1, 1, 2, 3))))
-    return Plan(
-        seed=seed,
-        peers=peers,
-        faulty=faulty,
-        guide=guide,
-        loss=0.0 if scheme else rng.choice((0.0, 0.05, 0.15, 0.3)),
-        duplication=rng.choice((0.0, 0.05, 0.2)),
-        delay_s=0.02 if scheme else rng.choice((0.01, 0.05, 0.2, 0.6)),
-        cuts=cuts,
-        outages=outages,
-        clock_rates=tuple(rng.choice((1.0, 1.0, rng.uniform(0.7, 1.4))) for _ in range(peers)),
-        heals_s=heals_s,
-    )
+def plan_to_json(plan: Plan) -> str:
+    """One line, for a command line or a file."""
+    return msgspec.json.encode(plan, order="deterministic").decode()
 
 
-def _cut(rng: random.Random, peers: int, heals_s: float) -> Cut:
-    begin_s = rng.uniform(0, heals_s * 0.8)
-    end_s = min(heals_s, begin_s + rng.uniform(0.5, 6.0))
-    links = [(a, b) for a in range(peers) for b in range(peers) if a != b]
-    if rng.random() < 0.4:
-        return Cut(begin_s, end_s, frozenset(rng.sample(links, rng.randint(1, peers))))  # one-way links
-    side = set(rng.sample(range(peers), rng.randint(1, peers // 2)))
-    return Cut(begin_s, end_s, frozenset((a, b) for a, b in links if (a in side) != (b in side)))
+def plan_from_json(text: str) -> Plan:
+    """The plan that `plan_to_json` wrote.
 
-
-def _outage(rng: random.Random, honest: list[int], heals_s: float) -> Outage:
-    begin_s = rng.uniform(0, heals_s * 0.9)
-    return Outage(rng.choice(honest), begin_s, min(heals_s, begin_s + rng.uniform(0.1, 5.0)))
+    Raises:
+        PlanError: not a plan, or one that fits no validators.
+    """
+    try:
+        plan = msgspec.json.decode(text, type=Plan)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise PlanError(f"not a plan: {error}", hint="`nsllm sim replay --shrink` prints plans") from None
+    named = {*(index for index, _ in plan.faulty), *(outage.validator for outage in plan.outages)}
+    named |= {index for cut in plan.cuts for link in cut.links for index in link}
+    clocks = {len(plan.clock_rates), len(plan.clock_offsets_s)}
+    if not 2 <= plan.peers <= MAX_PEERS or named - set(range(plan.peers)) or clocks != {plan.peers}:
+        raise PlanError(f"a plan of {plan.peers} validators names {sorted(named)} and has clocks for {sorted(clocks)}")
+    if len(plan.honest) < 1 or {outage.validator for outage in plan.outages} - set(plan.honest):
+        raise PlanError("a plan needs an honest validator, and only honest ones lose power")
+    return plan

@@ -7,17 +7,17 @@ encoding, except for the log that a restart reads.
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 from nsllm import merkle
 from nsllm.consensus import core
 from nsllm.consensus.block import Block, Body, DecidedBlock
 from nsllm.consensus.core import State, Step
 from nsllm.consensus.effects import Accuse, BuildValue, Decide, Effect, Relay, Schedule, SignProposal, SignVote
-from nsllm.consensus.guard import SIGN_STEPS
 from nsllm.consensus.header import Header
 from nsllm.consensus.horizon import Horizon
 from nsllm.consensus.inputs import (
@@ -33,78 +33,24 @@ from nsllm.consensus.inputs import (
 from nsllm.consensus.message import Body as Message
 from nsllm.consensus.message import HeightCertificate, PolkaCertificate, Request, RoundCertificate
 from nsllm.consensus.replay import begin_entry, replay
-from nsllm.consensus.resend import answer_to, last_words
+from nsllm.consensus.resend import AnswerRate, answer_to, last_words
 from nsllm.consensus.screen import check_link
 from nsllm.consensus.timeouts import Timeouts
-from nsllm.consensus.validators import ValidatorSet
-from nsllm.consensus.vote import Proposal, Vote
+from nsllm.consensus.vote import Proposal, Vote, keeps_lock
 from nsllm.errors import PeerFault
 from nsllm.ids import ZERO_DIGEST, Address, Digest, Height, NetworkId, Signature, TimeMs
+from nsllm.simulations.core.guard import MemoryGuard
+from nsllm.simulations.core.marks import SALTS, SOUND, is_censored, is_refused
+from nsllm.simulations.core.plan import HEIGHTS
+from nsllm.simulations.core.surroundings import PowerCut, Surroundings
 
 NETWORK: Final = NetworkId(bytes(range(32)))
 UNSIGNED: Final = Signature(bytes(65))
 TIMEOUTS: Final = Timeouts()
 _EMPTY: Final = Body()
 _EMPTY_DIGEST: Final = _EMPTY.digest(NETWORK)
-
-
-class PowerCut(Exception):  # noqa: N818 - not an error: it is planned
-    """The validator lost power here."""
-
-
-class Surroundings(Protocol):
-    """What a validator acts on: `nsllm.simulations.core.world.World`."""
-
-    validators: ValidatorSet
-    now_s: float
-
-    def send(self, sender: Validator, to: int, body: Message, delay_s: float = 0.0) -> None:
-        """Put a message on the way."""
-        ...
-
-    def later(self, validator: Validator, seconds: float, action: Callable[[], None]) -> None:
-        """Do something after so long by the validator's clock, unless it restarts before."""
-        ...
-
-    def signs(self, validator: Validator, message: Vote | Proposal) -> None:
-        """A signature leaves a validator."""
-        ...
-
-    def builds(self, validator: Validator, block: Block) -> None:
-        """A block exists."""
-        ...
-
-    def commits(self, validator: Validator, decided: DecidedBlock) -> None:
-        """A validator decided, or caught up."""
-        ...
-
-    def accuses(self, validator: Validator, effect: Accuse) -> None:
-        """A validator reports two messages that contradict each other."""
-        ...
-
-    def accepts(self, block: Block) -> bool:
-        """The application's verdict, everybody's the same."""
-        ...
-
-    def block_after(self, asker: Validator, height: Height) -> DecidedBlock | None:
-        """A block from some peer that can be reached, if it has it."""
-        ...
-
-    def victim(self, height: int) -> int:
-        """Whom the adversary treats apart at a height."""
-        ...
-
-    def secret_round(self, height: int) -> int:
-        """The round in which the victim is to decide."""
-        ...
-
-    def wanted(self, height: int) -> bool:
-        """Whether a block is wanted at a height."""
-        ...
-
-    def survives(self, synced: int, written: int) -> int:
-        """How many entries of a log are left after a power cut."""
-        ...
+MAX_AHEAD_MS: Final = 5_000
+"""As `nsllm.governance.block_rules` has it: a block may be dated so far ahead of the validator's clock."""
 
 
 class Validator:
@@ -116,7 +62,8 @@ class Validator:
         self.world = world
         self.index = index
         self.me: Address = world.validators.members[index]
-        self.others: tuple[Address, ...] = tuple(a for a in world.validators.members if a != self.me)
+        self.others: tuple[int, ...] = tuple(i for i in range(world.validators.size) if i != index)
+        self.addresses: tuple[Address, ...] = tuple(a for a in world.validators.members if a != self.me)
         self.running = True
         self.life = 0
         """Counts restarts: timers of an earlier life mean nothing."""
@@ -125,13 +72,16 @@ class Validator:
         self.chain: list[DecidedBlock] = []
         self.tip = Digest(NETWORK)
         """Header id of the last decided block."""
-        self.last: Vote | Proposal | None = None
-        """What the signer guard remembers, on disk."""
+        self.served = False
+        """One of the decided blocks, from the last that must be decided on, holds what all honest ones want in."""
+        self.decided_s = -math.inf
+        self.guard = MemoryGuard()
         self.log: list[Input] = []
         self.synced = 0
         self.log_height = 0
         self.built = 0
         self.horizon = Horizon(world.validators, self.me)
+        self.answers = AnswerRate(TIMEOUTS.resend_s / 2)
         self.fetching = False
         self.abstaining = False
         """Following without a vote: the log does not hold what the guard says was signed."""
@@ -147,35 +97,41 @@ class Validator:
 
     def receive(self, sender: int, body: Message) -> None:
         """A message arrives; its signatures are genuine, whoever passes it on."""
-        match body:
-            case HeightCertificate(certificate=certificate):
-                if certificate.header.height >= self.state.height and self.horizon.is_better(certificate):
-                    self.horizon.prove(certificate)
-                    self._plan_fetch(0.0)
-            case Request(height=height):
-                if height < self.state.height:
-                    self._help(sender)
-                elif height == self.state.height:
-                    for answer in answer_to(self.state, body):
-                        self.say((sender,), answer)
-            case PolkaCertificate() | RoundCertificate() if body.votes[0].height != self.state.height:
-                self._elsewhen(sender, body.votes[0])
-            case Vote() | Proposal() if body.height != self.state.height:
-                self._elsewhen(sender, body)
-            case _:
-                self.hear(body)
+        if isinstance(body, HeightCertificate):
+            self._hear_height(body)
+        elif isinstance(body, Request):
+            self._hear_request(sender, body)
+        else:
+            first = body if isinstance(body, Vote | Proposal) else body.votes[0]
+            if first.height == self.state.height:
+                self._hear_now(body)
+            else:
+                self._elsewhen(sender, first)
 
-    def hear(self, body: Vote | Proposal | PolkaCertificate | RoundCertificate) -> None:
-        """A message of the height that is being decided."""
-        match body:
-            case Vote():
-                self._count((VoteReceived(vote=body),))
-            case PolkaCertificate(votes=votes):
-                self._count((CertificateReceived(votes=votes),))
-            case RoundCertificate(votes=votes):
-                self._count(tuple(VoteReceived(vote=vote) for vote in votes))
-            case Proposal():
-                self._proposal(body)
+    def hear_vote(self, vote: Vote) -> None:
+        """A vote of the height that is being decided."""
+        self._count((VoteReceived(vote=vote),))
+
+    def hear_certificate(self, body: PolkaCertificate | RoundCertificate) -> None:
+        """Votes that belong together, of the height that is being decided."""
+        if isinstance(body, PolkaCertificate):
+            self._count((CertificateReceived(votes=body.votes),))
+        else:
+            self._count([VoteReceived(vote=vote) for vote in body.votes])
+
+    def hear_proposal(self, proposal: Proposal) -> None:
+        """A proposal of the height that is being decided: its polka, then itself with the application's verdict."""
+        state = self.state
+        if not core.wants(state, proposal):
+            return
+        try:
+            check_link(self.world.validators, proposal.block, state.height, self.tip)
+        except PeerFault:
+            return
+        known = state.candidates.get(proposal.value)
+        valid = (known is not None and known.valid) or self.judge(proposal.block)
+        received = ProposalReceived(proposal=proposal, valid=valid)
+        self._count((CertificateReceived(votes=proposal.polka), received) if proposal.polka else (received,))
 
     def lose_power(self) -> None:
         """Stop here; the disk keeps what was synced, and perhaps some of the rest."""
@@ -198,7 +154,7 @@ class Validator:
             self._begin()
             return
         self.state = replayed.state
-        last = self.last
+        last = self.guard.last
         self.abstaining = last is not None and (
             last.height > height or (last.height == height and last.digest(NETWORK) not in replayed.signed)
         )
@@ -209,25 +165,25 @@ class Validator:
 
     def say(self, to: Iterable[int], body: Message) -> None:
         """Send to some validators."""
-        for index in to:
-            self.world.send(self, index, body)
+        self.world.send(self, to, body)
 
     def broadcast(self, body: Message) -> None:
         """Send to all others."""
-        self.say([index for index in range(self.world.validators.size) if index != self.index], body)
+        self.say(self.others, body)
 
-    def build(self, height: Height, *, salt: int = 0) -> Block:
+    def build(self, height: Height, *, mark: int = SOUND) -> Block:
         """A new block on our tip."""
+        earliest_ms = self.chain[-1].block.header.time_ms + 1 if self.chain else 0
         self.built += 1
         header = Header(
             epoch=self.world.validators.epoch,
             height=height,
-            time_ms=TimeMs(int(self.world.now_s * 1000)),
+            time_ms=TimeMs(max(self.world.wall_ms(self), earliest_ms)),
             parent=self.tip,
             proposer=self.me,
             body_digest=_EMPTY_DIGEST,
             scores_root=merkle.EMPTY_ROOT,
-            log_size=self.built * 1000 + salt,
+            log_size=self.built * SALTS + mark,
             log_root=ZERO_DIGEST,
             state_root=ZERO_DIGEST,
             validators_hash=self.world.validators.digest(),
@@ -235,21 +191,26 @@ class Validator:
             registry_hash=ZERO_DIGEST,
         )
         block = Block(header=header, body=_EMPTY)
-        self.world.builds(self, block)
+        self.world.builds(block)
         return block
 
     def apply(self, event: Input) -> None:
         """Step the core, log, do the effects; then the same for what they answer."""
-        self._drain(deque([(event, False)]))
+        before = self.state
+        state, effects = core.step(before, event)
+        if state is not before or effects:
+            self.log.append(event)
+            self.state = state
+            if effects:
+                self._drain(deque(), effects)
 
     def sign(self, effect: SignProposal | SignVote) -> Vote | Proposal | None:
         """What the signer guard does; None if it refuses."""
         message = self.unguarded(effect)
-        last = self.last
-        if last is not None and message != last and _place(message) <= _place(last):
-            return None
-        self.last = message
-        return message
+        if self.guard.takes(message):
+            return message
+        self.world.refuses(self, message)
+        return None
 
     def unguarded(self, effect: SignProposal | SignVote) -> Vote | Proposal:
         """The message, whatever was signed before."""
@@ -278,26 +239,32 @@ class Validator:
         )
 
     def judge(self, block: Block) -> bool:
-        """The application's verdict."""
-        return self.world.accepts(block)
+        """The application's verdict: nothing is wrong with the block, and it is not of the future."""
+        time_ms = block.header.time_ms
+        if self.chain and time_ms <= self.chain[-1].block.header.time_ms:
+            return False
+        return not is_refused(block) and time_ms <= self.world.wall_ms(self) + MAX_AHEAD_MS
 
     # inside
 
     def _begin(self) -> None:
         height = Height(self.height + 1)
         self.state = State(validators=self.world.validators, me=self.me, height=height)
-        self.log.clear()
+        if self.honest:
+            self.world.keeps(self.log)
+        self.log = []
         self.synced, self.log_height = 0, height
-        self.abstaining = self.last is not None and self.last.height >= height
+        self.abstaining = self.guard.last is not None and self.guard.last.height >= height
         self._arm()
+        members = self.world.validators.members
         for sender, message in self.horizon.release(height):
-            self.world.later(self, 0.0, partial(self.receive, self.world.validators.members.index(sender), message))
+            self.world.later(self, 0.0, partial(self.receive, members.index(sender), message))
 
     def _arm(self) -> None:
-        if self.world.wanted(self.state.height):
+        if self.world.wanted(self):
             self.world.later(self, 0.01, partial(self._start, self.state.height))
 
-    def _count(self, inputs: Sequence[Input]) -> None:
+    def _count(self, inputs: Iterable[Input]) -> None:
         height = self.state.height
         for event in inputs:
             if self.state.height == height:
@@ -308,26 +275,46 @@ class Validator:
             if state.validators.proposer(height, 0) in reached or len(reached) > state.validators.faults:
                 self.apply(Start())
 
-    def _proposal(self, proposal: Proposal) -> None:
-        if not core.wants(self.state, proposal):
-            return
-        try:
-            check_link(self.world.validators, proposal.block, self.state.height, self.tip)
-        except PeerFault:
-            return
-        polka: tuple[Input, ...] = (CertificateReceived(votes=proposal.polka),) if proposal.polka else ()
-        self._count((*polka, ProposalReceived(proposal=proposal, valid=self.judge(proposal.block))))
+    def _hear_now(self, body: Vote | Proposal | PolkaCertificate | RoundCertificate) -> None:
+        """What the screen lets in of a message of this height: no vote against the lock that it states."""
+        if isinstance(body, Vote):
+            if _keeps(body):
+                self.hear_vote(body)
+        elif isinstance(body, Proposal):
+            if all(map(_keeps, body.polka)):
+                self.hear_proposal(body)
+        elif all(map(_keeps, body.votes)):
+            self.hear_certificate(body)
+
+    def _hear_height(self, body: HeightCertificate) -> None:
+        certificate = body.certificate
+        if certificate.header.height >= self.state.height and self.horizon.is_better(certificate):
+            self.horizon.prove(certificate)
+            self._plan_fetch(0.0)
+
+    def _hear_request(self, sender: int, body: Request) -> None:
+        height = self.state.height
+        if body.height < height:
+            self._help(sender, body.height)
+        elif body.height == height and self.answers.take(self.world.validators.members[sender], self.world.now_s):
+            for answer in answer_to(self.state, body):
+                self.say((sender,), answer)
 
     def _elsewhen(self, sender: int, message: Vote | Proposal) -> None:
-        if message.height < self.state.height:
-            self._help(sender)
-        elif self.horizon.is_news(message, self.state.height):
-            self.horizon.note(self.world.validators.members[sender], message, self.state.height)
-            if self.horizon.decided >= self.state.height:
+        height = self.state.height
+        if message.height < height:
+            self._help(sender, message.height)
+        elif self.horizon.is_news(message, height):
+            self.horizon.note(self.world.validators.members[sender], message, height)
+            if self.horizon.decided >= height:
                 self._plan_fetch(TIMEOUTS.grace_s)
 
-    def _help(self, sender: int) -> None:
-        if self.chain:
+    def _help(self, sender: int, height: int) -> None:
+        """Prove that a height is over; not at once, since what decides it may be under way."""
+        now_s = self.world.now_s
+        if height == self.height and now_s - self.decided_s < TIMEOUTS.resend_s / 2:
+            return
+        if self.chain and self.answers.take(self.world.validators.members[sender], now_s):
             self.say((sender,), HeightCertificate(certificate=self.chain[-1].certificate))
 
     def _plan_fetch(self, seconds: float) -> None:
@@ -349,9 +336,10 @@ class Validator:
 
     def _resend(self) -> None:
         self.world.later(self, TIMEOUTS.resend_s, self._resend)
-        if self.world.wanted(self.state.height):
-            for body, to in last_words(self.state, self.others):
-                self.say([self.world.validators.members.index(address) for address in to], body)
+        if self.world.wanted(self):
+            members = self.world.validators.members
+            for body, to in last_words(self.state, self.addresses):
+                self.say(self.others if to is self.addresses else [members.index(address) for address in to], body)
 
     def _fetch(self) -> None:
         """Catch up by one block: what we have, else what a peer gives; checked either way."""
@@ -365,10 +353,11 @@ class Validator:
             if candidate is not None:
                 decided = DecidedBlock(block=candidate.proposal.block, certificate=certificate)
         decided = decided or self.world.block_after(self, self.state.height)
-        if decided is not None and self._proved(decided):
+        proved = decided is not None and self._proved(decided)
+        if decided is not None and proved:
             self._commit(decided)
         if self.horizon.decided >= self.state.height:
-            self._plan_fetch(TIMEOUTS.grace_s)
+            self._plan_fetch(0.0 if proved else TIMEOUTS.resend_s)
 
     def _proved(self, decided: DecidedBlock) -> bool:
         """A certificate of this very block, of our height and parent, by a quorum. Signatures are genuine here."""
@@ -442,9 +431,11 @@ class Validator:
         self.world.commits(self, decided)
         self.chain.append(decided)
         self.tip = decided.block.header.id()
+        self.decided_s = self.world.now_s
+        self.served = self.served or (self.height >= HEIGHTS and not is_censored(decided.block))
         self._begin()
 
 
-def _place(message: Vote | Proposal) -> tuple[int, int, int]:
-    step = message.kind if isinstance(message, Vote) else "proposal"
-    return (message.height, message.round, SIGN_STEPS[step])
+def _keeps(vote: Vote) -> bool:
+    """Whether the screen lets a genuine vote in: it is not against the lock that it states."""
+    return vote.lock is None or keeps_lock(vote.value, vote.lock, vote.valid_round)

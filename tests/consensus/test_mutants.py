@@ -211,8 +211,8 @@ CORE_MUTANTS = [
 ]  # fmt: skip
 
 TALLY_MUTANTS = [
-    ("precommits counted across rounds", "for votes in self.slots.get((kind, round_), {}).values():",
-     "for votes in [v for (k, _), s in self.slots.items() if k == kind for v in s.values()]:", precommits_count_in_one_round),
+    ("precommits counted across rounds", "slot: Slot = (vote.kind, vote.round)",
+     'slot: Slot = (vote.kind, vote.round if vote.kind == "prevote" else Round(0))', precommits_count_in_one_round),
     ("votes counted whatever their value", "        return tuple(sorted(value for value, count in counts.items() if count >= enough))",
      "        return tuple(sorted(counts)) if sum(counts.values()) >= enough else ()", precommits_count_for_one_value),
     ("a second vote counts", "if before and (not certified or counted or len(before) > 1):", "if len(before) > 1:",
