@@ -163,6 +163,12 @@ def wants(state: State, proposal: Proposal) -> bool:
     return known is None and _backed(state, proposal)
 
 
+def is_begun(state: State) -> bool:
+    """Whether the first round's proposer, or f+1 validators, have begun this height: then a block is wanted."""
+    reached = state.tally.reached
+    return state.validators.proposer(state.height, FIRST_ROUND) in reached or len(reached) >= state.honest
+
+
 def _take(state: State, event: Input) -> Turn:  # noqa: PLR0911 - one return an input
     """What the event itself changes, before the rules look."""
     match event:

@@ -35,6 +35,7 @@ from nsllm.consensus.events import (
     RoundEntered,
     SigningRefused,
 )
+from nsllm.consensus.evidence import Evidence
 from nsllm.consensus.guard import SignerGuard
 from nsllm.consensus.horizon import Horizon
 from nsllm.consensus.inbox import Inbox
@@ -189,11 +190,7 @@ class Driver:
         self._state = replayed.state
         now = trio.current_time()
         self._ask_at, self._resend_at = now, now
-        last = self._guard.last
-        self._abstaining = last is not None and (
-            last.height > fresh.height or (last.height == fresh.height and last.digest not in replayed.signed)
-        )
-        self._warn_if_abstaining()
+        self._abstain_if(self._guard.has_signed_beyond(fresh.height, replayed.signed))
         await self._drain(deque(), replayed.pending)
 
     def _begin(self) -> None:
@@ -202,10 +199,8 @@ class Driver:
         self._state = State(validators=self._validators, me=self._guard.address, height=height)
         self._wal.reset()
         self._wal.append(begin_entry(self._network, self._guard.address, height))
-        last = self._guard.last
         # Signed at this height, and nothing of it in the log: the lock is lost, so no vote of ours is safe here.
-        self._abstaining = last is not None and last.height >= height
-        self._warn_if_abstaining()
+        self._abstain_if(self._guard.has_signed_beyond(height, frozenset()))
         now = trio.current_time()
         self._timers.clear()
         self._relays.clear()
@@ -214,8 +209,9 @@ class Driver:
         self._fetch_at = now if self._horizon.decided > height else now + self._timeouts.grace_s
         self._held.extend(self._horizon.release(height))
 
-    def _warn_if_abstaining(self) -> None:
-        if not self._abstaining:
+    def _abstain_if(self, unknown: bool) -> None:
+        self._abstaining = unknown
+        if not unknown:
             return
         reason = "the write-ahead log does not hold what the guard says was signed; following without a vote"
         LOGGER.error("event=abstaining height=%d reason=%s", self._state.height, reason)
@@ -271,6 +267,9 @@ class Driver:
     async def _open(self, sender: Address, data: bytes) -> None:
         try:
             body = decode_message(data)
+            if isinstance(body, Evidence):
+                self._accuse(body)
+                return
         except PeerFault as error:
             self._blame(sender, error)
             return
@@ -306,7 +305,7 @@ class Driver:
         for event in inputs:
             if self._state.height == height:
                 await self._apply(event)
-        if self._state.height == height and self._state.step is Step.NEW and self._wanted_by_others():
+        if self._state.height == height and self._state.step is Step.NEW and core.is_begun(self._state):
             await self._apply(Start())
 
     def _plan_fetch(self, *, proved: bool) -> None:
@@ -314,10 +313,13 @@ class Driver:
         patient = not proved and self._horizon.decided <= self._state.height
         self._fetch_at = trio.current_time() + (self._timeouts.grace_s if patient else 0.0)
 
-    def _wanted_by_others(self) -> bool:
-        """Whether the proposer, or f+1 validators, have begun this height."""
-        reached = self._state.tally.reached
-        return self._validators.proposer(self._state.height, 0) in reached or len(reached) > self._validators.faults
+    def _accuse(self, evidence: Evidence) -> None:
+        """The next block shall hold it; if it is news, the others shall have it, who may know one half only."""
+        if self._application.add_evidence(evidence):
+            LOGGER.warning("event=offence height=%d kind=%s", self._state.height, type(evidence).__name__)
+            self._observer(OffenceSeen(evidence))
+            self._say(self._others, evidence)
+            self._ask_at = -math.inf
 
     def _blame(self, sender: Address | None, error: PeerFault) -> None:
         name = short(sender) if sender is not None else "source"
@@ -371,8 +373,7 @@ class Driver:
             case Relay(certificate=certificate):
                 self._relays.append((trio.current_time() + self._timeouts.relay_s, certificate))
             case Accuse(evidence=evidence):
-                LOGGER.warning("event=offence height=%d kind=%s", state.height, type(evidence).__name__)
-                self._observer(OffenceSeen(evidence))
+                self._accuse(evidence)
             case Decide(decided=decided):
                 await self._commit(decided, synced=False)
             case _:
@@ -443,7 +444,7 @@ class Driver:
         if self._answers.take(sender, trio.current_time()):
             self._say((sender,), HeightCertificate(certificate=self._tip.certificate))
 
-    def _say(self, to: Iterable[Address], body: Body) -> None:
+    def _say(self, to: Iterable[Address], body: Body | Evidence) -> None:
         message = encode_message(body)
         for validator in to:
             self._mesh.send(validator, message)

@@ -89,6 +89,11 @@ class SignerGuard:
         """The last thing signed; None before the first."""
         return self._last
 
+    def has_signed_beyond(self, height: Height, known: frozenset[Digest]) -> bool:
+        """Whether the last thing signed is of a greater height, or of this one and not among what is `known` of it."""
+        last = self._last
+        return last is not None and (last.height > height or (last.height == height and last.digest not in known))
+
     def vote(
         self,
         *,

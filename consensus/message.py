@@ -2,7 +2,8 @@
 
 Direct streams have no gossip's promise that what one honest validator got, all get. So a validator relays the proof of
 every step it took on others' word: the polka it locked on, the precommits with which it left a round, the certificate
-of a height that is over. What is missing is asked for by `Request`.
+of a height that is over. What is missing is asked for by `Request`. Evidence travels the same way: who holds one half
+only cannot know.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from nsllm import canonical
 from nsllm.canonical import Value
 from nsllm.consensus.block import MAX_BLOCK_BYTES
 from nsllm.consensus.certificate import Certificate
+from nsllm.consensus.evidence import Evidence
 from nsllm.consensus.vote import MAX_VOTES, Proposal, Vote
 from nsllm.ids import DigestField, HeightField, RoundField
 
@@ -55,15 +57,15 @@ Body = Proposal | Vote | PolkaCertificate | RoundCertificate | HeightCertificate
 class Message(Value, frozen=True, kw_only=True):
     """Envelope of the union."""
 
-    body: Body
+    body: Body | Evidence
 
 
-def encode_message(body: Body) -> bytes:
+def encode_message(body: Body | Evidence) -> bytes:
     """Canonical bytes of a message."""
     return canonical.encode(Message(body=body))
 
 
-def decode_message(data: bytes) -> Body:
+def decode_message(data: bytes) -> Body | Evidence:
     """The message that `data` spells.
 
     Raises:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from nsllm.consensus.block import Block, DecidedBlock
+from nsllm.consensus.evidence import Evidence
 from nsllm.ids import Address, Height, TimeMs
 
 
@@ -37,6 +38,14 @@ class Application(Protocol):
 
         Raises:
             DivergenceError: our roots differ from the certified ones.
+        """
+        ...
+
+    def add_evidence(self, evidence: Evidence) -> bool:
+        """Take evidence that a block shall hold; True if it is news, so that the others shall have it too.
+
+        Raises:
+            EvidenceError, SignatureError: too old, or it proves nothing.
         """
         ...
 

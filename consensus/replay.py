@@ -15,7 +15,7 @@ from nsllm import canonical
 from nsllm.canonical import Value
 from nsllm.consensus import core
 from nsllm.consensus.core import State
-from nsllm.consensus.effects import Accuse, BuildValue, Effect, Relay, Schedule, SignProposal, SignVote
+from nsllm.consensus.effects import BuildValue, Effect, Relay, Schedule, SignProposal, SignVote
 from nsllm.consensus.errors import WalError
 from nsllm.consensus.inputs import Input, ProposalReceived, TimedOut, ValueBuilt, VoteReceived, decode_input
 from nsllm.consensus.vote import proposal_digest, vote_digest
@@ -73,7 +73,7 @@ def replay(entries: Sequence[bytes], fresh: State, network: NetworkId) -> Replay
     for event in inputs:
         state, effects = core.step(state, event)
         pending = [effect for effect in pending if not _done_by(effect, event, fresh.me)]
-        pending.extend(effect for effect in effects if not isinstance(effect, Relay | Accuse))
+        pending.extend(effect for effect in effects if not isinstance(effect, Relay))
         signed |= _own_digest(event, fresh.me, network)
     pending = [effect for effect in pending if not _stale(effect, state)]
     for effect in pending:

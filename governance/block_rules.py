@@ -14,6 +14,7 @@ from typing import Final, Protocol, assert_never
 from nsllm import canonical, merkle
 from nsllm.consensus.block import MAX_BLOCK_BYTES, MAX_BLOCK_RECORDS, Block, Body
 from nsllm.consensus.errors import BlockError
+from nsllm.consensus.evidence import Evidence, Offence, offence_of
 from nsllm.consensus.header import Header
 from nsllm.consensus.observation import ScoreLeaf, SignedObservation, agree
 from nsllm.consensus.registry import Admission, Member, RegistryState
@@ -25,17 +26,23 @@ from nsllm.governance.log_entry import (
     CertifiedEntry,
     Checkpoint,
     CheckpointEntry,
+    EvidenceEntry,
     SignedCheckpoint,
     certified_entry,
     decode_entry,
 )
-from nsllm.ids import Address, Digest, Height, NetworkId, TimeMs, hex0x
+from nsllm.governance.offences import MAX_BLOCK_EVIDENCE, check_offence
+from nsllm.ids import Address, Digest, Epoch, Height, NetworkId, TimeMs, hex0x
 from nsllm.merkle import Frontier
 
 MAX_AHEAD_MS: Final = 5_000
 """A header's time may be this far ahead of the validator's clock."""
 CHECKPOINT_INTERVAL_MS: Final = 60_000
 """A peer's log is checkpointed in the network log at most once in this interval, by header times."""
+
+
+EVIDENCE: Final = 2
+"""Place of evidence among a body's kinds of entries."""
 
 
 class History(Protocol):
@@ -51,6 +58,14 @@ class History(Protocol):
 
     def last_checkpoint(self, peer: Address) -> tuple[Checkpoint, TimeMs] | None:
         """The peer's newest checkpoint in the network log, and the time of its block."""
+        ...
+
+    def validators_of(self, epoch: Epoch) -> ValidatorSet | None:
+        """The validator set of an epoch; None if there was none yet."""
+        ...
+
+    def is_convicted(self, validator: Address, epoch: Epoch) -> bool:
+        """Does an earlier block hold evidence against the validator, of this epoch?"""
         ...
 
 
@@ -93,6 +108,7 @@ class BlockRules:
         self._policy_digest = genesis.policy.digest()
         self._rubric_digest = genesis.policy.rubric.digest()
         self._dimensions = genesis.policy.rubric.dimensions
+        self._evidence_heights = genesis.policy.evidence_heights
 
     def first_parent(self) -> Parent:
         """What the block at height 1 stands on."""
@@ -176,7 +192,7 @@ class BlockRules:
         if header.time_ms > now_ms + MAX_AHEAD_MS:
             raise BlockError(f"header.time_ms: {header.time_ms} is over {MAX_AHEAD_MS} ms ahead of our {now_ms}")
         try:
-            joining = self._check_entries(body.entries, parent.registry, history, header.time_ms)
+            joining = self._check_entries(body.entries, parent.registry, history, header)
             self._check_observations(body.observations, history, joining, known)
             outcome = self.outcome(parent, body)
         except BlockError:
@@ -232,19 +248,32 @@ class BlockRules:
                 raise BlockError(f"checkpoint of {checkpoint.size} entries after one of {before.size}")
         signed.check(self.network)
 
+    def check_evidence(self, evidence: Evidence, history: History, height: Height) -> Offence:
+        """The offence that `evidence` proves, if a block of `height` may hold it.
+
+        Raises:
+            EvidenceError, SignatureError: see `check_offence`.
+        """
+        return check_offence(
+            evidence, history, network=self.network, height=height, expires_heights=self._evidence_heights
+        )
+
     def _registry_after(self, registry: RegistryState, body: Body) -> RegistryState:
         for data in body.entries:
-            match decode_entry(data):
+            entry = decode_entry(data)
+            match entry:
                 case AdmissionEntry(admission=admission):
                     registry = registry.with_member(admission.member)
+                case EvidenceEntry(evidence=evidence):
+                    registry = registry.with_weight(offence_of(evidence).validator, 0)
                 case CheckpointEntry() | CertifiedEntry():
                     pass
-                case entry:
+                case _:
                     assert_never(entry)
         return registry
 
     def _check_entries(
-        self, entries: Sequence[bytes], registry: RegistryState, history: History, time_ms: TimeMs
+        self, entries: Sequence[bytes], registry: RegistryState, history: History, header: Header
     ) -> frozenset[Address]:
         """Checks the body's further entries; returns whom they admit."""
         order: list[tuple[int, Address]] = []
@@ -263,14 +292,18 @@ class BlockRules:
                     peer = signed.checkpoint.peer
                     if history.member(peer) is None and peer not in joining:
                         raise BlockError(f"checkpoint of {hex0x(peer)}, who is not a member")
-                    self.check_checkpoint(signed, history, time_ms)
+                    self.check_checkpoint(signed, history, header.time_ms)
                     order.append((1, peer))
+                case EvidenceEntry(evidence=evidence):
+                    order.append((EVIDENCE, self.check_evidence(evidence, history, header.height).validator))
                 case CertifiedEntry():
                     raise BlockError("body.entries: scores come from observations, never as an entry")
                 case _:
                     assert_never(entry)
         if order != sorted(set(order)):
-            raise BlockError("body.entries: not admissions ascending by address, then checkpoints ascending by peer")
+            raise BlockError("body.entries: not admissions, checkpoints, evidence, each ascending by whom it is about")
+        if sum(kind == EVIDENCE for kind, _ in order) > MAX_BLOCK_EVIDENCE:
+            raise BlockError(f"body.entries: more than {MAX_BLOCK_EVIDENCE} entries of evidence")
         return frozenset(joining)
 
     def _check_observations(

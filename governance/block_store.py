@@ -12,14 +12,22 @@ from typing import Final
 
 from nsllm import canonical
 from nsllm.consensus.block import MAX_BLOCK_BYTES, DecidedBlock
+from nsllm.consensus.evidence import offence_of
 from nsllm.consensus.observation import ScoreLeaf
 from nsllm.consensus.registry import RegistryState
 from nsllm.errors import EncodingError
 from nsllm.governance.database import RECOVERY_HINT
 from nsllm.governance.errors import DamageError, StorageError
 from nsllm.governance.genesis import Genesis
-from nsllm.governance.log_entry import CertifiedEntry, Checkpoint, CheckpointEntry, decode_entry
+from nsllm.governance.log_entry import (
+    CertifiedEntry,
+    Checkpoint,
+    CheckpointEntry,
+    EvidenceEntry,
+    decode_entry,
+)
 from nsllm.governance.network_log import NetworkLog
+from nsllm.governance.offences import OffenceRow
 from nsllm.ids import Address, Digest, Height, NetworkId, TimeMs
 
 MAX_DECIDED_BYTES: Final = MAX_BLOCK_BYTES + 64 * 1024
@@ -47,6 +55,14 @@ CREATE TABLE IF NOT EXISTS peer_checkpoint (
     peer BLOB PRIMARY KEY,
     time_ms INTEGER NOT NULL,
     data BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS offence (
+    validator BLOB NOT NULL,
+    epoch INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    offence_height INTEGER NOT NULL,
+    height INTEGER NOT NULL,
+    PRIMARY KEY (validator, epoch)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS anchor (
     log_size INTEGER PRIMARY KEY,
@@ -142,6 +158,10 @@ class BlockStore:
             if isinstance(entry, CheckpointEntry):
                 peer_row = (entry.signed.checkpoint.peer, header.time_ms, data)
                 self._connection.execute("INSERT OR REPLACE INTO peer_checkpoint VALUES (?, ?, ?)", peer_row)
+            elif isinstance(entry, EvidenceEntry):
+                seen = offence_of(entry.evidence)
+                offence_row = (seen.validator, seen.epoch, seen.kind, seen.height, header.height)
+                self._connection.execute("INSERT INTO offence VALUES (?, ?, ?, ?, ?)", offence_row)
 
     def tip(self) -> DecidedBlock | None:
         """The last block."""
@@ -238,6 +258,11 @@ class BlockStore:
             return canonical.decode(row[0], RegistryState, limit_bytes=MAX_REGISTRY_BYTES) if row is not None else None
         except EncodingError as error:
             raise DamageError(f"member registry: {error.message}", hint=RECOVERY_HINT) from None
+
+    def offences(self) -> list[OffenceRow]:
+        """Every conviction, oldest first."""
+        query = "SELECT validator, epoch, kind, offence_height, height FROM offence ORDER BY height, validator"
+        return [OffenceRow(*row) for row in self._connection.execute(query)]
 
     def last_checkpoint(self, peer: Address) -> tuple[Checkpoint, TimeMs] | None:
         """The peer's newest checkpoint, and the time of its block."""

@@ -1,7 +1,8 @@
 """The ledger: the replicated state machine behind consensus (`nsllm.consensus.ports.Application`).
 
-What is pending (observations, admissions, checkpoints) lives in memory, bounded; what is decided lives in one SQLite
-file. Blocking work goes through `Offload`, one call at a time. Memory is changed in trio's thread only, after the disk.
+What is pending (observations, admissions, checkpoints, evidence) lives in memory, bounded; what is decided lives in
+one SQLite file. Blocking work goes through `Offload`, one call at a time. Memory is changed in trio's thread only,
+after the disk.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from nsllm.consensus.block import Block, DecidedBlock
 from nsllm.consensus.certificate import Certificate
 from nsllm.consensus.certified import CertifiedRecord, Inclusion
 from nsllm.consensus.errors import DivergenceError
+from nsllm.consensus.evidence import Evidence
 from nsllm.consensus.header import Header
 from nsllm.consensus.observation import ScoreLeaf, SignedObservation
 from nsllm.consensus.registry import Admission, MemberRegistry
@@ -28,6 +30,7 @@ from nsllm.governance.errors import LedgerError
 from nsllm.governance.genesis import Genesis
 from nsllm.governance.ledger_state import LedgerState
 from nsllm.governance.log_entry import SignedCheckpoint
+from nsllm.governance.offences import OffenceRow
 from nsllm.governance.pending import RECENT_RECORDS, Pending
 from nsllm.governance.record_proof import RecordProof
 from nsllm.ids import Address, Digest, Height, TimeMs, hex0x
@@ -58,6 +61,8 @@ class LedgerSummary:
     """Newest first."""
     anchors: tuple[AnchorRow, ...]
     """Newest first."""
+    offences: tuple[OffenceRow, ...]
+    """Validators convicted by evidence in a block, newest first."""
 
 
 class Ledger:
@@ -142,6 +147,16 @@ class Ledger:
         """
         return self._pending.add_checkpoint(signed)
 
+    def add_evidence(self, evidence: Evidence) -> bool:
+        """Take evidence that a block shall hold; True if it is the first against that validator in that epoch.
+
+        Evidence of heights that this ledger has not come to is not kept.
+
+        Raises:
+            EvidenceError, SignatureError: too old, or it proves nothing.
+        """
+        return self._pending.add_evidence(evidence, self._state, Height(self.height + 1))
+
     def observations_for(self, record: Digest) -> tuple[SignedObservation, ...]:
         """Pending observations of a record, ascending by validator."""
         return self._pending.of(record)
@@ -152,7 +167,7 @@ class Ledger:
         """Seconds until a block is wanted, or None while nothing is: no empty blocks."""
         if self._key is None or self.halted is not None:
             return None
-        if self._state.state_root_due() or self._pending.admissions():
+        if self._state.state_root_due() or self._pending.admissions() or self._pending.evidence():
             return 0.0
         self._pending.expire(trio.current_time())
         await self._look_up()
@@ -212,6 +227,7 @@ class Ledger:
                 self._pending.scored(leaf.record)
             for admission in committed.admissions:
                 self._pending.admitted(admission.member.address)
+            self._pending.judged(self._state, Height(self.height + 1))
         for leaf in committed.leaves:
             for waiter in self._waiters.pop(leaf.record, ()):
                 waiter.set()
@@ -323,6 +339,7 @@ class Ledger:
             notice=self.notice,
             blocks=blocks,
             anchors=anchors,
+            offences=tuple(reversed(self._state.offences.values()))[:rows],
         )
 
     def subscribe(self, observer: Callable[[DecidedBlock], None]) -> Callable[[], None]:

@@ -15,9 +15,11 @@ from typing import Final
 from nsllm import canonical
 from nsllm.consensus.block import Block, Body, DecidedBlock
 from nsllm.consensus.errors import BlockError, DivergenceError
+from nsllm.consensus.evidence import offence_of
 from nsllm.consensus.header import Header
 from nsllm.consensus.observation import ScoreLeaf, SignedObservation
 from nsllm.consensus.registry import Admission, Member, MemberRegistry
+from nsllm.consensus.validators import ValidatorSet
 from nsllm.crypto import MemberKey
 from nsllm.errors import NsllmError
 from nsllm.governance.anchoring import Anchoring
@@ -27,12 +29,13 @@ from nsllm.governance.chain import EmbeddedChain
 from nsllm.governance.database import RECOVERY_HINT, Database
 from nsllm.governance.errors import ChainError, ChainRefusal, DamageError, LogError
 from nsllm.governance.genesis import Genesis
-from nsllm.governance.log_entry import AdmissionEntry, Checkpoint, decode_entry
+from nsllm.governance.log_entry import AdmissionEntry, Checkpoint, EvidenceEntry, decode_entry
+from nsllm.governance.offences import OffenceRow
 from nsllm.governance.proposal import Draft, select
 from nsllm.governance.proving import prove_record
 from nsllm.governance.record_proof import RecordProof
 from nsllm.governance.transaction import parse_transaction
-from nsllm.ids import Address, Digest, Height, TimeMs, hex0x
+from nsllm.ids import Address, Digest, Epoch, Height, TimeMs, hex0x
 from nsllm.merkle import Frontier
 
 log = logging.getLogger(__name__)
@@ -45,6 +48,7 @@ class Committed:
     decided: DecidedBlock
     leaves: tuple[ScoreLeaf, ...]
     admissions: tuple[Admission, ...]
+    offences: tuple[OffenceRow, ...]
     parent: Parent
     anchoring: Anchoring
 
@@ -70,6 +74,10 @@ class LedgerState:
             self.tip: DecidedBlock | None = self.store.tip()
             self.registry.state = self.store.registry() or self.registry.state
             self.parent: Parent = self._load_parent()
+            self.offences: dict[tuple[Address, Epoch], OffenceRow] = {
+                (row.validator, row.epoch): row for row in self.store.offences()
+            }
+            """Every conviction, oldest first."""
             self._anchoring = Anchoring(self._chain.anchored_head()[0], self.store.last_transaction_ms())
             self._check_tip()
         self._checked: tuple[Digest, Address, tuple[bytes, ...]] | None = None
@@ -122,6 +130,14 @@ class LedgerState:
         """The peer's newest checkpoint in the network log, and the time of its block."""
         return self.store.last_checkpoint(peer)
 
+    def validators_of(self, epoch: Epoch) -> ValidatorSet | None:
+        """The validator set of an epoch; None if there was none yet."""
+        return self.rules.validators if epoch == self.rules.validators.epoch else None
+
+    def is_convicted(self, validator: Address, epoch: Epoch) -> bool:
+        """Does a block hold evidence against the validator, of this epoch?"""
+        return (validator, epoch) in self.offences
+
     def state_root_due(self) -> bool:
         """Did the last block change an EVM state that no header carries yet?"""
         return self.tip is not None and bool(self.tip.block.body.transactions)
@@ -134,7 +150,7 @@ class LedgerState:
         """A valid block on top of the last one, from what is pending and still valid."""
         with self._database.guarded():
             time_ms = self.rules.time_after(self.parent, now_ms)
-            observations, entries = select(draft, self.rules, self, time_ms)
+            observations, entries = select(draft, self.rules, self, Height(self.parent.height + 1), time_ms)
             body = Body(observations=observations, transactions=self._anchor(time_ms, proposer, key), entries=entries)
             return Block(header=self._header(body, self.rules.outcome(self.parent, body), proposer, time_ms), body=body)
 
@@ -182,6 +198,8 @@ class LedgerState:
     def adopt(self, committed: Committed) -> None:
         """Make a stored block the last one."""
         self.registry.state = committed.parent.registry
+        for row in committed.offences:
+            self.offences[row.validator, row.epoch] = row
         self.tip = committed.decided
         self.parent = committed.parent
         self._anchoring = committed.anchoring
@@ -255,10 +273,13 @@ class LedgerState:
             proof = canonical.encode(self._chain.prove_anchor(log_size))
             self.store.prove_anchor(log_size, header.height, proof)
         anchoring = self._execute(decided) if body.transactions else self._anchoring
+        entries = [decode_entry(data) for data in body.entries]
+        proved = [offence_of(entry.evidence) for entry in entries if isinstance(entry, EvidenceEntry)]
         return Committed(
             decided=decided,
             leaves=outcome.leaves,
-            admissions=tuple(e.admission for e in map(decode_entry, body.entries) if isinstance(e, AdmissionEntry)),
+            admissions=tuple(entry.admission for entry in entries if isinstance(entry, AdmissionEntry)),
+            offences=tuple(OffenceRow(o.validator, o.epoch, o.kind, o.height, header.height) for o in proved),
             parent=Parent(header.height, header.id(), header.time_ms, outcome.log, outcome.registry),
             anchoring=anchoring,
         )

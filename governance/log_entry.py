@@ -1,7 +1,8 @@
 """Entries of the network log, and the signed checkpoints of peers' own logs. Pure values.
 
 An entry's leaf is `leaf_hash(canonical bytes of LogEntry)`. A block's score leaves come first, in body order, then the
-body's further entries: admissions ascending by address, then checkpoints ascending by peer.
+body's further entries: admissions ascending by address, then checkpoints ascending by peer, then evidence ascending by
+offender.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Final
 
 from nsllm import canonical, crypto, merkle
 from nsllm.canonical import Value
+from nsllm.consensus.evidence import Evidence
 from nsllm.consensus.observation import ScoreLeaf
 from nsllm.consensus.registry import Admission
 from nsllm.crypto import MemberKey
@@ -64,10 +66,19 @@ class CheckpointEntry(Value, frozen=True, kw_only=True, tag="checkpoint"):
     signed: SignedCheckpoint
 
 
+class EvidenceEntry(Value, frozen=True, kw_only=True, tag="evidence"):
+    """A validator is convicted of an offence."""
+
+    evidence: Evidence
+
+
+AnyEntry = CertifiedEntry | AdmissionEntry | CheckpointEntry | EvidenceEntry
+
+
 class LogEntry(Value, frozen=True, kw_only=True):
     """One leaf of the network log."""
 
-    entry: CertifiedEntry | AdmissionEntry | CheckpointEntry
+    entry: AnyEntry
 
 
 def certified_entry(leaf: ScoreLeaf) -> bytes:
@@ -85,7 +96,12 @@ def checkpoint_entry(signed: SignedCheckpoint) -> bytes:
     return canonical.encode(LogEntry(entry=CheckpointEntry(signed=signed)))
 
 
-def decode_entry(data: bytes) -> CertifiedEntry | AdmissionEntry | CheckpointEntry:
+def evidence_entry(evidence: Evidence) -> bytes:
+    """Canonical entry of evidence."""
+    return canonical.encode(LogEntry(entry=EvidenceEntry(evidence=evidence)))
+
+
+def decode_entry(data: bytes) -> AnyEntry:
     """The entry that `data` spells.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What waits for a block: observations, admissions, peers' checkpoints. In memory, bounded; senders send again."""
+"""What waits for a block: observations, admissions, checkpoints, evidence. In memory, bounded; senders send again."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
 
+from nsllm.consensus.evidence import Evidence, offence_of
 from nsllm.consensus.observation import SignedObservation
 from nsllm.consensus.registry import Admission, MemberRegistry
-from nsllm.governance.block_rules import BlockRules
+from nsllm.errors import PeerFault
+from nsllm.governance.block_rules import BlockRules, History
 from nsllm.governance.log_entry import SignedCheckpoint
 from nsllm.governance.observation_pool import ObservationPool
 from nsllm.governance.proposal import Draft
-from nsllm.ids import Address, Digest
+from nsllm.ids import Address, Digest, Epoch, Height
 
 RECENT_RECORDS: Final = 65_536
 """Scored records remembered in memory, so that late observations of them are refused at once: about 8 MB."""
@@ -38,6 +40,8 @@ class Pending:
         """Records that were looked up and not found scored; asked by membership only."""
         self._admissions: OrderedDict[Address, Admission] = OrderedDict()
         self._checkpoints: dict[Address, SignedCheckpoint] = {}
+        self._evidence: dict[tuple[Address, Epoch], Evidence] = {}
+        """At most one for each validator and epoch, so bounded by the validators there were."""
 
     def add_observation(self, signed: SignedObservation, now: float) -> bool:
         """See `Ledger.add_observation`."""
@@ -70,6 +74,16 @@ class Pending:
         self._checkpoints[peer] = signed
         return True
 
+    def add_evidence(self, evidence: Evidence, history: History, height: Height) -> bool:
+        """See `Ledger.add_evidence`."""
+        offence = offence_of(evidence)
+        about = (offence.validator, offence.epoch)
+        if about in self._evidence or history.is_convicted(*about) or offence.height > height:
+            return False
+        self._rules.check_evidence(evidence, history, height)
+        self._evidence[about] = evidence
+        return True
+
     def is_recent(self, record: Digest) -> bool:
         """Is the record among those scored last?"""
         return record in self._recent
@@ -85,6 +99,10 @@ class Pending:
     def admissions(self) -> int:
         """Admissions that no block holds yet."""
         return len(self._admissions)
+
+    def evidence(self) -> int:
+        """Offenders whom no block convicts yet."""
+        return len(self._evidence)
 
     def to_look_up(self) -> list[Digest]:
         """Records with enough observations of which it is not known whether they were scored long ago."""
@@ -110,6 +128,7 @@ class Pending:
             observations=[self._pool.agreeing(record) for record in due],
             admissions=tuple(self._admissions.values()),
             checkpoints=tuple(self._checkpoints.values()),
+            evidence=tuple(self._evidence.values()),
         )
 
     def scored(self, record: Digest) -> None:
@@ -123,6 +142,14 @@ class Pending:
     def admitted(self, address: Address) -> None:
         """A block holds the member's admission."""
         self._admissions.pop(address, None)
+
+    def judged(self, history: History, height: Height) -> None:
+        """Keep the evidence that a block of `height` may still hold."""
+        for about, evidence in list(self._evidence.items()):
+            try:
+                self._rules.check_evidence(evidence, history, height)
+            except PeerFault:
+                del self._evidence[about]
 
     def expire(self, now: float) -> None:
         """Forget what is too old."""

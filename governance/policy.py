@@ -46,6 +46,8 @@ class Policy(Value, frozen=True, kw_only=True):
     """Answers below this are not published."""
     reuse_min_ppm: PpmField
     """Certified records whose hybrid score is below this are not served from the cache."""
+    evidence_heights: Annotated[int, Meta(ge=1, le=2**32)] = 10_000
+    """So many heights after an offence, evidence of it is admitted no more."""
 
     def __post_init__(self) -> None:
         names = tuple(weight.name for weight in self.weights)

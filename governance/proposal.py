@@ -8,12 +8,14 @@ from typing import Final
 
 from nsllm import canonical
 from nsllm.consensus.block import MAX_BLOCK_BYTES, MAX_BLOCK_RECORDS
+from nsllm.consensus.evidence import Evidence
 from nsllm.consensus.observation import SignedObservation
 from nsllm.consensus.registry import Admission
 from nsllm.errors import NsllmError
 from nsllm.governance.block_rules import BlockRules, History
-from nsllm.governance.log_entry import SignedCheckpoint, admission_entry, checkpoint_entry
-from nsllm.ids import Address, TimeMs
+from nsllm.governance.log_entry import SignedCheckpoint, admission_entry, checkpoint_entry, evidence_entry
+from nsllm.governance.offences import MAX_BLOCK_EVIDENCE
+from nsllm.ids import Address, Height, TimeMs
 
 BODY_BUDGET_BYTES: Final = MAX_BLOCK_BYTES - 160 * 1024
 """Observations and entries of a proposal; the rest is room for the header and one transaction."""
@@ -32,30 +34,45 @@ class Draft:
     """One tuple a record, agreeing; most urgent record first."""
     admissions: Sequence[Admission] = ()
     checkpoints: Sequence[SignedCheckpoint] = ()
+    evidence: Sequence[Evidence] = ()
 
 
 def select(
-    draft: Draft, rules: BlockRules, history: History, time_ms: TimeMs
+    draft: Draft, rules: BlockRules, history: History, height: Height, time_ms: TimeMs
 ) -> tuple[tuple[SignedObservation, ...], tuple[bytes, ...]]:
-    """Observations and further entries for a block of `time_ms`, in body order.
+    """Observations and further entries for a block of `height` and `time_ms`, in body order.
 
-    Left out is what is not valid (any more): scored or admitted meanwhile, strangers' records, too soon a checkpoint.
+    Left out is what is not valid (any more): scored or admitted meanwhile, strangers' records, too soon a checkpoint,
+    too old evidence.
     """
+    convicting = _evidence(draft.evidence, rules, history, height)
     newcomers = [each for each in draft.admissions if history.member(each.member.address) is None]
     admissions = sorted(newcomers[:MAX_ADMISSIONS], key=lambda admission: admission.member.address)
     entries = [admission_entry(admission) for admission in admissions]
-    budget = BODY_BUDGET_BYTES - sum(len(entry) + FRAMING_BYTES for entry in entries)
+    budget = BODY_BUDGET_BYTES - sum(len(entry) + FRAMING_BYTES for entry in (*entries, *convicting))
     joining = [admission.member.address for admission in admissions]
     chosen, budget = _observations(draft.observations, history, joining, budget)
-    if chosen or entries:  # a checkpoint alone makes no entry: a quiet network stays quiet
+    if chosen or entries or convicting:  # a checkpoint alone makes no entry: a quiet network stays quiet
         for signed in sorted(draft.checkpoints, key=lambda signed: signed.checkpoint.peer):
             entry = checkpoint_entry(signed)
             budget -= len(entry) + FRAMING_BYTES
-            if budget < 0 or len(entries) == MAX_ENTRIES:
+            if budget < 0 or len(entries) + len(convicting) == MAX_ENTRIES:
                 break
             if _fits(signed, rules, history, time_ms):
                 entries.append(entry)
-    return tuple(chosen), tuple(entries)
+    return tuple(chosen), (*entries, *convicting)
+
+
+def _evidence(evidence: Sequence[Evidence], rules: BlockRules, history: History, height: Height) -> list[bytes]:
+    chosen: dict[Address, bytes] = {}
+    for each in evidence:
+        try:
+            offender = rules.check_evidence(each, history, height).validator
+        except NsllmError:
+            continue
+        if len(chosen) < MAX_BLOCK_EVIDENCE:
+            chosen.setdefault(offender, evidence_entry(each))
+    return [chosen[offender] for offender in sorted(chosen)]
 
 
 def _observations(

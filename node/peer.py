@@ -30,7 +30,7 @@ from nsllm.node.service import (
     ReceiptStatus,
     Status,
 )
-from nsllm.node.status import anchor_row, certificate_row, peer_rows, policy_view
+from nsllm.node.status import anchor_row, certificate_row, offence_row, peer_rows, policy_view
 from nsllm.node.stores import Stores
 from nsllm.node.supervision import keep_going
 from nsllm.node.world import World, real_world
@@ -171,7 +171,11 @@ class Peer:
                 "misses": counters.misses,
                 "refused": counters.refused,
             },
-            consensus={**self.parts.agreement.view(), "pending": ledger.pending},
+            consensus={
+                **self.parts.agreement.view(),
+                "pending": ledger.pending,
+                "offences": [offence_row(row) for row in ledger.offences],
+            },
             certificates=tuple(certificate_row(row) for row in ledger.blocks),
             policy=policy_view(context.policy),
             logs={

@@ -195,7 +195,8 @@ class Status:
     cache: dict[str, int | float | None]
     """records, bytes, shards_held, hits_local, hits_remote, misses"""
     consensus: dict[str, Any]
-    """height, epoch, round, validators, quorum, faults, pending, halted (reason or None)"""
+    """height, epoch, round, validators, quorum, faults, pending, halted (reason or None), offences (newest first, at
+    most 10: validator, kind, height and epoch of what it did, block that holds the evidence)"""
     certificates: tuple[CertificateRow, ...]
     """Newest first, at most 10."""
     policy: dict[str, Any]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nsllm.governance.block_store import AnchorRow, BlockRow
+from nsllm.governance.offences import OffenceRow
 from nsllm.governance.policy import Policy
 from nsllm.ids import PeerId, hex0x
 from nsllm.node.service import CertificateRow, PeerRow
@@ -64,6 +65,17 @@ def anchor_row(row: AnchorRow) -> dict[str, Any]:
         "tx": hex0x(row.transaction_hash),
         "height": row.transaction_height,
         "certified": row.proof_height is not None,
+    }
+
+
+def offence_row(row: OffenceRow) -> dict[str, Any]:
+    """One convicted validator for the page."""
+    return {
+        "validator": hex0x(row.validator),
+        "kind": row.kind,
+        "height": row.offence_height,
+        "epoch": row.epoch,
+        "block": row.height,
     }
 
 

@@ -269,11 +269,8 @@ class Validator:
         for event in inputs:
             if self.state.height == height:
                 self.apply(event)
-        state = self.state
-        if state.height == height and state.step is Step.NEW:
-            reached = state.tally.reached
-            if state.validators.proposer(height, 0) in reached or len(reached) > state.validators.faults:
-                self.apply(Start())
+        if self.state.height == height and self.state.step is Step.NEW and core.is_begun(self.state):
+            self.apply(Start())
 
     def _hear_now(self, body: Vote | Proposal | PolkaCertificate | RoundCertificate) -> None:
         """What the screen lets in of a message of this height: no vote against the lock that it states."""

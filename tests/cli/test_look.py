@@ -22,7 +22,15 @@ def test_peers_lists_dialable_addresses_the_asked_peers_first(nsllm: Callable, p
 
 def test_status_shows_what_is_known(nsllm: Callable, peer: Any) -> None:
     said = nsllm("status", "--api", peer.url)
-    for part in ("peer-0", "ready", "height 7, quorum 3 of 4", "1 connected, 2 known", "no rate yet", "[odd] notice"):
+    for part in (
+        "peer-0",
+        "ready",
+        "height 7, quorum 3 of 4",
+        "0xbad: double vote at height 5",
+        "1 connected, 2 known",
+        "no rate yet",
+        "[odd] notice",
+    ):
         assert part in said.out
     assert nsllm("status", "--api", peer.url, "--json").json()["consensus"]["height"] == 7
 

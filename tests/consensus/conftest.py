@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import trio
 
-from nsllm import merkle
+from nsllm import canonical, merkle
 from nsllm.clock import TrioClock
 from nsllm.consensus.block import Block, Body, DecidedBlock
 from nsllm.consensus.certificate import Certificate, Precommit
@@ -20,7 +20,7 @@ from nsllm.consensus.driver import Driver
 from nsllm.consensus.effects import Accuse, BuildValue, Decide, Relay, Schedule, SignProposal, SignVote
 from nsllm.consensus.errors import BlockError, DivergenceError
 from nsllm.consensus.events import BlockCommitted
-from nsllm.consensus.evidence import Evidence, offence_of
+from nsllm.consensus.evidence import Evidence, check_evidence, offence_of
 from nsllm.consensus.guard import SignerGuard
 from nsllm.consensus.header import Header, precommit_digest
 from nsllm.consensus.inputs import (
@@ -132,9 +132,17 @@ def certify(keys, block, *, round_=0, network=NETWORK) -> DecidedBlock:
     return DecidedBlock(block=block, certificate=Certificate(header=header, round=round_, precommits=precommits))
 
 
+class _AnyEvidence(canonical.Value, frozen=True, kw_only=True):
+    evidence: Evidence
+
+
+def read_evidence(entry: bytes) -> Evidence:
+    return canonical.from_plain({"evidence": canonical.unpack(entry, limit_bytes=4096)}, _AnyEvidence).evidence
+
+
 @dataclass
 class MemoryApplication:
-    """Blocks in a list. A block is wanted while `wanted` is above the number of committed ones."""
+    """Blocks in a list. A block is wanted while `wanted` is above the number of committed ones, or evidence waits."""
 
     validators: ValidatorSet
     wanted: int = 0
@@ -143,9 +151,13 @@ class MemoryApplication:
     diverge_at: int | None = None
     refuse: Callable[[Block], bool] = lambda block: False
     proposed: int = 0
+    accused: dict[bytes, Evidence] = field(default_factory=dict)
+    """By offender: what waits for a block."""
+    convicted: dict[bytes, Evidence] = field(default_factory=dict)
+    """By offender: what a block holds."""
 
     async def due_in(self):
-        if len(self.chain) >= self.wanted:
+        if len(self.chain) >= self.wanted and not self.accused:
             return None
         return self.delay_s
 
@@ -154,9 +166,21 @@ class MemoryApplication:
         self.proposed += 1
         parent = self.chain[-1].block.header.id() if self.chain else NETWORK
         # a rebuilt block differs from the one built before, as it would in life
-        return make_block(self.validators, height, proposer=proposer, parent=parent, salt=self.proposed, time_ms=now_ms)
+        return make_block(
+            self.validators,
+            height,
+            proposer=proposer,
+            parent=parent,
+            salt=self.proposed,
+            time_ms=now_ms,
+            entries=[canonical.encode(self.accused[who]) for who in sorted(self.accused)],
+        )
 
     async def validate(self, block, now_ms):
+        for evidence in map(read_evidence, block.body.entries):
+            check_evidence(evidence, NETWORK, self.validators)
+            if offence_of(evidence).validator in self.convicted:
+                raise BlockError("convicted before")
         if self.refuse(block):
             raise BlockError("the test refuses this block")
         if block.header.time_ms > now_ms + 10_000:
@@ -171,6 +195,18 @@ class MemoryApplication:
             return
         assert height == len(self.chain) + 1
         self.chain.append(decided)
+        for evidence in map(read_evidence, decided.block.body.entries):
+            who = offence_of(evidence).validator
+            self.convicted[who] = evidence
+            self.accused.pop(who, None)
+
+    def add_evidence(self, evidence):
+        offence = offence_of(evidence)
+        check_evidence(evidence, NETWORK, self.validators)
+        if offence.validator in self.accused or offence.validator in self.convicted:
+            return False
+        self.accused[offence.validator] = evidence
+        return True
 
     async def decided(self, start, count):
         return self.chain[start - 1 : start - 1 + count]
@@ -191,6 +227,8 @@ class MemoryMesh:
         self.delay_s = delay_s
         self.drivers: dict[bytes, Driver] = {}
         self.drop: Callable[[bytes, bytes, bytes], bool] = lambda frm, to, message: False
+        self.twist: Callable[[bytes, bytes, bytes], bytes] = lambda frm, to, message: message
+        """What a Byzantine sender makes of a message on its way to one receiver."""
         self.log: list[tuple[bytes, bytes, bytes]] = []
         self._nursery: trio.Nursery | None = None
 
@@ -201,6 +239,7 @@ class MemoryMesh:
 
     def port(self, me: bytes):
         def send(to: bytes, message: bytes) -> None:
+            message = self.twist(me, to, message)
             self.log.append((me, to, message))
             if not self.drop(me, to, message):
                 self._nursery.start_soon(self._deliver, me, to, message, self.delay_s * (0.5 + self.random.random()))
@@ -328,6 +367,12 @@ class House:
                     peer.application.chain[height].certificate.check(NETWORK, self.validators)
 
 
+async def start_house(nursery, town, peers=None):
+    await nursery.start(town.mesh.run)
+    for peer in town.peers if peers is None else peers:
+        await nursery.start(peer.run)
+
+
 class Bench:
     """One core under a script. Signs what it asks to have signed and feeds that back, as the driver does.
 
@@ -451,6 +496,7 @@ def kit():
         Application=MemoryApplication,
         Crash=Crash,
         Bench=Bench,
+        start=start_house,
         inf=math.inf,
         BlockCommitted=BlockCommitted,
     )

@@ -128,10 +128,10 @@ BROKEN_BODIES = {
     ),
     "a member's admission": (lambda n: {"entries": (admission_of(n, n.generator),)}, "a member already"),
     "an admission by a stranger": (lambda n: {"entries": (admission_of(n, by=n.stranger),)}, "not a genesis member"),
-    "an admission twice": (lambda n: {"entries": (admission_of(n),) * 2}, "not admissions ascending"),
+    "an admission twice": (lambda n: {"entries": (admission_of(n),) * 2}, "each ascending by whom"),
     "a checkpoint before an admission": (
         lambda n: {"entries": (checkpoint_entry(n.checkpoint(n.generator)), admission_of(n))},
-        "not admissions ascending",
+        "each ascending by whom",
     ),
     "a transaction that is none": (lambda n: {"transactions": (b"\x02\x80",)}, "body.transactions: "),
     "an anchor too soon": (lambda n: {"transactions": (n.too_soon,)}, "allowed from"),

@@ -114,7 +114,7 @@ function peers(rows, own) {
 
 const cell = (label, value) => el("td", { class: `num ${value === null ? "none" : ""}`, "data-label": label }, value ?? "no data");
 
-const CONSENSUS = ["height", "epoch", "round", "validators", "quorum", "faults", "pending", "halted"];
+const CONSENSUS = ["height", "epoch", "round", "validators", "quorum", "faults", "pending", "halted", "offences"];
 
 function consensus(c) {
   const rest = Object.keys(c).filter((key) => !CONSENSUS.includes(key));
@@ -126,8 +126,19 @@ function consensus(c) {
     ["May fail", c.faults === null || c.faults === undefined ? null : c.faults === 0 ? "none (f = 0)" : `${number(c.faults)} (f = ${c.faults})`],
     ["Records waiting", number(c.pending)],
     ["State", c.halted ? el("span", { class: "error" }, `halted: ${c.halted}`) : "running"],
+    ["Offences", offences(c.offences)],
     ...rest.map((key) => [words(key), plain(c[key])]),
   ]);
+}
+
+const OFFENCES = { double_vote: "voted twice", double_proposal: "proposed twice", amnesia: "broke its lock" };
+
+/** Validators that a block convicts, by evidence that anybody can check. */
+function offences(rows) {
+  if (!rows) return null;
+  if (rows.length === 0) return "none";
+  return el("span", { class: "error" }, rows.map((row) => el("div", { title: `${row.validator}, evidence in block ${row.block}` },
+    `${short(row.validator, 8, 4)} ${OFFENCES[row.kind] ?? words(row.kind)} at height ${number(row.height)}`)));
 }
 
 function certificates(rows) {

@@ -72,6 +72,10 @@ def _rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     agreed = f"height [bold]{_shown(consensus.get('height'))}[/], quorum {_shown(consensus.get('quorum'))} of "
     agreed += f"{_shown(consensus.get('validators'))}, {_shown(consensus.get('pending'))} pending"
     yield "consensus", f"[bold red]halted: {escape(str(halted))}[/]" if halted else agreed
+    for offence in consensus.get("offences") or []:
+        kind = escape(str(offence.get("kind", "")).replace("_", " "))
+        who = escape(str(offence.get("validator")))
+        yield "offence", f"[red]{who}: {kind} at height {_shown(offence.get('height'))}[/]"
     hits = f"hits {_shown(cache.get('hits_local'))} local, {_shown(cache.get('hits_remote'))} remote"
     yield "cache", f"{_shown(cache.get('records'))} records, {hits}, misses {_shown(cache.get('misses'))}"
     yield "log", f"size {_shown(logs.get('network_log_size'))}, root {_shown(logs.get('network_log_root'))[:18]}"

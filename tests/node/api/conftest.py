@@ -266,6 +266,7 @@ def make_status(service: FakeService) -> Status:
             "faults": 1,
             "pending": 1,
             "halted": None,
+            "offences": [],
         },
         certificates=tuple(
             CertificateRow(42 - i, 0, 1_700_000_000_000 - i * 4000, 1 + i % 3, 120 - i, 3 + i % 2, i == 1)

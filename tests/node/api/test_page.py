@@ -96,6 +96,7 @@ async def test_the_panels_show_the_status_and_no_data_for_none(running, browse):
         assert page.inner_text("#peer-name") == "atlas"
         assert page.inner_text("#ready") == "Ready"
         assert "4, quorum 3" in page.inner_text("#consensus")
+        assert "none" in page.locator("#consensus dd").nth(6).inner_text()
         assert "38.4" in page.inner_text("#tiles")
         assert page.locator("#certificates tbody tr").count() == 6
         assert "no data" in page.locator("#peers tbody tr").nth(2).inner_text()
@@ -111,7 +112,11 @@ async def test_a_stand_in_and_a_halt_are_said_plainly_and_none_is_no_number(runn
         status,
         engine=engine,
         cache=dict.fromkeys(status.cache),
-        consensus={**dict.fromkeys(status.consensus), "halted": "state root differs at height 9"},
+        consensus={
+            **dict.fromkeys(status.consensus),
+            "halted": "state root differs at height 9",
+            "offences": [{"validator": "0x" + "5e" * 20, "kind": "amnesia", "height": 7, "epoch": 0, "block": 8}],
+        },
         certificates=(),
         policy={},
         logs=dict.fromkeys(status.logs),
@@ -124,6 +129,7 @@ async def test_a_stand_in_and_a_halt_are_said_plainly_and_none_is_no_number(runn
         page.wait_for_selector("#identity dl")
         assert page.inner_text("#ready") == "Halted"
         assert "state root differs at height 9" in page.inner_text("#notices")
+        assert "broke its lock at height 7" in page.inner_text("#consensus")
         assert "stand-in" in page.inner_text("#engine")
         assert page.inner_text("#cache").count("no data") == 6
         assert page.inner_text("#tiles").count("no data") == 3
