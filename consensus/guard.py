@@ -17,10 +17,10 @@ from nsllm import canonical
 from nsllm.canonical import Value
 from nsllm.consensus.block import Block
 from nsllm.consensus.errors import GuardError
+from nsllm.consensus.guard_file import MAX_RECORD_BYTES, GuardFile
 from nsllm.consensus.vote import Choice, Proposal, Vote, VoteKind, keeps_lock, proposal_digest, vote_digest
 from nsllm.crypto import MemberKey
-from nsllm.errors import EncodingError, UsageError
-from nsllm.files import read_bounded, write_atomic
+from nsllm.errors import EncodingError
 from nsllm.ids import (
     Address,
     AddressField,
@@ -38,7 +38,6 @@ from nsllm.ids import (
     short,
 )
 
-MAX_GUARD_BYTES: Final = 4096
 SIGN_STEPS: Final = {"proposal": 1, "prevote": 2, "precommit": 3}
 """Order of what one validator signs within a round."""
 
@@ -77,6 +76,7 @@ class SignerGuard:
         self._key = key
         self._network = network
         self._path = path
+        self._file = GuardFile(path)
         self._last = self._load()
 
     @property
@@ -208,17 +208,17 @@ class SignerGuard:
                 hint="wait for the next height; if this repeats, another process runs with this key",
             )
         if wanted != last:
-            write_atomic(self._path, canonical.to_json(wanted).encode())
+            self._file.write(canonical.encode(wanted))
             self._last = wanted
         return self._key.sign(digest)
 
     def _load(self) -> Signed | None:
-        if not self._path.exists():
+        record = self._file.record
+        if record is None:
             return None
         try:
-            text = read_bounded(self._path, limit_bytes=MAX_GUARD_BYTES).decode()
-            last = canonical.from_json(text, Signed, limit_bytes=MAX_GUARD_BYTES)
-        except (EncodingError, UsageError, UnicodeDecodeError) as error:
+            last = canonical.decode(record, Signed, limit_bytes=MAX_RECORD_BYTES)
+        except EncodingError as error:
             raise GuardError(
                 f"{self._path} is damaged: {error}",
                 hint="restore it from a backup; without it this key may sign a contradiction",

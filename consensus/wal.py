@@ -18,6 +18,7 @@ from typing import Final
 
 from nsllm.consensus.errors import WalError
 from nsllm.errors import OwnFault
+from nsllm.files import sync_data
 
 LOGGER = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class WriteAheadLog:
         if self._synced:
             return
         try:
-            os.fsync(self._file)
+            sync_data(self._file)
         except OSError as error:
             self._broken = True
             raise self._fault(error) from None
@@ -106,14 +107,21 @@ class WriteAheadLog:
     def reset(self) -> None:
         """Forget everything: the height is committed.
 
+        The disk learns of it with the next `sync`. A power cut before that brings back the old height's log, whole,
+        and its first entry says whose height it is.
+
         Raises:
             OwnFault: the disk refused.
         """
         self._refuse_broken()
-        self._truncate(0)
+        try:
+            os.ftruncate(self._file, 0)
+        except OSError as error:
+            self._broken = True
+            raise self._fault(error) from None
         self._sequence = 0
         self._end = 0
-        self._synced = True
+        self._synced = False
 
     def close(self) -> None:
         """Close the file; safe to call twice."""

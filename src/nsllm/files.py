@@ -56,6 +56,11 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         raise OwnFault(f"cannot write {path}: {error.strerror}", hint="free some space or check permissions") from None
 
 
+def sync_data(handle: int) -> None:
+    """Return once the file's bytes and length are on disk; its times need not be. Raises `OSError`."""
+    getattr(os, "fdatasync", os.fsync)(handle)  # macOS has the latter only
+
+
 def read_bounded(path: Path, *, limit_bytes: int) -> bytes:
     """The file's bytes.
 

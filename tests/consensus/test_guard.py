@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nsllm import files
 from nsllm.consensus.errors import GuardError
 from nsllm.consensus.evidence import contradicts
 from nsllm.consensus.guard import SignerGuard
@@ -118,15 +118,19 @@ def test_a_signature_is_on_disk_before_it_exists(make, tmp_path, monkeypatch):
     guard = make()
     vote(guard, "prevote", A)
 
-    def full(*_args):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def failing(*_args):
+        raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(OwnFault, match="No space left"):
+    monkeypatch.setattr(os, "fdatasync", failing)
+    with pytest.raises(OwnFault, match="Input/output error"):
         vote(guard, "precommit", A)
     monkeypatch.undo()
-    assert make().last.place() == (1, 0, 2)
-    vote(guard, "precommit", None)
+    with pytest.raises(OwnFault, match="restart"):
+        vote(guard, "precommit", A)
+    again = make()  # nobody saw the signature, but the record may be on disk: only the same may be signed now
+    vote(again, "precommit", A)
+    with pytest.raises(GuardError):
+        vote(again, "precommit", None)
 
 
 def test_another_key_or_network_is_refused(kit, make):
@@ -138,7 +142,14 @@ def test_another_key_or_network_is_refused(kit, make):
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda b: b[:-3], lambda b: b"", lambda b: b.replace(b"height", b"heighT"), lambda b: b"\xff"]
+    "damage",
+    [
+        lambda b: b[:-3],
+        lambda b: b"",
+        lambda b: b.replace(b"height", b"heighT"),
+        lambda b: b"\xff",
+        lambda b: bytes(len(b)),
+    ],
 )
 def test_a_damaged_file_is_refused(make, tmp_path, damage):
     vote(make(), "prevote", A)

@@ -257,7 +257,7 @@ def guard_refuses_a_second_vote(kit, guard_module, path):
     [
         ("wanted != last and wanted.place() <= last.place()", "False"),
         ("wanted.place() <= last.place()", "wanted.place() < last.place()"),
-        ("            write_atomic(self._path, canonical.to_json(wanted).encode())\n", ""),
+        ("            self._file.write(canonical.encode(wanted))\n", ""),
     ],
     ids=["guard off", "same step twice", "guard forgets"],
 )

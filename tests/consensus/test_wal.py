@@ -115,7 +115,7 @@ def test_reset_forgets(tmp_path):
     assert read(tmp_path / "wal") == ([b"new height"], 0)
 
 
-@pytest.mark.parametrize("call", ["pwrite", "fsync"])
+@pytest.mark.parametrize("call", ["pwrite", "fdatasync"])
 def test_a_full_disk_is_a_clear_fault(tmp_path, monkeypatch, call):
     log = WriteAheadLog(tmp_path / "wal")
     log.append(b"before")
@@ -130,7 +130,7 @@ def test_a_full_disk_is_a_clear_fault(tmp_path, monkeypatch, call):
     with pytest.raises(OwnFault, match=r"cannot write .*No space left.*free some space"):
         log.append(b"not this") if call == "pwrite" else log.sync()
     monkeypatch.setattr(wal_module.os, call, whole)
-    if call == "fsync":
+    if call == "fdatasync":
         with pytest.raises(OwnFault, match="failed before"):
             log.append(b"after a failed fsync nothing is certain")
     else:
