@@ -469,3 +469,39 @@ async def test_nothing_is_sent_before_it_is_on_disk(autojump_clock, house, kit, 
         await town.until_height(2)
         nursery.cancel_scope.cancel()
     assert seen >= 2 * 3 * 8
+
+
+async def test_a_timer_that_had_fired_is_not_armed_again(autojump_clock, house):
+    """Alone in its round, a validator waits for the proposal, prevotes nil, and comes back: it waits for nothing twice."""
+    town = house(4)
+    victim = next(
+        p for p in town.peers if p.address not in {town.validators.proposer(1, round_) for round_ in range(2)}
+    )
+    async with trio.open_nursery() as nursery:
+        await start(nursery, town, [victim])
+        victim.want(1)
+        await town.until(lambda: victim.driver.status().step == "prevote")
+        assert victim.driver._timers == {}
+        said = victim.moments.count("vote_sent")
+        await victim.stop()
+        await nursery.start(victim.run)
+        await town.until(lambda: victim.driver.status().step == "prevote")
+        assert victim.driver._timers == {}
+        await trio.sleep(60)
+        assert victim.moments.count("vote_sent") == said == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_timer_that_had_not_fired_is_armed_again(autojump_clock, house):
+    town = house(4)
+    victim = next(
+        p for p in town.peers if p.address not in {town.validators.proposer(1, round_) for round_ in range(2)}
+    )
+    async with trio.open_nursery() as nursery:
+        await start(nursery, town, [victim])
+        victim.want(1)
+        await town.until(lambda: victim.driver.status().step == "propose")
+        await victim.stop()
+        await nursery.start(victim.run)
+        await town.until(lambda: victim.driver.status().step == "prevote", timeout_s=10)
+        nursery.cancel_scope.cancel()
