@@ -5,7 +5,8 @@ SimulationError
 ├── ScenarioError          what must hold in a simulation did not: says how to replay it
 │   └── InvariantError     agreement broke a promise in a schedule of faults
 ├── UnknownScenarioError   (UsageError) no scenario of that name
-└── PlanError              (UsageError) not a schedule's plan
+├── PlanError              (UsageError) not a schedule's plan
+└── PatchError             a mutant's text does not stand in the code any more
 """
 
 from __future__ import annotations
@@ -47,3 +48,9 @@ class PlanError(SimulationError, UsageError):
     """Not the plan of a schedule."""
 
     code = "bad_plan"
+
+
+class PatchError(SimulationError):
+    """A mutant's text does not stand in the module as it should."""
+
+    code = "bad_patch"

@@ -10,6 +10,7 @@ from tables.command_line import commands
 from tables.declared import api_codes, endpoints, error_classes, errors, metrics, settings
 from tables.events import events
 from tables.hooks import hooks
+from tables.mutants import mutants
 from tables.pieces import ROOMS, modules
 from tables.receipts import receipt_fields, steps
 from tables.shown import example, source
@@ -29,6 +30,7 @@ __all__ = [
     "hooks",
     "metrics",
     "modules",
+    "mutants",
     "protocol_limits",
     "protocol_modules",
     "protocols",

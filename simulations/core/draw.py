@@ -65,7 +65,7 @@ def draw(seed: int, peers: int, byzantine: int | None = None) -> Plan:
     heals_s = rng.uniform(4.0, 14.0)
     guide = rng.choice(AIMS) if rng.random() < 0.8 else "none"
     if any(fault == "schemer" for _, fault in faulty):
-        guide, heals_s = "secret decision", rng.uniform(10.0, 40.0)
+        guide, heals_s = "secret decision", rng.uniform(8.0, 24.0)
     cuts = () if scheme else tuple(_cut(rng, peers, heals_s) for _ in range(rng.choice((0, 0, 1, 1, 2))))
     outages = () if scheme else tuple(_outage(rng, honest, heals_s) for _ in range(rng.choice((0, 1, 1, 2, 3))))
     loss = 0.0 if scheme else rng.choice((0.0, 0.05, 0.15, 0.3))

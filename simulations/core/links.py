@@ -94,13 +94,17 @@ class Links:
         return (2.5 + self._random()) * (1 + 0.5 * body.round)
 
     def _secret_decision(self, sender: int, to: int, body: Message) -> float:
-        """What would spoil the secret: polkas before the secret round, the victim's words from its decision on."""
+        """What would spoil the secret: polkas before the secret round, the victim's words from its decision on.
+
+        Before the secret round every honest validator hears a quorum of prevotes, but one too few for a polka: only the
+        schemers have that.
+        """
         plan = self._plan
         if isinstance(body, Vote):
             height, round_ = body.height, body.round
             secret = plan.secret_round(height)
             if body.kind == "prevote" and round_ < secret:
-                return SECRET_S if plan.is_honest[to] else 0.0
+                return SECRET_S if plan.is_deaf(to, sender) else 0.0
             if body.kind == "prevote" and round_ == secret and not plan.tolerated:
                 return SECRET_S if plan.is_honest[to] and to not in plan.confidants(height) else 0.0
             decided = body.kind == "precommit"

@@ -89,6 +89,11 @@ class Plan:
         return tuple(index not in faulty for index in range(self.peers))
 
     @property
+    def quorum(self) -> int:
+        """Of the validators."""
+        return (self.peers + (self.peers - 1) // 3) // 2 + 1
+
+    @property
     def tolerated(self) -> bool:
         """At most f validators are Byzantine, so that every promise must hold."""
         return len(self.faulty) <= (self.peers - 1) // 3
@@ -99,9 +104,15 @@ class Plan:
 
     def confidants(self, height: int) -> tuple[int, ...]:
         """With more than f Byzantine validators: the honest ones that must lock for the victim to decide, no others."""
-        quorum = (self.peers + (self.peers - 1) // 3) // 2 + 1
         first = self.honest.index(self.victim(height))
-        return (*self.honest[first:], *self.honest[:first])[: max(1, quorum - len(self.faulty))]
+        return (*self.honest[first:], *self.honest[:first])[: max(1, self.quorum - len(self.faulty))]
+
+    def is_deaf(self, to: int, sender: int) -> bool:
+        """Whether an honest validator is kept from hearing another, so that its ear falls one short of a quorum."""
+        if not (self.is_honest[to] and self.is_honest[sender]):
+            return False
+        apart = (self.honest.index(sender) - self.honest.index(to)) % len(self.honest)
+        return 0 < apart <= len(self.honest) - self.quorum + 1
 
     def secret_round(self, height: int) -> int:
         """The round in which the victim is to decide, see the guide "secret decision"."""

@@ -19,10 +19,11 @@ from nsllm.simulations.core.validator import TIMEOUTS, UNSIGNED
 class Schemer(Byzantine):
     """Follows no algorithm. Links help it (guide "secret decision").
 
-    In the plan's secret round it precommits the value to the victim and nil to the rest, which makes these leave the
-    round. It never supports that value again; when it may propose, it proposes a block of an earlier round with its
-    genuine polka, or a new one that claims any valid round. Where others prevote nil, so does it: they shall go on.
-    With more than f of its kind it may do without two precommits in one round, and only forget the one.
+    Before the plan's secret round it collects prevotes of which the others hear too few. In the secret round it
+    precommits the value to the victim and nil to the rest, which makes these leave the round. It never supports that
+    value again; when it may propose, it proposes a block of an earlier round with its genuine polka, or a new one that
+    claims any valid round. Where others prevote nil, so does it: they shall go on. With more than f of its kind it
+    may do without two precommits in one round, and only forget the one.
     """
 
     def __init__(self, world: Surroundings, index: int, rng: random.Random, machine: int = 0) -> None:
@@ -73,7 +74,7 @@ class Schemer(Byzantine):
         elif round_ > secret:
             self._vote_all(round_, value if self.rng.random() < 0.7 else None)
         else:
-            self.broadcast(self._vote("prevote", round_, value))
+            self.broadcast(self._vote("prevote", round_, value if round_ == secret else None))
             self._precommit(proposal.height, round_, value)
 
     def _precommit(self, height: int, round_: int, value: Digest) -> None:

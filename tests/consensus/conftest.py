@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,124 +12,28 @@ from types import SimpleNamespace
 import pytest
 import trio
 
-from nsllm import canonical, merkle
+from nsllm import canonical
 from nsllm.clock import TrioClock
-from nsllm.consensus.block import Block, Body, DecidedBlock
-from nsllm.consensus.certificate import Certificate, Precommit
+from nsllm.consensus.block import Block, DecidedBlock
 from nsllm.consensus.driver import Driver
-from nsllm.consensus.effects import Accuse, BuildValue, Decide, Relay, Schedule, SignProposal, SignVote
 from nsllm.consensus.errors import BlockError, DivergenceError
 from nsllm.consensus.events import BlockCommitted
 from nsllm.consensus.evidence import Evidence, check_evidence, offence_of
 from nsllm.consensus.guard import SignerGuard
-from nsllm.consensus.header import Header, precommit_digest
-from nsllm.consensus.inputs import (
-    CertificateReceived,
-    ProposalReceived,
-    Start,
-    TimedOut,
-    ValueBuilt,
-    VoteReceived,
-)
 from nsllm.consensus.timeouts import Timeouts
 from nsllm.consensus.validators import ValidatorSet
-from nsllm.consensus.vote import Choice, Proposal, Vote, proposal_digest, vote_digest
 from nsllm.consensus.wal import WriteAheadLog
-from nsllm.crypto import MemberKey
-from nsllm.ids import ZERO_DIGEST, Epoch, NetworkId
-
-NETWORK = NetworkId(bytes(range(32)))
-START_MS = 1_700_000_000_000
-
-
-def make_keys(count: int) -> list[MemberKey]:
-    """Fixed keys, ascending by address, so that key i is validator i."""
-    return sorted((MemberKey(bytes([7] * 31 + [i + 1])) for i in range(count)), key=lambda key: key.address)
-
-
-def make_set(keys: Sequence[MemberKey]) -> ValidatorSet:
-    return ValidatorSet(epoch=Epoch(0), members=tuple(key.address for key in keys))
-
-
-def make_block(validators, height=1, *, proposer, parent=None, salt=0, time_ms=START_MS, entries=()):
-    body = Body(entries=tuple(entries))
-    return Block(
-        header=Header(
-            epoch=0,
-            height=height,
-            time_ms=time_ms,
-            parent=NETWORK if parent is None else parent,
-            proposer=proposer,
-            body_digest=body.digest(NETWORK),
-            scores_root=merkle.EMPTY_ROOT,
-            log_size=salt,
-            log_root=ZERO_DIGEST,
-            state_root=ZERO_DIGEST,
-            validators_hash=validators.digest(),
-            policy_digest=ZERO_DIGEST,
-            registry_hash=ZERO_DIGEST,
-        ),
-        body=body,
-    )
-
-
-def sign_vote(key, kind, value, *, round_=0, height=1, epoch=0, network=NETWORK, lock=None, valid_round=None) -> Vote:
-    lock = Choice(round=lock[0], value=lock[1]) if isinstance(lock, tuple) else lock
-    digest = vote_digest(
-        network,
-        kind=kind,
-        epoch=epoch,
-        height=height,
-        round_=round_,
-        value=value,
-        validator=key.address,
-        lock=lock,
-        valid_round=valid_round,
-    )
-    return Vote(
-        kind=kind,
-        epoch=epoch,
-        height=height,
-        round=round_,
-        value=value,
-        validator=key.address,
-        signature=key.sign(digest),
-        lock=lock,
-        valid_round=valid_round,
-    )
-
-
-def sign_proposal(key, block, *, round_=0, valid_round=None, polka=(), height=None, network=NETWORK) -> Proposal:
-    height = block.header.height if height is None else height
-    digest = proposal_digest(
-        network,
-        epoch=0,
-        height=height,
-        round_=round_,
-        value=block.header.id(),
-        valid_round=valid_round,
-        proposer=key.address,
-    )
-    return Proposal(
-        block=block,
-        epoch=0,
-        height=height,
-        round=round_,
-        valid_round=valid_round,
-        polka=tuple(polka),
-        proposer=key.address,
-        signature=key.sign(digest),
-    )
-
-
-def certify(keys, block, *, round_=0, network=NETWORK) -> DecidedBlock:
-    header = block.header
-    digest = precommit_digest(network, header.epoch, header.height, round_, header.id())
-    precommits = tuple(
-        Precommit(validator=key.address, signature=key.sign(digest))
-        for key in sorted(keys, key=lambda key: key.address)
-    )
-    return DecidedBlock(block=block, certificate=Certificate(header=header, round=round_, precommits=precommits))
+from nsllm.simulations.mutants.bench import Bench
+from nsllm.simulations.mutants.made import (
+    NETWORK,
+    START_MS,
+    certify,
+    make_block,
+    make_keys,
+    make_set,
+    sign_proposal,
+    sign_vote,
+)
 
 
 class _AnyEvidence(canonical.Value, frozen=True, kw_only=True):
@@ -371,114 +275,6 @@ async def start_house(nursery, town, peers=None):
     await nursery.start(town.mesh.run)
     for peer in town.peers if peers is None else peers:
         await nursery.start(peer.run)
-
-
-class Bench:
-    """One core under a script. Signs what it asks to have signed and feeds that back, as the driver does.
-
-    Script: steps separated by `;`: `start`, `prop ROUND VALUE [VALID_ROUND]` (`prop!`: the application refuses it),
-    `built ROUND VALUE`, `pv WHO ROUND VALUE`, `pc WHO ROUND VALUE`, `polka ROUND VALUE WHO...`, `to STEP ROUND`.
-    WHO are validators' numbers, as in `123`; values are letters or `nil`; `B@1A` is B under a lock on A of round 1.
-    """
-
-    def __init__(self, core, count: int = 4, me: int = 0, height: int = 1) -> None:
-        self.core = core
-        self.keys = make_keys(count)
-        self.validators = make_set(self.keys)
-        self.key = self.keys[me]
-        self.height = height
-        self.state = core.State(validators=self.validators, me=self.key.address, height=height)
-        self.blocks = {
-            name: make_block(self.validators, height, proposer=self.keys[0].address, salt=salt)
-            for salt, name in enumerate("ABCDEFGH")
-        }
-        self.names = {block.header.id(): name for name, block in self.blocks.items()} | {None: "nil"}
-        self.decided: DecidedBlock | None = None
-        self.votes: list[Vote] = []
-        """Its own, in order."""
-        self.evidence: list[Evidence] = []
-
-    def value(self, name: str):
-        return None if name == "nil" else self.blocks[name].header.id()
-
-    def vote(self, who: str, kind: str, round_: int, name: str) -> Vote:
-        name, _, held = name.partition("@")
-        lock = (int(held[:-1]), self.value(held[-1])) if held else None
-        return sign_vote(self.keys[int(who)], kind, self.value(name), round_=round_, height=self.height, lock=lock)
-
-    def run(self, script: str) -> list[str]:
-        """Feed the script; what the last step made the core ask for, in words."""
-        effects: list[str] = []
-        for line in filter(None, (part.strip() for part in script.split(";"))):
-            effects = [text for event in self._events(line.split()) for text in self.feed(event)]
-        return effects
-
-    def feed(self, event) -> list[str]:
-        queue, texts = [event], []
-        while queue:
-            self.state, effects = self.core.step(self.state, queue.pop(0))
-            for effect in effects:
-                texts.append(self._text(effect))
-                match effect:
-                    case SignVote(kind=kind, round=round_, value=value, lock=lock, valid_round=valid_round):
-                        vote = sign_vote(
-                            self.key,
-                            kind,
-                            value,
-                            round_=round_,
-                            height=self.height,
-                            lock=lock,
-                            valid_round=valid_round,
-                        )
-                        self.votes.append(vote)
-                        queue.append(VoteReceived(vote=vote))
-                    case SignProposal(round=round_, block=block, valid_round=valid_round, polka=polka):
-                        proposal = sign_proposal(self.key, block, round_=round_, valid_round=valid_round, polka=polka)
-                        queue.append(ProposalReceived(proposal=proposal, valid=True))
-                    case Decide(decided=decided):
-                        self.decided = decided
-        return texts
-
-    def _events(self, words):
-        match words:
-            case ["start"]:
-                return [Start()]
-            case ["prop" | "prop!" as verb, round_, name, *rest]:
-                proposer = self.validators.proposer(self.height, int(round_))
-                key = next(key for key in self.keys if key.address == proposer)
-                valid_round = int(rest[0]) if rest else None
-                proposal = sign_proposal(key, self.blocks[name], round_=int(round_), valid_round=valid_round)
-                return [ProposalReceived(proposal=proposal, valid=verb == "prop")]
-            case ["built", round_, name]:
-                return [ValueBuilt(round=int(round_), block=self.blocks[name])]
-            case ["pv" | "pc" as verb, who, round_, name]:
-                kind = {"pv": "prevote", "pc": "precommit"}[verb]
-                return [VoteReceived(vote=self.vote(w, kind, int(round_), name)) for w in who]
-            case ["polka", round_, name, who]:
-                return [CertificateReceived(votes=tuple(self.vote(w, "prevote", int(round_), name) for w in who))]
-            case ["to", step, round_]:
-                return [TimedOut(step=step, round=int(round_))]
-        raise ValueError(words)
-
-    def _text(self, effect) -> str:
-        match effect:
-            case SignVote(kind=kind, round=round_, value=value):
-                return f"{kind} {round_} {self.names[value]}"
-            case SignProposal(round=round_, block=block, valid_round=valid_round, polka=polka):
-                proof = "" if valid_round is None else f" after {valid_round} by {len(polka)}"
-                return f"propose {round_} {self.names[block.header.id()]}{proof}"
-            case Schedule(step=step, round=round_):
-                return f"timer {step} {round_}"
-            case BuildValue(round=round_):
-                return f"build {round_}"
-            case Relay(certificate=certificate):
-                return f"relay {type(certificate).__name__} {certificate.votes[0].round} of {len(certificate.votes)}"
-            case Accuse(evidence=evidence):
-                self.evidence.append(evidence)
-                return f"accuse {offence_of(evidence).kind}"
-            case Decide(decided=decided):
-                return f"decide {decided.certificate.round} {self.names[decided.block.header.id()]}"
-        raise ValueError(effect)
 
 
 @pytest.fixture(scope="session")

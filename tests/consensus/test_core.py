@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nsllm.consensus import core
 from nsllm.consensus.core import Step
-from nsllm.consensus.inputs import VoteReceived
+from nsllm.consensus.inputs import VoteReceived, decode_input, encode_input
 from nsllm.consensus.tally import MAX_ROUNDS_AHEAD
 from nsllm.consensus.vote import Choice
 
@@ -99,11 +99,11 @@ ROWS = [
 
 @pytest.mark.parametrize(("me", "script", "wanted"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
 def test_arms(kit, me, script, wanted):
-    assert kit.Bench(core, me=me).run(script) == wanted
+    assert kit.Bench(me=me).run(script) == wanted
 
 
 def test_nil_never_unlocks(kit):
-    bench = kit.Bench(core)
+    bench = kit.Bench()
     bench.run(LOCK_A + NEXT + "; prop 1 B; pv 123 1 nil; pc 123 1 nil; to precommit 1")
     assert bench.state.round == 2
     assert bench.state.locked == Choice(round=0, value=bench.value("A"))
@@ -112,7 +112,7 @@ def test_nil_never_unlocks(kit):
 
 def test_a_polka_seen_late_is_proposed_later(kit):
     """Lines 42-43 and 16: validator 3 did not lock A, but proposes it when its turn comes."""
-    bench = kit.Bench(core, me=3)
+    bench = kit.Bench(me=3)
     bench.run("start; to propose 0; pv 12 0 nil; prop 0 A; pv 12 0 A")
     assert bench.state.locked is None
     bench.run("polka 0 A 012")
@@ -123,7 +123,7 @@ def test_a_polka_seen_late_is_proposed_later(kit):
 @pytest.mark.parametrize(("count", "me"), [(1, 0), (2, 1), (3, 1)])
 def test_without_faults_tolerated(kit, count, me):
     """n of 1, 2, 3: f is 0; one alone decides at once, two and three with a quorum of two."""
-    bench = kit.Bench(core, count=count, me=me)
+    bench = kit.Bench(count=count, me=me)
     effects = bench.run("start; built 0 A")
     if count == 1:
         assert effects == ["propose 0 A", "prevote 0 A", "precommit 0 A", "relay PolkaCertificate 0 of 1", "decide 0 A"]
@@ -133,14 +133,14 @@ def test_without_faults_tolerated(kit, count, me):
 
 
 def test_the_certificate_of_a_decision_checks(kit):
-    bench = kit.Bench(core)
+    bench = kit.Bench()
     bench.run(LOCK_A + "; pc 12 0 A")
     bench.decided.certificate.check(kit.NETWORK, bench.validators)
     assert bench.state.step is Step.DECIDED
 
 
 def test_missing_names_the_block_that_a_quorum_has(kit):
-    bench = kit.Bench(core)
+    bench = kit.Bench()
     assert core.missing(bench.state) is None
     bench.run("start; pv 123 0 A")
     assert core.missing(bench.state) == (0, bench.value("A"))
@@ -153,7 +153,7 @@ def test_missing_names_the_block_that_a_quorum_has(kit):
 
 def test_what_is_stored_is_bounded(kit):
     """One validator that votes everything everywhere leaves a bounded trace."""
-    bench = kit.Bench(core)
+    bench = kit.Bench()
     bench.run("start")
     for round_ in range(60):
         for name in "ABCDEFGH":
@@ -165,7 +165,7 @@ def test_what_is_stored_is_bounded(kit):
 
 
 def test_old_proposals_are_forgotten_but_not_the_valid_one(kit):
-    bench = kit.Bench(core)
+    bench = kit.Bench()
     bench.run(LOCK_A)
     for round_ in range(6):
         bench.run(f"prop {round_ + 1} {'BCDEFG'[round_]}")
@@ -181,7 +181,7 @@ def test_every_pair_of_state_and_input_is_defined(kit):
               "to prevote 0", "to precommit 0"]  # fmt: skip
     for script in scripts:
         for event in events:
-            bench = kit.Bench(core)
+            bench = kit.Bench()
             bench.run(script)
             bench.run(event)
             before = bench.state
@@ -204,7 +204,7 @@ tokens = st.lists(
 @given(script=tokens)
 def test_laws_of_one_validator(kit, script):
     """Whatever comes: one vote a slot, a precommit only after its polka, a lock kept until a later polka frees it."""
-    bench = kit.Bench(core)
+    bench = kit.Bench()
     votes: dict[tuple[str, int], str] = {}
     lock: tuple[int, str] | None = None
     for line in ["start", *script]:
@@ -225,3 +225,10 @@ def test_laws_of_one_validator(kit, script):
     if bench.decided is not None:
         round_, value = bench.decided.certificate.round, bench.decided.block.header.id()
         assert bench.state.tally.count("precommit", round_, value) >= 3
+
+
+def test_input_encoding_round_trips(kit):
+    bench = kit.Bench()
+    lines = ["start", "to propose 3", "pv 1 0 A", "prop 0 A", "prop! 1 B", "polka 0 A 123", "built 0 B"]
+    for event in (event for line in lines for event in bench.events(line)):
+        assert decode_input(encode_input(event)) == event

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nsllm import canonical
-from nsllm.consensus import core
 from nsllm.consensus.errors import EvidenceError, VoteError
 from nsllm.consensus.evidence import (
     MAX_EVIDENCE_BYTES,
@@ -251,7 +250,7 @@ def test_the_other_spelling_of_a_signature_is_refused(stand, kind):
 @settings(max_examples=120, deadline=None)
 @given(data=st.data())
 def test_an_honest_validator_is_never_accused(kit, data):
-    bench = kit.Bench(core, me=0)
+    bench = kit.Bench(me=0)
     bench.run("start")
     words = st.sampled_from(["prop", "pv", "pc", "to", "polka"])
     for _ in range(data.draw(st.integers(5, 60))):
@@ -284,7 +283,7 @@ def test_an_honest_validator_is_never_accused(kit, data):
 
 def test_both_halves_in_one_far_round_are_found_when_it_comes(kit):
     """Votes far ahead are kept one a validator; what they prove is told when their round is near."""
-    bench = kit.Bench(core)
+    bench = kit.Bench()
     bench.run("start; pc 1 0 A; pv 1 7 B")
     assert bench.evidence == []
     bench.run("pv 2 7 B")

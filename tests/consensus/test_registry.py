@@ -136,3 +136,17 @@ def test_order_is_part_of_the_set():
         with pytest.raises(ValueError, match="ascending order"):
             ValidatorSet(epoch=0, members=wrong)
     assert ValidatorSet(epoch=0, members=(a, b)).digest() != ValidatorSet(epoch=1, members=(a, b)).digest()
+
+
+def test_two_quorums_share_an_honest_validator():
+    """For every n; 2f+1 does not give that."""
+
+    def shares_an_honest_one(quorum, n, f):
+        return 2 * quorum - n >= f + 1
+
+    for n in range(1, 40):
+        validators = ValidatorSet(epoch=0, members=tuple(bytes([i] * 20) for i in range(n)))
+        assert shares_an_honest_one(validators.quorum, n, validators.faults)
+        assert validators.quorum <= n - validators.faults, "the honest can decide alone"
+    unsafe = [n for n in range(4, 33) if not shares_an_honest_one(2 * ((n - 1) // 3) + 1, n, (n - 1) // 3)]
+    assert len(unsafe) == 19

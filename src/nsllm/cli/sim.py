@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from nsllm.cli.sim_core import core, replay
+from nsllm.cli.sim_mutants import mutants
 from nsllm.cli.terminal import emit, examples, json_option
 
 
@@ -24,12 +25,13 @@ class Scenarios(click.Group):
         "nsllm sim steady --peers 8 --seed 1 --json",
         "nsllm sim core --schedules 1000 --seed 1",
         "nsllm sim replay --seed 7",
+        "nsllm sim mutants",
     ),
 )
 def sim() -> None:
     """Run a scenario (`nsllm sim list` names them) with the peers' own code on an in-memory network and a virtual
     clock; print what happened and its digest. The model is a stand-in that says so. `core` runs the agreement alone,
-    in many short schedules full of faults.
+    in many short schedules full of faults; `mutants` breaks its rules one by one and sees each found out.
     """  # noqa: D205 - help text
 
 
@@ -41,6 +43,7 @@ def list_scenarios(*, as_json: bool) -> None:
 
     said = {name: (scenario.play.__doc__ or "").strip().partition("\n")[0] for name, scenario in SCENARIOS.items()}
     said["core"] = "Agreement alone: seeded schedules of faults, Byzantine validators and links that aim."
+    said["mutants"] = "Rules of the agreement broken one by one, and what finds each of them out."
     if as_json:
         emit(said)
         return
@@ -49,6 +52,7 @@ def list_scenarios(*, as_json: bool) -> None:
 
 
 sim.add_command(core)
+sim.add_command(mutants)
 sim.add_command(replay)
 
 
