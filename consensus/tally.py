@@ -5,7 +5,9 @@ paper's own: it counts messages, not voters, so a polka that contains an equivoc
 complete certificate is therefore added whole (`certified=True`). Quorums of one round intersect in an honest
 validator, so there is at most one such value beside the first votes, and at most two votes a slot are ever kept.
 
-Rounds far above the current one are remembered as one vote a validator: enough for the f+1 of line 55.
+Rounds far above the current one are remembered as one vote a validator: enough for the f+1 of line 55. A later one
+takes its place only if it is twice as far ahead, so that whoever counts upwards through the rounds changes nothing
+but a few times, and fills no log.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ class Tally(msgspec.Struct, frozen=True):
         default_factory=dict[Slot, dict[Address, tuple[Vote, ...]]]
     )
     far: Mapping[Address, Vote] = msgspec.field(default_factory=dict[Address, Vote])
-    """Of each validator the highest vote above the horizon."""
+    """Of each validator a high vote above the horizon: at least half as far above it as the highest."""
     reached: Mapping[Address, Round] = msgspec.field(default_factory=dict[Address, Round])
     """Highest round in which each validator was heard."""
     accused: frozenset[tuple[Slot, Address]] = frozenset()
@@ -51,7 +53,7 @@ class Tally(msgspec.Struct, frozen=True):
         """
         if vote.round > horizon:
             known = self.far.get(vote.validator)
-            if known is not None and known.round >= vote.round:
+            if known is not None and vote.round - horizon < 2 * (known.round - horizon):
                 return self, None
             return replace(self.heard(vote.validator, vote.round), far={**self.far, vote.validator: vote}), None
         slot: Slot = (vote.kind, vote.round)
