@@ -22,6 +22,7 @@ from nsllm.cache_dht.eviction import CANDIDATES, ROW_BYTES, SETTLE_MS, SLACK, Sh
 from nsllm.cache_dht.index import SemanticIndex
 from nsllm.clock import Clock
 from nsllm.consensus.certified import MAX_CERTIFIED_BYTES, CertifiedRecord
+from nsllm.databases import ON_DISK, Databases, connect
 from nsllm.errors import EncodingError
 from nsllm.ids import Digest
 from nsllm.offload import Offload
@@ -76,7 +77,15 @@ class RecordStore:
         """What an operator should know about opening: a damaged file that was moved aside."""
 
     @classmethod
-    def open(cls, path: Path | None, clock: Clock, offload: Offload, *, max_bytes: int | None = None) -> RecordStore:
+    def open(
+        cls,
+        path: Path | None,
+        clock: Clock,
+        offload: Offload,
+        *,
+        max_bytes: int | None = None,
+        databases: Databases = ON_DISK,
+    ) -> RecordStore:
         """Open or create the store at `path` (None: in memory, for simulations).
 
         Beyond `max_bytes` records are evicted; None: never.
@@ -88,7 +97,7 @@ class RecordStore:
         """
         notice = None
         try:
-            connection = _connect(path)
+            connection = _connect(path, databases)
         except sqlite3.DatabaseError as error:
             if path is None or isinstance(error, sqlite3.OperationalError):
                 raise StoreError(f"cannot open record store {path}: {error}", hint="check space and modes") from None
@@ -98,7 +107,7 @@ class RecordStore:
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
             notice = f"record store was damaged ({error}); moved to {aside.name}, records return from other holders"
             log.error("store_damaged path=%s aside=%s", path, aside)
-            connection = _connect(path)
+            connection = _connect(path, databases)
         store = cls(connection, path, clock, offload, max_bytes)
         store.notice = notice
         with store._guarded():
@@ -280,8 +289,8 @@ class RecordStore:
             ) from None
 
 
-def _connect(path: Path | None) -> sqlite3.Connection:
-    connection = sqlite3.connect(path or ":memory:", check_same_thread=False)
+def _connect(path: Path | None, databases: Databases) -> sqlite3.Connection:
+    connection = connect(":memory:", autocommit=False) if path is None else databases.connect(path, autocommit=False)
     try:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")

@@ -11,7 +11,7 @@ import trio
 from nsllm.consensus.errors import DivergenceError
 from nsllm.consensus.events import BlockCommitted, ConsensusEvent, Halted, PeerBlamed
 from nsllm.consensus.ports import Application, BlockSource
-from nsllm.consensus.sync import check_decided, fetch_batch, load_tip, tip_of
+from nsllm.consensus.sync import SYNC_BATCH, check_decided, fetch_batch, load_tip, tip_of
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.errors import PeerFault
 from nsllm.ids import Height, NetworkId
@@ -36,6 +36,8 @@ class Follower:
         application: what the blocks are committed to; this task is its only committer.
         source: where blocks come from, unverified.
         observer: told of every committed block and every bad one.
+        patience: seconds to wait after an announcement, asked for each. In a large network followers that fetched
+            every block at once would ask before their neighbours have it; what is decided meanwhile comes along.
     """
 
     def __init__(
@@ -46,7 +48,9 @@ class Follower:
         application: Application,
         source: BlockSource,
         observer: Callable[[ConsensusEvent], None],
+        patience: Callable[[], float] = lambda: 0.0,
     ) -> None:
+        self._patience = patience
         self._network = network
         self._validators = validators
         self._application = application
@@ -90,7 +94,8 @@ class Follower:
                 self._observer(BlockCommitted(decided, synced=True))
             if tip.height > before.height:
                 misses = 0
-                continue
+                if tip.height < announced or len(blocks) >= SYNC_BATCH:
+                    continue  # there is more
             if announced > tip.height and misses < MAX_MISSES:
                 misses += 1
                 await trio.sleep(RETRY_S)
@@ -100,3 +105,4 @@ class Follower:
             self._announced = tip.height
             with trio.move_on_after(POLL_S):
                 await self._wake.wait()
+                await trio.sleep(self._patience())

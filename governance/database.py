@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from nsllm.databases import ON_DISK, Databases, connect
 from nsllm.governance.errors import DamageError, StorageError
 from nsllm.ids import TimeMs
 
@@ -35,7 +36,16 @@ class Database:
         """Where that file is now."""
 
     @classmethod
-    def open(cls, path: Path | None, *, what: str, now_ms: TimeMs, recover: bool, hint: str) -> Database:
+    def open(
+        cls,
+        path: Path | None,
+        *,
+        what: str,
+        now_ms: TimeMs,
+        recover: bool,
+        hint: str,
+        databases: Databases = ON_DISK,
+    ) -> Database:
         """Open or create the file (None: in memory) and check every page of it.
 
         Args:
@@ -44,13 +54,14 @@ class Database:
             now_ms: names the file that a damaged one is moved to.
             recover: move a damaged file aside and begin a new one, with a notice; False refuses to open.
             hint: what to do about a damaged file.
+            databases: where the file is.
 
         Raises:
             DamageError: damaged, and `recover` is False.
             StorageError: no space, or no permission.
         """
         try:
-            return cls(_connect(path), path, what)
+            return cls(_connect(path, databases), path, what)
         except sqlite3.DatabaseError as error:
             if path is None or not is_damage(error):
                 raise StorageError(f"cannot open {what} {path}: {error}", hint="check space and permissions") from None
@@ -63,7 +74,7 @@ class Database:
         """Move a damaged (and closed) file aside and open a new one, with a notice."""
         aside = _move_aside(path, now_ms)
         log.error("database_damaged what=%s path=%s aside=%s", what, path, aside)
-        database = cls(_connect(path), path, what)
+        database = cls(_connect(path, ON_DISK), path, what)
         database.aside = aside
         database.notice = f"{what} was damaged ({reason}); the file was moved to {aside.name} and a new one begun"
         return database
@@ -113,8 +124,8 @@ def is_damage(error: sqlite3.DatabaseError) -> bool:
     )
 
 
-def _connect(path: Path | None) -> sqlite3.Connection:
-    connection = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False, timeout=5.0)
+def _connect(path: Path | None, databases: Databases) -> sqlite3.Connection:
+    connection = connect(":memory:", autocommit=True) if path is None else databases.connect(path, autocommit=True)
     try:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")

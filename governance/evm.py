@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, cast
 
 from eth.abc import AtomicDatabaseAPI, BlockHeaderAPI, ReceiptAPI, SignedTransactionAPI
@@ -19,6 +20,7 @@ from eth.consensus.noproof import NoProofConsensus
 from eth.constants import ZERO_ADDRESS, ZERO_HASH32
 from eth.db.atomic import AtomicDB
 from eth.db.batch import BatchDB
+from eth.db.diff import DBDiff
 from eth.exceptions import CanonicalHeadNotFound
 from eth.typing import AccountState, HeaderParams
 from eth.vm.forks.cancun import CancunVM
@@ -92,12 +94,25 @@ class Evm:
 
         Deterministic and total: what is malformed or cannot pay is passed over and reported as failed.
         """
+        result, changes = self._transition(transactions, time_ms)
         with self._store.transaction():
-            return self._execute(self._store, transactions, time_ms)
+            changes.apply_to(self._store)
+        return result
 
     def rehearse(self, transactions: Sequence[bytes]) -> ExecutionResult:
         """What `execute` would do at the next possible time; writes nothing."""
-        return self._execute(AtomicDB(BatchDB(self._store)), transactions, 0)
+        return self._transition(transactions, 0)[0]
+
+    def _transition(self, transactions: Sequence[bytes], time_ms: int) -> tuple[ExecutionResult, DBDiff]:
+        """Result of the transactions at the newest block, and what they write; nothing is written yet."""
+        head = self._chain_class.get_chaindb_class()(self._store).get_canonical_head().hash
+        return _transition(_Step(self, Digest(head), self._chain_id, tuple(transactions), time_ms))
+
+    def run(self, transactions: Sequence[bytes], time_ms: int) -> tuple[ExecutionResult, DBDiff]:
+        """Execute beside the store, which is read only."""
+        beside = BatchDB(self._store)
+        result = self._execute(AtomicDB(beside), transactions, time_ms)
+        return result, beside.diff()
 
     def _execute(self, store: AtomicDatabaseAPI, transactions: Sequence[bytes], time_ms: int) -> ExecutionResult:
         chain = self._chain_class(store)
@@ -152,3 +167,34 @@ class Evm:
         vm.validate_transaction_against_header(header, transaction)
         vm.state.validate_transaction(transaction)
         return transaction
+
+
+class _Step:
+    """What determines the next EVM block: the head, whose hash commits to all of the state, and what is done to it."""
+
+    __slots__ = ("about", "evm")
+
+    def __init__(self, evm: Evm, head: Digest, chain_id: int, transactions: tuple[bytes, ...], time_ms: int) -> None:
+        self.about = (head, chain_id, transactions, time_ms)
+        self.evm: Evm | None = evm
+        """Reads the state; no part of the question, and let go once it is answered."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Step) and other.about == self.about
+
+    def __hash__(self) -> int:
+        return hash(self.about)
+
+
+@lru_cache(maxsize=256)
+def _transition(step: _Step) -> tuple[ExecutionResult, DBDiff]:
+    """The step's result. Pure in `step.about`, so the newest results are remembered.
+
+    An anchor comes back in a later round, and in a simulation, where many peers share a process, others execute the
+    same on the same state.
+    """
+    evm, step.evm = step.evm, None
+    if evm is None:
+        raise RuntimeError("a step is taken once")
+    _, _, transactions, time_ms = step.about
+    return evm.run(transactions, time_ms)

@@ -25,6 +25,7 @@ from nsllm.consensus.observation import ScoreLeaf, SignedObservation
 from nsllm.consensus.registry import Admission, MemberRegistry
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.crypto import MemberKey
+from nsllm.databases import ON_DISK, Databases
 from nsllm.governance.block_store import AnchorRow, BlockRow
 from nsllm.governance.errors import LedgerError
 from nsllm.governance.genesis import Genesis
@@ -39,6 +40,10 @@ from nsllm.record import SignedRecord
 
 R = TypeVar("R")
 
+UNPACED_MEMBERS: Final = 32
+PACE_MS: Final = 2_000
+"""Least time between two blocks that this peer proposes in a network of more than `UNPACED_MEMBERS`. No rule of valid
+blocks."""
 MAX_DECIDED: Final = 64
 """Decided blocks handed out in one call."""
 
@@ -93,6 +98,7 @@ class Ledger:
         offload: Offload,
         key: MemberKey | None = None,
         recover: bool = False,
+        databases: Databases = ON_DISK,
     ) -> Ledger:
         """Open or create the ledger; validators, policy and chain parameters are the genesis's.
 
@@ -103,6 +109,7 @@ class Ledger:
             offload: runs the blocking work.
             key: this validator's member key, which signs and pays anchor transactions; None for a follower.
             recover: move a damaged file aside, begin anew and say so in `notice`; False raises instead.
+            databases: where the file is.
 
         Raises:
             DamageError: damaged, and `recover` is False.
@@ -110,7 +117,7 @@ class Ledger:
         """
 
         def work() -> tuple[LedgerState, list[Digest]]:
-            state = LedgerState.open(path, genesis, now_ms=clock.now_ms(), recover=recover)
+            state = LedgerState.open(path, genesis, now_ms=clock.now_ms(), recover=recover, databases=databases)
             return state, state.store.recent_records(RECENT_RECORDS)
 
         state, recent = await offload.run(work)
@@ -167,15 +174,23 @@ class Ledger:
         """Seconds until a block is wanted, or None while nothing is: no empty blocks."""
         if self._key is None or self.halted is not None:
             return None
-        if self._state.state_root_due() or self._pending.admissions() or self._pending.evidence():
-            return 0.0
+        if self._pending.admissions() or self._pending.evidence():
+            return self._paced(0.0)
         self._pending.expire(trio.current_time())
         await self._look_up()
         waits = self._pending.waits_s(trio.current_time())
         anchor_ms = self._state.anchor_in_ms(self._clock.now_ms())
         if anchor_ms is not None:
             waits.append(anchor_ms / 1000)
-        return min(waits, default=None)
+        elif self._state.state_root_due():
+            waits.append(0.0)  # where the next anchor is due soon, its block carries the state root too
+        return self._paced(min(waits)) if waits else None
+
+    def _paced(self, wait_s: float) -> float:
+        """A large network gathers more into each block, because every block goes to everybody."""
+        if len(self.registry.members()) <= UNPACED_MEMBERS:
+            return wait_s
+        return max(wait_s, (self._state.parent.time_ms + PACE_MS - self._clock.now_ms()) / 1000)
 
     async def propose(self, height: Height, now_ms: TimeMs, proposer: Address) -> Block:
         """A new valid block from what is pending (possibly an empty body).
@@ -314,6 +329,11 @@ class Ledger:
             self._forget_waiter(record, waiter)
         leaf, inclusion, certificate = found
         return CertifiedRecord(signed=signed, leaf=leaf, inclusion=inclusion, certificate=certificate)
+
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for a record to be certified."""
+        return bool(self._waiters)
 
     async def header(self, height: Height) -> Header | None:
         """The decided header at `height`."""

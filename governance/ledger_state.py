@@ -21,6 +21,7 @@ from nsllm.consensus.observation import ScoreLeaf, SignedObservation
 from nsllm.consensus.registry import Admission, Member, MemberRegistry
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.crypto import MemberKey
+from nsllm.databases import ON_DISK, Databases
 from nsllm.errors import NsllmError
 from nsllm.governance.anchoring import Anchoring
 from nsllm.governance.block_rules import BlockRules, Outcome, Parent, compare_headers
@@ -84,14 +85,18 @@ class LedgerState:
         """Last block, proposer and transactions that the chain would execute."""
 
     @classmethod
-    def open(cls, path: Path | None, genesis: Genesis, *, now_ms: TimeMs, recover: bool) -> LedgerState:
+    def open(
+        cls, path: Path | None, genesis: Genesis, *, now_ms: TimeMs, recover: bool, databases: Databases = ON_DISK
+    ) -> LedgerState:
         """Open or create the ledger file (None: in memory), every page checked.
 
         Raises:
             DamageError: damaged, and `recover` is False.
             StorageError: no space, no permission, or another network's file.
         """
-        database = Database.open(path, what="ledger", now_ms=now_ms, recover=recover, hint=RECOVERY_HINT)
+        database = Database.open(
+            path, what="ledger", now_ms=now_ms, recover=recover, hint=RECOVERY_HINT, databases=databases
+        )
         try:
             return cls(database, genesis)
         except DamageError as error:

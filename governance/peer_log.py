@@ -22,6 +22,7 @@ from nsllm.canonical import Value
 from nsllm.clock import Clock
 from nsllm.consensus.certified import Inclusion
 from nsllm.crypto import MemberKey
+from nsllm.databases import ON_DISK, Databases
 from nsllm.errors import EncodingError
 from nsllm.governance.database import Database
 from nsllm.governance.errors import DamageError, LogError
@@ -101,6 +102,7 @@ class PeerLog:
         clock: Clock,
         offload: Offload,
         recover: bool = False,
+        databases: Databases = ON_DISK,
     ) -> PeerLog:
         """Open or create the log (None: in memory, for simulations).
 
@@ -111,6 +113,7 @@ class PeerLog:
             clock: wall time of the entries.
             offload: runs the blocking work.
             recover: move a damaged file aside, begin anew and say so in `notice`; False raises instead.
+            databases: where the file is.
 
         Raises:
             DamageError: damaged, and `recover` is False.
@@ -119,7 +122,9 @@ class PeerLog:
 
         def work() -> PeerLog:
             now_ms = clock.now_ms()
-            database = Database.open(path, what="peer log", now_ms=now_ms, recover=recover, hint=RECOVERY_HINT)
+            database = Database.open(
+                path, what="peer log", now_ms=now_ms, recover=recover, hint=RECOVERY_HINT, databases=databases
+            )
             try:
                 return cls(database, key, network, clock, offload)
             except DamageError as error:

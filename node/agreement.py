@@ -36,6 +36,8 @@ from nsllm.node.links import BlockFeed, ConsensusMesh
 log = logging.getLogger(__name__)
 
 CONSENSUS_FOLDER = "consensus"
+GATHER_S: Final = 10.0
+"""Longest wait of a follower of a large network after an announcement."""
 RETRY_S: Final = 5.0
 """Between a fault of our own (such as a full disk) and the next try."""
 
@@ -52,7 +54,20 @@ class Agreement:
         feed: BlockFeed,
         folder: Path,
         checkpoint: Callable[[str], None],
+        calm: Callable[[], bool] = lambda: False,
     ) -> None:
+        """Take up from what is on disk; nothing runs yet.
+
+        Args:
+            context: who we are.
+            ledger: what blocks are committed to.
+            mesh: carries votes.
+            feed: decided blocks of others.
+            folder: of guard and write-ahead log.
+            checkpoint: see `World.checkpoint`.
+            calm: whether the network is so large that followers take their time.
+        """
+        self._calm = calm
         self._context = context
         self._ledger = ledger
         self._mesh = mesh
@@ -107,6 +122,7 @@ class Agreement:
                 application=self._ledger,
                 source=self._feed,
                 observer=self._observe,
+                patience=self._patience,
             )
             return
         home = private_folder(self._folder / CONSENSUS_FOLDER)
@@ -163,6 +179,12 @@ class Agreement:
         if self._driver is not None:
             shown["round"] = self._driver.status().round
         return shown
+
+    def _patience(self) -> float:
+        """A follower of a large network fetches some blocks at once, unless one of its own records waits for them."""
+        if not self._calm() or self._ledger.awaited:
+            return 0.0
+        return self._context.rng.uniform(GATHER_S / 2, GATHER_S)
 
     def _resumed(self) -> None:
         """Something was written again after a fault of our own."""

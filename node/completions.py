@@ -20,6 +20,7 @@ from nsllm import canonical
 from nsllm.clock import Clock
 from nsllm.consensus.certificate import Certificate
 from nsllm.consensus.certified import MAX_CERTIFIED_BYTES
+from nsllm.databases import ON_DISK, Databases
 from nsllm.errors import EncodingError
 from nsllm.governance.database import Database
 from nsllm.governance.errors import StorageError
@@ -94,7 +95,9 @@ class Completions:
         """What an operator should know about opening: a damaged file that was moved aside."""
 
     @classmethod
-    async def open(cls, path: Path | None, clock: Clock, offload: Offload) -> Completions:
+    async def open(
+        cls, path: Path | None, clock: Clock, offload: Offload, databases: Databases = ON_DISK
+    ) -> Completions:
         """Open or create the table at `path` (None: in memory).
 
         A damaged file is moved aside with a notice, and what can still be read of it is taken over.
@@ -105,7 +108,9 @@ class Completions:
 
         def work() -> Completions:
             hint = "move the file aside and start again"
-            database = Database.open(path, what="completions", now_ms=clock.now_ms(), recover=True, hint=hint)
+            database = Database.open(
+                path, what="completions", now_ms=clock.now_ms(), recover=True, hint=hint, databases=databases
+            )
             with database.guarded():
                 database.connection.executescript(SCHEMA)
             notice = database.notice

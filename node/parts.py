@@ -89,6 +89,7 @@ class Parts:
             feed=feed,
             folder=world.folder,
             checkpoint=world.checkpoint,
+            calm=lambda: not self.neighbours.everybody,
         )
         self.cache = FederatedCache(context=context, store=stores.records, network=network, shelves=links)
         self._restocker = Restocker(
@@ -130,6 +131,7 @@ class Parts:
             bootstrap=settled.config.p2p.bootstrap,
             height=lambda: ledger.height,
         )
+        self.neighbours = self._presence.neighbours
         self.membership = Membership(
             context=context,
             folder=world.folder,

@@ -122,18 +122,19 @@ class Peer:
     def readiness(self) -> Readiness:
         """Genesis loaded, engine up, quorum connected."""
         engine = self._world.engine.info().state
-        validators = self.parts.context.validators
+        lacking = self._lacks_connections()
+        problems = [*([] if engine == "ready" else [f"engine is {engine}"]), *([lacking] if lacking else [])]
+        return Readiness(genesis=True, engine=engine == "ready", quorum=not lacking, detail="; ".join(problems))
+
+    def _lacks_connections(self) -> str:
+        """Who must be connected and is not: a quorum, or for a follower of a large network some neighbours."""
+        context, neighbours = self.parts.context, self.parts.neighbours
+        connected = self._world.network.connected()
+        if not context.is_validator and neighbours.enough(connected):
+            return ""
+        validators = context.validators
         reachable = sum(self._reaches(address) for address in validators.members)
-        problems = [
-            *([] if engine == "ready" else [f"engine is {engine}"]),
-            *([] if reachable >= validators.quorum else [f"{reachable} of {validators.quorum} validators connected"]),
-        ]
-        return Readiness(
-            genesis=True,
-            engine=engine == "ready",
-            quorum=reachable >= validators.quorum,
-            detail="; ".join(problems),
-        )
+        return "" if reachable >= validators.quorum else f"{reachable} of {validators.quorum} validators connected"
 
     def peers(self) -> tuple[PeerRow, ...]:
         """Known peers, our own row first."""

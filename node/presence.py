@@ -52,7 +52,15 @@ class Presence:
         self._connector = Connector(
             network, directory, self.own_card, context.rng, bootstrap=bootstrap, on_connected=self._connected
         )
-        self._heartbeat = Heartbeat(network, directory, self._beat, on_stale_card=self._connector.greet)
+        self.neighbours = self._connector.neighbours
+        self._heartbeat = Heartbeat(
+            network,
+            directory,
+            self._beat,
+            on_stale_card=self._connector.greet,
+            keeps=self.neighbours.keeps,
+            urgent=self.neighbours.paired,
+        )
         network.handle(HELLO, serve_hello(directory, self.own_card, self.on_card))
         network.handle(HEARTBEAT, serve_heartbeat(directory, self._beat))
 

@@ -29,7 +29,7 @@ class Stores:
             OwnFault: one that cannot be opened; says what to do.
         """
         genesis, identity = settled.genesis, settled.identity
-        folder, clock, offload = world.folder, world.clock, world.offload
+        folder, clock, offload, databases = world.folder, world.clock, world.offload, world.databases
         max_bytes = settled.config.cache.max_mb << 20
         validates = identity.address in genesis.registry().validators()
         return cls(
@@ -40,9 +40,12 @@ class Stores:
                 offload=offload,
                 key=identity.member if validates else None,
                 recover=True,
+                databases=databases,
             ),
             records=await offload.run(
-                lambda: RecordStore.open(folder / "records.sqlite", clock, offload, max_bytes=max_bytes)
+                lambda: RecordStore.open(
+                    folder / "records.sqlite", clock, offload, max_bytes=max_bytes, databases=databases
+                )
             ),
             peer_log=await PeerLog.open(
                 folder / "peerlog.sqlite",
@@ -51,8 +54,9 @@ class Stores:
                 clock=clock,
                 offload=offload,
                 recover=True,
+                databases=databases,
             ),
-            completions=await Completions.open(folder / "completions.sqlite", clock, offload),
+            completions=await Completions.open(folder / "completions.sqlite", clock, offload, databases),
         )
 
     async def close(self, world: World) -> None:

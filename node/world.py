@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from nsllm.clock import Clock, SystemClock
+from nsllm.databases import ON_DISK, Databases
 from nsllm.node.attachments.host import WorkerDescriber
 from nsllm.node.attachments.port import Describer, TablesOnly
 from nsllm.node.config import EngineConfig, PeerConfig
@@ -48,6 +49,8 @@ class World:
     """Where the peer's databases stand."""
     serve_api: bool
     """Whether the HTTP side runs; a simulation asks the peer directly."""
+    databases: Databases = ON_DISK
+    """Where these databases are."""
     models: Models | None = None
     """Loads and unloads text models; None: the engine's are what there is."""
     describer: Describer = field(default_factory=TablesOnly)

@@ -1,8 +1,9 @@
-"""The connector: reaches bootstrap addresses and every member that is known of, again and again, and says hello.
+"""The connector: reaches bootstrap addresses and the neighbours, again and again, and says hello.
 
-Whoever knows one bootstrap peer learns the members' cards from its hello, and so ends up connected to all of them. Of
-two members that know each other the one with the lower peer id dials at once and the other a little later, which keeps
-two dials from crossing.
+Whoever knows one bootstrap peer learns members' cards from its hello, and so ends up connected to all of them, or to
+some if there are many (`nsllm.p2p.neighbours`). Of two members that want each other the one with the lower peer id
+dials at once and the other a little later, which keeps two dials from crossing. In a large network, connections that
+neither side keeps are dropped once they are idle.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from nsllm.p2p.backoff import Backoff
 from nsllm.p2p.card import SignedCard
 from nsllm.p2p.directory import PeerDirectory
 from nsllm.p2p.errors import NetworkError, ProtocolRefusedError
+from nsllm.p2p.neighbours import Neighbours
 from nsllm.p2p.network import Network
 from nsllm.p2p.protocols.hello import OwnCard, say_hello
 
@@ -31,6 +33,12 @@ DIAL_S: Final = 10.0
 TICK_S: Final = 0.5
 COURTESY_S: Final = 1.0
 """How much longer the member with the higher peer id waits before it dials."""
+CALM_TICK_S: Final = 5.0
+"""Tick in a large network, where nobody waits for one certain connection."""
+IDLE_S: Final = 90.0
+"""A connection of a large network that we do not keep, and over which no beat came for so long, is dropped."""
+UNREACHED: Final = 3
+"""Rounds of dialling after which a neighbour of a large network is given up for another."""
 HELLO_AGAIN_S: Final = 300.0
 """Hellos are repeated this often, which refreshes cards before they expire."""
 
@@ -63,11 +71,15 @@ class Connector:
         self._own_card = own_card
         self._rng = rng
         self._bootstrap = tuple(bootstrap)
+        self._bootstrap_peers = frozenset(PeerId(address.rpartition("/p2p/")[2]) for address in bootstrap)
         self._on_connected = on_connected
         self._dialling: dict[str, None] = {}
         self._greeted: dict[PeerId, float] = {}
         self._greeting: dict[PeerId, None] = {}
         self._woken = trio.Event()
+        self._since: dict[PeerId, float] = {}
+        """When each connection was seen first."""
+        self.neighbours = Neighbours(directory, network.peer_id, rng)
 
     def on_card(self, signed: SignedCard) -> None:
         """A card was news: its addresses are tried soon."""
@@ -93,24 +105,39 @@ class Connector:
                 for peer in [peer for peer in self._greeted if peer not in connected]:
                     del self._greeted[peer]
                 for peer in connected:
-                    due = trio.current_time() - self._greeted.get(peer, float("-inf")) >= HELLO_AGAIN_S
-                    if due and peer not in self._greeting:
+                    if self._is_due(peer):
                         self._greeting[peer] = None
                         nursery.start_soon(self._hello, peer)
-                for peer in self._wanted():
+                for peer in self.neighbours.wanted(lambda known: bool(self._addresses(known))):
                     if peer not in connected and peer not in self._dialling:
                         self._dialling[peer] = None
                         nursery.start_soon(self._reach, peer)
+                for peer in self._idle(connected):
+                    nursery.start_soon(self._network.disconnect, peer)
                 self._woken = trio.Event()
-                with trio.move_on_after(TICK_S):
+                with trio.move_on_after(self._tick_s()):
                     await self._woken.wait()
 
-    def _wanted(self) -> list[PeerId]:
-        """Members whose addresses are known, ascending."""
+    def _tick_s(self) -> float:
+        return TICK_S if self.neighbours.everybody else CALM_TICK_S
+
+    def _is_due(self, peer: PeerId) -> bool:
+        """Whether to greet a connected peer now. Who only dialled because it needs us greets us if it likes."""
+        if peer in self._greeting or trio.current_time() - self._greeted.get(peer, float("-inf")) < HELLO_AGAIN_S:
+            return False
+        return self.neighbours.keeps(peer) or peer in self._bootstrap_peers
+
+    def _idle(self, connected: tuple[PeerId, ...]) -> list[PeerId]:
+        """Connections of a large network that neither side seems to keep."""
+        now_s = trio.current_time()
+        self._since = {peer: self._since.get(peer, now_s) for peer in connected}
+        if self.neighbours.everybody:
+            return []
         return [
             peer
-            for peer in self._directory.peers()
-            if peer != self._network.peer_id and self._directory.member_of(peer) is not None and self._addresses(peer)
+            for peer, since_s in self._since.items()
+            if not self.neighbours.keeps(peer)
+            and now_s - max(since_s, self._directory.state_of(peer).last_seen_s or 0.0) >= IDLE_S
         ]
 
     def _addresses(self, peer: PeerId) -> tuple[str, ...]:
@@ -124,9 +151,10 @@ class Connector:
         backoff = Backoff(self._rng, first_s=FIRST_S, cap_s=CAP_S)
         peer = PeerId(address.rpartition("/p2p/")[2])
         while True:
-            if peer in self._network.connected() or peer == self._network.peer_id:
+            connected = self._network.connected()
+            if peer in connected or peer == self._network.peer_id or self.neighbours.enough(connected):
                 backoff.reset()
-                await trio.sleep(TICK_S)
+                await trio.sleep(self._tick_s())
                 continue
             if not await self._dial(address):
                 await trio.sleep(backoff.next_s())
@@ -137,10 +165,15 @@ class Connector:
         try:
             if self._network.peer_id > peer:
                 await trio.sleep(COURTESY_S)
+            rounds = 0
             while peer not in self._network.connected():
                 for address in self._addresses(peer):
                     if await self._dial(address):
                         return
+                rounds += 1
+                if rounds >= UNREACHED and not self.neighbours.paired(peer):
+                    self.neighbours.release(peer)
+                    return
                 await trio.sleep(backoff.next_s())
         finally:
             del self._dialling[peer]

@@ -57,6 +57,7 @@ class PeerDirectory:
         self._clock = clock
         self._cards: dict[PeerId, SignedCard] = {}
         self._states: dict[PeerId, PeerState] = {}
+        self._passed_on = 0
 
     @property
     def network(self) -> NetworkId:
@@ -99,6 +100,28 @@ class PeerDirectory:
             for peer, signed in sorted(self._cards.items())
             if signed.card.expires_ms > now_ms and self.member_of(peer) is not None
         )
+
+    def some_cards(self, limit: int) -> tuple[SignedCard, ...]:
+        """At most `limit` unexpired cards of members; others each time when there are more."""
+        cards = self.member_cards()
+        if len(cards) <= limit:
+            return cards
+        start = self._passed_on % len(cards)
+        self._passed_on += limit
+        return (*cards, *cards)[start : start + limit]
+
+    def carded(self) -> tuple[PeerId, ...]:
+        """Peers with a card that has not expired, ascending."""
+        now_ms = self._clock.now_ms()
+        return tuple(peer for peer, signed in sorted(self._cards.items()) if signed.card.expires_ms > now_ms)
+
+    def members_count(self) -> int:
+        """Members of the network."""
+        return len(self._registry.members())
+
+    def with_role(self, role: Role) -> tuple[PeerId, ...]:
+        """Libp2p identities of the members that have `role`."""
+        return tuple(member.peer_id for member in self._registry.with_role(role))
 
     def peers(self) -> tuple[PeerId, ...]:
         """Peers with a card or a place in the registry, ascending."""

@@ -184,10 +184,7 @@ class Libp2pNetwork:
         host = self._running()
         peer_id = ID.from_string(peer)
         if peer_id not in host.get_connected_peers():
-            address = self.address_of(peer)
-            if address is None:
-                raise UnreachableError(f"no address of {peer} is known")
-            await self.connect(address)
+            await self._reach(peer)
         try:
             inner = await host.new_stream(peer_id, [protocol])
         except StreamFailure as error:
@@ -199,6 +196,21 @@ class Libp2pNetwork:
         if self._nursery is None:
             raise StreamClosedError("the network is closing")
         return Libp2pStream(inner, self._nursery)
+
+    async def _reach(self, peer: PeerId) -> None:
+        """Dial a peer where it was last; if it is not there, where Kademlia says that it is."""
+        address = self.address_of(peer)
+        if address is not None:
+            try:
+                await self.connect(address)
+            except UnreachableError:
+                self._reached.pop(peer, None)
+            else:
+                return
+        found = await self._pointers.locate(peer) if self._pointers is not None else None
+        if found is None or found == address:
+            raise UnreachableError(f"no address of {peer} is known at which it answers")
+        await self.connect(found)
 
     async def publish(self, topic: str, data: bytes) -> None:
         """See `Network.publish`; queued, and sent no faster than gossip carries."""

@@ -9,6 +9,7 @@ from typing import Any, Final
 import trio
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStoreError
 
 from nsllm.ids import PeerId
 from nsllm.p2p.libp2p_stream import STREAM_ERRORS
@@ -118,6 +119,18 @@ class Pointers:
             if len(self._cache) > MAX_CACHED_KEYS:
                 self._cache.popitem(last=False)
         return peers
+
+    async def locate(self, peer: PeerId) -> str | None:
+        """A multiaddr at which the network says that `peer` listens."""
+        peer_id = ID.from_string(peer)
+        try:
+            with trio.move_on_after(QUERY_S * 2):
+                await self.service.peer_routing.find_closest_peers_network(peer_id.to_bytes())
+            known = self._host.get_peerstore().addrs(peer_id)
+        except (*STREAM_ERRORS, PeerStoreError) as error:
+            log.info("locate_failed peer=%s error=%s", peer, error)
+            return None
+        return next((f"{str(base).partition('/p2p/')[0]}/p2p/{peer}" for base in known), None)
 
     async def _announce(self, key: bytes) -> None:
         store = self.service.provider_store

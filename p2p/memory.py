@@ -1,13 +1,11 @@
 """The Network port inside one process, on trio's clock: seeded delays, partitions, crashes. No libp2p inside.
 
-Every message travels through its receiver's mailbox, ordered by (time of arrival, order of sending); arrival times
-grow strictly on each directed link. Under trio's `MockClock` and a deterministic scheduler the same seed gives the
-same trace.
+The world carries every message (`nsllm.p2p.memory_world`). Under trio's `MockClock` and a deterministic scheduler the
+same seed gives the same trace.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final
@@ -18,7 +16,7 @@ from nsllm.ids import PeerId
 from nsllm.p2p.errors import ProtocolRefusedError, StreamClosedError, UnreachableError
 from nsllm.p2p.guard import StreamGuard, StreamLimits
 from nsllm.p2p.memory_stream import Connection, MemoryStream, Wire
-from nsllm.p2p.memory_world import MemoryWorld, Parcel, TraceEvent
+from nsllm.p2p.memory_world import MemoryWorld, TraceEvent
 from nsllm.p2p.network import MAX_GOSSIP_BYTES, MAX_PROVIDER_KEY_BYTES, Stream, StreamHandler
 from nsllm.p2p.topics import TopicQueue
 
@@ -50,8 +48,8 @@ class MemoryNetwork:
         self._guard = StreamGuard(limits or StreamLimits())
         self._connections: dict[PeerId, Connection] = {}
         self._known: dict[PeerId, str] = {}
-        self._mailbox: list[Parcel] = []
-        self._mail_came = trio.Event()
+        self._sorted: tuple[PeerId, ...] | None = ()
+        """What `connected` answers; None: to be made anew."""
         self._nursery: trio.Nursery | None = None
 
     @property
@@ -78,7 +76,6 @@ class MemoryNetwork:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                nursery.start_soon(self._deliver_mail)
                 try:
                     yield
                 except Exception as error:  # noqa: BLE001 - raised below, outside of our nursery
@@ -109,8 +106,8 @@ class MemoryNetwork:
             raise UnreachableError(f"nobody listens at {address}" if there is None else f"another peer at {address}")
         if expected not in self._connections:
             connection = Connection(self._wire(), listener._wire())  # noqa: SLF001 - the other end of the same class
-            self._connections[expected] = connection
-            listener._connections[self._peer_id] = connection  # noqa: SLF001
+            self._join(expected, connection)
+            listener._join(self._peer_id, connection)  # noqa: SLF001
             self._world.trace("connect", self._peer_id, expected, "")
         self._known[expected] = address
         listener._known[self._peer_id] = self.addresses()[0]  # noqa: SLF001 - what identify would tell
@@ -118,8 +115,9 @@ class MemoryNetwork:
 
     async def disconnect(self, peer: PeerId) -> None:
         """See `Network.disconnect`."""
-        connection = self._connections.pop(peer, None)
+        connection = self._connections.get(peer)
         if connection is not None:
+            self._part(peer)
             connection.break_end(self._peer_id)
             self._world.trace("disconnect", self._peer_id, peer, "")
             self._world.post(self._peer_id, peer, lambda: self._lost_at(peer, connection))
@@ -127,7 +125,9 @@ class MemoryNetwork:
 
     def connected(self) -> tuple[PeerId, ...]:
         """Peers with a live connection, ascending."""
-        return tuple(sorted(self._connections))
+        if self._sorted is None:
+            self._sorted = tuple(sorted(self._connections))
+        return self._sorted
 
     def address_of(self, peer: PeerId) -> str | None:
         """Where the peer was reached at."""
@@ -137,38 +137,46 @@ class MemoryNetwork:
         """See `Network.open`; costs one round trip."""
         self._running()
         if peer not in self._connections:
-            address = self._known.get(peer)
-            if address is None:
-                raise UnreachableError(f"no address of {peer} is known")
-            await self.connect(address)
+            await self._reach(peer)
         connection = self._connections.get(peer)
         if connection is None:
             raise UnreachableError(f"the connection to {peer} broke")
         ours, theirs = connection.open(self._peer_id, protocol)
-        answer = trio.Event()
-        accepted: list[bool] = []
-
-        def answered(verdict: bool) -> None:
-            accepted.append(verdict)
-            answer.set()
 
         def arrived() -> None:
             network = self._neighbour(peer)
-            verdict = network is not None and network._accept(theirs)  # noqa: SLF001
+            accepted = network is not None and network._accept(theirs)  # noqa: SLF001
             self._world.trace("open", self._peer_id, peer, protocol)
-            self._world.post(peer, self._peer_id, lambda: answered(verdict))
+            self._world.post(peer, self._peer_id, lambda: ours.answered(accepted))
 
         self._world.post(self._peer_id, peer, arrived)
         try:
-            await ours.wait_broken_or(answer)
+            accepted = await ours.verdict()
         except BaseException:
             await ours.reset()
             raise
-        if not accepted:
+        if accepted is None:
             raise UnreachableError(f"the connection to {peer} broke while {protocol} was being opened")
-        if not accepted[0]:
+        if not accepted:
             raise ProtocolRefusedError(f"{peer} does not serve {protocol}")
         return ours
+
+    async def _reach(self, peer: PeerId) -> None:
+        """Dial a peer where it was last; if it is not there, where the DHT says that it is."""
+        address = self._known.get(peer)
+        if address is not None:
+            try:
+                await self.connect(address)
+            except UnreachableError:
+                self._known.pop(peer, None)
+            else:
+                return
+        await trio.sleep(self._world.delay_s() + self._world.delay_s())
+        network = self._neighbour(peer)
+        found = network.addresses() if network is not None else ()
+        if not found or found[0] == address:
+            raise UnreachableError(f"no address of {peer} is known at which it answers")
+        await self.connect(found[0])
 
     async def publish(self, topic: str, data: bytes) -> None:
         """See `Network.publish`; floods over live connections."""
@@ -176,7 +184,7 @@ class MemoryNetwork:
         if len(data) > MAX_GOSSIP_BYTES:
             raise ValueError(f"announcement of {len(data)} bytes, the limit is {MAX_GOSSIP_BYTES}")
         await trio.lowlevel.checkpoint()
-        for peer in sorted(self._world.reachable(self._peer_id)):
+        for peer in self._world.reachable(self._peer_id):
             network = self._neighbour(peer)
             if peer == self._peer_id or network is None or topic not in network._topics:  # noqa: SLF001
                 continue
@@ -220,26 +228,18 @@ class MemoryNetwork:
             self._world.trace("crash", self._peer_id, peer, "")
             self._world.post(self._peer_id, peer, lambda p=peer, c=connection: self._lost_at(p, c))  # type: ignore[misc]
         self._connections.clear()
-        self._mailbox.clear()
+        self._sorted = ()
         self._world.unregister(self)
 
-    def mail(self, parcel: Parcel) -> None:
-        """Put a parcel into the mailbox."""
-        heapq.heappush(self._mailbox, parcel)
-        self._mail_came.set()
+    def _join(self, peer: PeerId, connection: Connection) -> None:
+        self._connections[peer] = connection
+        self._sorted = None
+        self._world.changed()
 
-    async def _deliver_mail(self) -> None:
-        while True:
-            now_s = trio.current_time()
-            while self._mailbox and self._mailbox[0].due_s <= now_s:
-                parcel = heapq.heappop(self._mailbox)
-                if self._world.is_cut(parcel.source, self._peer_id):
-                    self._world.post(parcel.source, self._peer_id, parcel.action)
-                else:
-                    parcel.action()
-            self._mail_came = trio.Event()
-            with trio.move_on_at(self._mailbox[0].due_s if self._mailbox else float("inf")):
-                await self._mail_came.wait()
+    def _part(self, peer: PeerId) -> None:
+        del self._connections[peer]
+        self._sorted = None
+        self._world.changed()
 
     def _wire(self) -> Wire:
         return Wire(peer=self._peer_id, post=self._world.post, trace=self._world.trace)
@@ -248,7 +248,7 @@ class MemoryNetwork:
         connection.break_end(peer)
         network = self._neighbour(peer)
         if network is not None and network._connections.get(self._peer_id) is connection:  # noqa: SLF001
-            del network._connections[self._peer_id]  # noqa: SLF001
+            network._part(self._peer_id)  # noqa: SLF001
 
     def _accept(self, stream: MemoryStream) -> bool:
         handler = self._handlers.get(stream.protocol)

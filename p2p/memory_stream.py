@@ -71,6 +71,7 @@ class MemoryStream:
         self._ended = False
         self._closed = False
         self._broken = False
+        self._accepted: bool | None = None
         self._change = trio.Event()
 
     def pair(self, other: MemoryStream) -> None:
@@ -134,18 +135,17 @@ class MemoryStream:
         self._connection.forget(self._wire.peer, self._number)
         self._wake()
 
-    async def wait_broken_or(self, event: trio.Event) -> None:
-        """Return when `event` is set or the stream broke."""
-        async with trio.open_nursery() as nursery:
+    def answered(self, accepted: bool) -> None:
+        """The other end serves the protocol, or does not."""
+        self._accepted = accepted
+        self._wake()
 
-            async def watch() -> None:
-                await event.wait()
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(watch)
-            while not self._broken:
-                await self._wait_change()
-            nursery.cancel_scope.cancel()
+    async def verdict(self) -> bool | None:
+        """What `answered` said; None if the stream broke before."""
+        await trio.lowlevel.checkpoint()
+        while self._accepted is None and not self._broken:
+            await self._wait_change()
+        return self._accepted
 
     def _post(self, action: Callable[[], None]) -> None:
         self._wire.post(self._wire.peer, self._peer, action)

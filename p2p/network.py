@@ -94,7 +94,7 @@ class Network(Protocol):
         ...
 
     async def open(self, peer: PeerId, protocol: str) -> Stream:
-        """Open a stream to a connected peer (dialling a known address if needed).
+        """Open a stream to a connected peer (dialling a known address, or one that the DHT knows, if needed).
 
         Raises:
             UnreachableError: no connection can be had.

@@ -5,21 +5,24 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from nsllm.clock import TrioClock
+from nsllm.consensus.registry import Role
+from nsllm.databases import ON_DISK
 from nsllm.files import private_folder
 from nsllm.governance.defaults import default_policy
 from nsllm.ids import TimeMs
 from nsllm.node.config import P2pConfig, PeerConfig
 from nsllm.node.data_folder import Settled
-from nsllm.node.founding import found, founder
+from nsllm.node.founding import ALL_ROLES, found, founder
 from nsllm.node.identity import Identity, new_identity
 from nsllm.node.peer import Peer
 from nsllm.node.service import PeerEvent
@@ -28,11 +31,17 @@ from nsllm.offload import InlineOffload
 from nsllm.p2p.memory import MemoryNetwork
 from nsllm.p2p.memory_world import MemoryWorld, TraceEvent
 from nsllm.plugins.inline import InlinePluginHost
+from nsllm.simulations.disk import MemoryDatabases
 from nsllm.simulations.standin import StandInEngine, stand_in_digest
 from nsllm.simulations.virtual import EPOCH_MS, seeded
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
+
+
+MAX_VALIDATORS: Final = 16
+"""Of a simulated network, unless told otherwise."""
+FOLLOWER_ROLES: Final[tuple[Role, ...]] = ("contributor", "data")
 
 
 class Trace:
@@ -41,12 +50,15 @@ class Trace:
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
         self.messages = 0
+        self.by_label: Counter[str] = Counter()
+        """Messages by protocol or topic."""
         self.message_bytes = 0
         self.changes = 0
 
     def message(self, event: TraceEvent) -> None:
         """A message arrived or was lost."""
         self.messages += 1
+        self.by_label[f"{event[1]} {event[4]}"] += 1
         self.message_bytes += event[5]
         self._hash.update(repr(event).encode())
 
@@ -71,6 +83,7 @@ class SimulatedPeer:
 
     number: int
     settled: Settled
+    disk: MemoryDatabases = field(default_factory=MemoryDatabases)
     peer: Peer | None = None
     scope: trio.CancelScope | None = None
     ended: trio.Event | None = None
@@ -82,23 +95,38 @@ class SimulatedPeer:
 class SimulatedNetwork:
     """Peers of one genesis in one world; `start`, `stop` and `crash` them in a nursery that the scenario owns."""
 
-    def __init__(self, count: int, seed: int, folder: Path, *, gossip_loss: float = 0.0) -> None:
+    def __init__(
+        self,
+        count: int,
+        seed: int,
+        folder: Path,
+        *,
+        gossip_loss: float = 0.0,
+        validators: int = MAX_VALIDATORS,
+        on_disk: bool = False,
+    ) -> None:
         """Make identities and a genesis; nothing runs yet.
 
         Args:
-            count: peers; all of them validate, hold shards and generate.
+            count: peers; all of them hold shards and generate.
             seed: of every key, delay and draw.
             folder: for the peers' databases; a fresh temporary one.
             gossip_loss: chance that an announcement misses a receiver.
+            validators: how many of them validate, the first ones; the others follow.
+            on_disk: SQLite databases are files, which can be damaged; else they are in memory.
         """
         self.seed = seed
         self.trace = Trace()
         self.space = MemoryWorld(seeded(seed, "space"), gossip_loss=gossip_loss, on_event=self.trace.message)
         identities = [new_identity(seeded(seed, "keys", number).randbytes) for number in range(count)]
         policy = default_policy(stand_in_digest("text"), stand_in_digest("encoder"))
-        members = [founder(identity) for identity in identities]
+        members = [
+            founder(identity, ALL_ROLES if number < validators else FOLLOWER_ROLES)
+            for number, identity in enumerate(identities)
+        ]
         self.genesis = found(f"sim-{seed}", members, policy, TimeMs(EPOCH_MS), local=True)
         self._folder = folder
+        self._on_disk = on_disk
         self._first = f"/memory/first/p2p/{identities[0].peer_id}"
         self.peers = [
             SimulatedPeer(number, self._settle(number, identity)) for number, identity in enumerate(identities)
@@ -150,11 +178,13 @@ class SimulatedNetwork:
         # All writes of a simulation happen in one thread, between two turns of the scheduler: the copy is what a
         # killed process leaves behind. What the peer does on its way out is undone.
         shutil.copytree(folder, kept)
+        stored = simulated.disk.left()
         self.space.kill(simulated.settled.identity.peer_id)
         self.stop(number)
         await simulated.ended.wait()
         shutil.rmtree(folder)
         kept.rename(folder)
+        simulated.disk.restore(stored)
 
     @contextmanager
     def caller(self, number: int) -> Generator[Peer]:
@@ -195,6 +225,7 @@ class SimulatedNetwork:
             engine=StandInEngine(),
             plugins=InlinePluginHost(),
             services=(),
+            databases=ON_DISK if self._on_disk else simulated.disk,
             folder=simulated.settled.config.data_dir,
             serve_api=False,
             observer=lambda event: self.trace.change(number, event),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from typing import Final
 
 import trio
 
+from nsllm.simulations.churn import churn
 from nsllm.simulations.errors import ScenarioError, UnknownScenarioError
 from nsllm.simulations.faults import GOSSIP_LOSS, faults
-from nsllm.simulations.network import SimulatedNetwork, quiet
+from nsllm.simulations.network import MAX_VALIDATORS, SimulatedNetwork, quiet
 from nsllm.simulations.standin import NAME
 from nsllm.simulations.steady import steady
 from nsllm.simulations.virtual import run_virtual
@@ -27,11 +29,14 @@ class Scenario:
     play: Callable[[SimulatedNetwork, trio.Nursery], Awaitable[dict[str, str | int]]]
     """Starts peers in the nursery, returns what it saw; raises `ScenarioError` when something does not hold."""
     gossip_loss: float = 0.0
+    validators: int = MAX_VALIDATORS
+    """At most so many of the peers validate."""
 
 
 SCENARIOS: Final[dict[str, Scenario]] = {
     "steady": Scenario(steady),
     "faults": Scenario(faults, gossip_loss=GOSSIP_LOSS),
+    "churn": Scenario(churn, validators=7),
 }
 
 
@@ -45,7 +50,7 @@ def run(name: str, *, peers: int, seed: int) -> Result:
     scenario = SCENARIOS.get(name)
     if scenario is None:
         raise UnknownScenarioError(f"there is no scenario {name!r}", hint=f"choose one of {', '.join(SCENARIOS)}")
-    with tempfile.TemporaryDirectory(prefix="nsllm-sim-") as folder, quiet():
+    with tempfile.TemporaryDirectory(prefix="nsllm-sim-", dir=_memory_folder()) as folder, quiet():
         try:
             result = run_virtual(seed, lambda: _staged(scenario, peers, seed, Path(folder)))
         except Exception as error:  # a bug in a peer fails the scenario too, with its trace behind it
@@ -55,7 +60,7 @@ def run(name: str, *, peers: int, seed: int) -> Result:
 
 
 async def _staged(scenario: Scenario, peers: int, seed: int, folder: Path) -> Result:
-    network = SimulatedNetwork(peers, seed, folder, gossip_loss=scenario.gossip_loss)
+    network = SimulatedNetwork(peers, seed, folder, gossip_loss=scenario.gossip_loss, validators=scenario.validators)
     async with trio.open_nursery() as nursery:
         result = await scenario.play(network, nursery)
         for peer in network.running():
@@ -63,6 +68,8 @@ async def _staged(scenario: Scenario, peers: int, seed: int, folder: Path) -> Re
             if header is not None:
                 network.trace.state("header", header.id())
             network.trace.state("log", peer.ledger.log_root)
+        for simulated in network.peers:
+            simulated.disk.discard()
         nursery.cancel_scope.cancel()
     return {
         **result,
@@ -79,3 +86,9 @@ def _cause(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return str(error) if isinstance(error, ScenarioError) else f"{type(error).__name__}: {error}"
+
+
+def _memory_folder() -> str | None:
+    """Where validators' logs of consensus are synced to memory, if this machine has such a folder."""
+    memory = Path("/dev/shm")  # noqa: S108 - a private folder is made inside
+    return str(memory) if memory.is_dir() and os.access(memory, os.W_OK) else None

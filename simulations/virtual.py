@@ -20,14 +20,28 @@ from trio.testing import MockClock
 R = TypeVar("R")
 
 _SWITCH: Final = "_ALLOW_DETERMINISTIC_SCHEDULING"
+COLLECT_S: Final = 30.0
 EPOCH_MS: Final = 1_800_000_000_000
 """Wall time at which every simulation begins."""
 
 
 def run_virtual(seed: int, main: Callable[[], Awaitable[R]]) -> R:
     """Result of `main()` under a mock clock and a scheduler that the seed determines. Not reentrant."""
+
+    async def run() -> R:
+        trio.lowlevel.spawn_system_task(_collect)
+        return await main()
+
     with _deterministic(seed):
-        return trio.run(main, clock=MockClock(autojump_threshold=0))
+        return trio.run(run, clock=MockClock(autojump_threshold=0))
+
+
+async def _collect() -> None:
+    """Collect garbage at moments that the virtual clock determines; what survives is not looked at again."""
+    while True:
+        await trio.sleep(COLLECT_S)
+        gc.collect()
+        gc.freeze()
 
 
 @contextmanager
@@ -38,11 +52,14 @@ def _deterministic(seed: int) -> Generator[None]:
     setattr(scheduler, _SWITCH, True)
     scheduler._r.seed(seed)  # noqa: SLF001
     gc.disable()  # finalizers of async generators would run when the collector likes
+    gc.collect()
+    gc.freeze()
     try:
         yield
     finally:
         setattr(scheduler, _SWITCH, allowed)
         scheduler._r.setstate(state)  # noqa: SLF001
+        gc.unfreeze()
         if collecting:
             gc.enable()
 

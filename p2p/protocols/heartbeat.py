@@ -1,4 +1,4 @@
-"""`/nsllm/heartbeat/1`: a long-lived stream to each connected member, a beat each way every few seconds.
+"""`/nsllm/heartbeat/1`: a long-lived stream to each connected member that we keep, a beat each way every few seconds.
 
 libp2p lets a reader of a frozen peer wait for ever: after three missed beats the connection is dropped.
 """
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 HEARTBEAT: Final = "/nsllm/heartbeat/1"
 MAX_BEAT_BYTES: Final = 256
 BEAT_INTERVAL_S: Final = 3.0
+CALM_INTERVAL_S: Final = 30.0
+"""Between neighbours of a large network that do not vote with each other."""
 MISSES: Final = 3
 IDLE_S: Final = 60.0
 """A peer that opened a heartbeat and then sends none for this long loses its stream."""
@@ -82,6 +84,8 @@ class Heartbeat:
         *,
         interval_s: float = BEAT_INTERVAL_S,
         on_stale_card: Callable[[PeerId], None] | None = None,
+        keeps: Callable[[PeerId], bool] = lambda _peer: True,
+        urgent: Callable[[PeerId], bool] = lambda _peer: True,
     ) -> None:
         """Not running yet.
 
@@ -91,12 +95,16 @@ class Heartbeat:
             source: our height and card sequence.
             interval_s: between beats, and how long an answer may take.
             on_stale_card: told when a peer has a newer card than ours of it.
+            keeps: whether a connected member is one that we beat with.
+            urgent: whether it is beaten with every `interval_s`; others every `CALM_INTERVAL_S`.
         """
         self._network = network
         self._directory = directory
         self._source = source
         self._interval_s = interval_s
         self._on_stale_card = on_stale_card
+        self._keeps = keeps
+        self._urgent = urgent
         self._beating: dict[PeerId, None] = {}
 
     async def run(self) -> None:
@@ -104,7 +112,8 @@ class Heartbeat:
         async with trio.open_nursery() as nursery:
             while True:
                 for peer in self._network.connected():
-                    if peer not in self._beating and self._directory.member_of(peer) is not None:
+                    known = peer in self._beating or self._directory.member_of(peer) is None
+                    if not known and self._keeps(peer):
                         self._beating[peer] = None
                         nursery.start_soon(self._watch, peer)
                 await trio.sleep(self._interval_s)
@@ -114,7 +123,7 @@ class Heartbeat:
         misses = 0
         number = 0
         try:
-            while misses < MISSES and peer in self._network.connected():
+            while misses < MISSES and peer in self._network.connected() and self._keeps(peer):
                 start_s = trio.current_time()
                 number += 1
                 try:
@@ -130,7 +139,8 @@ class Heartbeat:
                     log.info("heartbeat_missed peer=%s misses=%s error=%s", peer, misses, type(error).__name__)
                     await self._dropped(framed)
                     framed = None
-                await trio.sleep_until(start_s + self._interval_s)
+                pause_s = self._interval_s if self._urgent(peer) or misses else CALM_INTERVAL_S
+                await trio.sleep_until(start_s + pause_s)
             if misses >= MISSES:
                 log.warning("heartbeat_lost peer=%s", peer)
                 with trio.move_on_after(self._interval_s):

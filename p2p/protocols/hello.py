@@ -85,8 +85,9 @@ async def say_hello(
 
 def _greeting(directory: PeerDirectory, own_card: OwnCard, to: PeerId) -> Hello:
     own = own_card()
-    others = [signed for signed in directory.member_cards() if signed.card.peer_id not in {own.card.peer_id, to}]
-    return Hello(answer=Greeting(card=own, known=tuple(others[:MAX_CARDS])))
+    known = directory.some_cards(MAX_CARDS)
+    others = tuple(signed for signed in known if signed.card.peer_id not in {own.card.peer_id, to})
+    return Hello(answer=Greeting(card=own, known=others))
 
 
 def _take(directory: PeerDirectory, peer: PeerId, hello: Hello, on_card: Callable[[SignedCard], None]) -> None:

@@ -26,6 +26,9 @@ MAX_SYNC_FRAME_BYTES: Final = MAX_BLOCK_BYTES + 64 * 1024
 """A block, and a certificate of at most 256 precommits of about 120 bytes."""
 MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
 """Blocks beyond this are left for the next request; the first one always goes."""
+TOGETHER: Final = 16
+TOGETHER_BYTES: Final = 64 * 1024
+"""Blocks that go out in one write, unless one is larger than this."""
 STRANGERS: Final = Rate(per_peer=60, total=600)
 SERVE_S: Final = 60.0
 
@@ -91,13 +94,18 @@ def serve_sync(directory: PeerDirectory, store: BlockStore, *, strangers: Rate =
                 await framed.send(SyncAnswer(answer=TipAt(height=await store.tip())))
             else:
                 sent_bytes = 0
+                together: list[SyncAnswer] = []
                 for block in await store.decided(request.query.start, request.query.count):
                     answer = SyncAnswer(answer=Committed(block=block))
                     size_bytes = len(canonical.encode(answer))
                     if sent_bytes and sent_bytes + size_bytes > MAX_ANSWER_BYTES:
                         break
                     sent_bytes += size_bytes
-                    await framed.send(answer)
+                    together.append(answer)
+                    if size_bytes > TOGETHER_BYTES or len(together) >= TOGETHER:
+                        await framed.send_together(together)
+                        together = []
+                await framed.send_together(together)
             await framed.send_end()
 
     return handler

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final, TypeVar, cast
 
 import msgpack
@@ -27,6 +27,8 @@ from nsllm.ids import Digest, NetworkId
 
 T = TypeVar("T", bound=msgspec.Struct)
 
+REMEMBERED_BYTES: Final = 16 * 1024
+"""Longer messages are decoded anew each time."""
 MAX_DEPTH: Final = 16
 """Nesting that any value of this project stays below; deeper input is refused before it is typed."""
 DOMAIN_PREFIX: Final = b"nsllm/1/"
@@ -89,12 +91,30 @@ def decode(data: bytes, kind: type[T], *, limit_bytes: int) -> T:
     Raises:
         EncodingError: names the field and what was expected there.
     """
+    if len(data) > REMEMBERED_BYTES:
+        return _decode(data, kind, limit_bytes)
+    if len(data) > limit_bytes:
+        raise EncodingError(f"message of {len(data)} bytes, the limit is {limit_bytes}")
+    return cast("T", _remembered(bytes(data), kind))
+
+
+def _decode(data: bytes, kind: type[T], limit_bytes: int) -> T:
     # What a closed type takes is canonical if it is spelled the same again; no need to look at every part before.
     plain = _unpack(data, limit_bytes) if _is_closed(kind) else unpack(data, limit_bytes=limit_bytes)
     value = from_plain(plain, kind)
     if encode(value) != data:
         raise EncodingError(f"{kind.__name__}: not the canonical spelling, {redact(data)}")
     return value
+
+
+@lru_cache(maxsize=512)
+def _remembered(data: bytes, kind: type[msgspec.Struct]) -> msgspec.Struct:
+    """`_decode`, which is pure and gives frozen values: the newest are remembered.
+
+    Votes, blocks and records come again, from other peers and from disk. In a simulation, where many peers share a
+    process, they share what they decode.
+    """
+    return _decode(data, kind, len(data))
 
 
 def from_plain(plain: object, kind: type[T]) -> T:

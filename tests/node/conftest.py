@@ -102,7 +102,13 @@ class Cast:
         return [event.kind for event in self.told]
 
     def record(
-        self, question: str = "why?", *, by: int = 0, text: str = "because", visibility: str = "public"
+        self,
+        question: str = "why?",
+        *,
+        by: int = 0,
+        text: str = "because",
+        visibility: str = "public",
+        embedding: bytes = b"\x7f" + bytes(383),
     ) -> SignedRecord:
         record = Record(
             network=self.context.network_id,
@@ -114,7 +120,7 @@ class Cast:
             token_ids=(2, 3),
             text=text,
             finish_reason="stop",
-            embedding=b"\x7f" + bytes(383),
+            embedding=embedding,
             created_ms=1_000,
         )
         return sign_record(self.identities[by].member, record)
@@ -196,12 +202,14 @@ def on_stage(tmp_path: Path) -> Callable[..., None]:
 
     def run(play: Callable[[Stage], Awaitable[None]], *, peers: int = 4, start: tuple[int, ...] | None = None) -> None:
         async def main() -> None:
-            network = SimulatedNetwork(peers, 1, tmp_path)
+            network = SimulatedNetwork(peers, 1, tmp_path, on_disk=True)
             async with trio.open_nursery() as nursery:
                 stage = Stage(network, nursery)
                 for number in range(peers) if start is None else start:
                     await network.start(nursery, number)
                 await stage.until(lambda: all(peer.readiness().ready for peer in stage.peers))
+                others = len(network.running()) - 1
+                await stage.until(lambda: all(len(p.parts.directory.member_cards()) >= others for p in stage.peers))
                 with trio.fail_after(3600):
                     await play(stage)
                 nursery.cancel_scope.cancel()
