@@ -125,7 +125,7 @@ async def test_a_hundred_thousand_junk_votes(autojump_clock, house, kit, checked
 @pytest.mark.parametrize("liars", ["1", "12"])
 def test_counting_up_the_rounds_changes_little(kit, liars):
     """n=7, f=2: whatever f validators say of later rounds moves nobody, and each changes the state a few times only."""
-    bench = kit.Bench(core, count=7)
+    bench = kit.Bench(count=7)
     bench.run("start")
     inputs = changed = 0
     for round_ in [*range(3_000), *(2**power for power in range(12, 31)), FAR]:
@@ -142,7 +142,7 @@ def test_counting_up_the_rounds_changes_little(kit, liars):
 
 def test_a_validator_that_was_away_still_follows_those_ahead(kit):
     """Their far votes are thinned out; each jump brings it near enough to hear them in full."""
-    bench = kit.Bench(core, count=7)
+    bench = kit.Bench(count=7)
     bench.run("start")
     for round_ in range(3, 400):
         bench.run(f"pv 123 {round_} nil")
