@@ -8,7 +8,8 @@ file TAP first, a line each: `signed` or `sent`, and the canonical message in he
 without the last argument.
 
 With the moment `diverging` it has one life, in this process, until it is killed: it passes over the transactions of the
-embedded chain, so that its state is not the one that the others certify.
+embedded chain, so that its state is not the one that the others certify. With `equivocating` likewise: after each vote
+of its own it sends the same validator another one, for something else, signed as well.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from msgspec.structs import replace as changed
 
 from nsllm.clock import SystemClock
 from nsllm.consensus.guard import SignerGuard
-from nsllm.consensus.message import encode_message
+from nsllm.consensus.message import decode_message, encode_message
+from nsllm.consensus.vote import Vote
 from nsllm.governance.chain import EmbeddedChain
+from nsllm.ids import Digest
 from nsllm.node.data_folder import settle
 from nsllm.node.identity import locked
 from nsllm.node.links import ConsensusMesh
@@ -48,6 +52,8 @@ def live(data_dir: Path, moment: str, nth: int, tap: Path, *, engine: bool) -> N
                 os.kill(os.getpid(), signal.SIGKILL)
 
     watch(tap)
+    if moment == "equivocating":
+        equivocate()
     if moment == "diverging":
         EmbeddedChain.execute = lambda self, _transactions, time_ms: self._evm.execute((), time_ms)  # type: ignore[method-assign]
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -88,9 +94,34 @@ def watch(tap: Path) -> None:
     ConsensusMesh.send = sent  # type: ignore[method-assign]
 
 
+def equivocate() -> None:
+    """Send a second vote of its own key after each."""
+    guards: list[SignerGuard] = []
+    begin, send = SignerGuard.__init__, ConsensusMesh.send
+
+    def begun(self: SignerGuard, *args: Any, **kwargs: Any) -> None:
+        begin(self, *args, **kwargs)
+        guards.append(self)
+
+    def sent(self: ConsensusMesh, to: Any, message: bytes) -> None:
+        send(self, to, message)
+        body, guard = decode_message(message), guards[-1]
+        if isinstance(body, Vote) and body.validator == guard.address:
+            other = changed(body, value=Digest(bytes(32)) if body.value is None else None, valid_round=None)
+            signature = guard._key.sign(other.digest(guard._network))
+            send(self, to, encode_message(changed(other, signature=signature)))
+
+    SignerGuard.__init__ = begun  # type: ignore[method-assign]
+    ConsensusMesh.send = sent  # type: ignore[method-assign]
+
+
+LIVES_ON = ("diverging", "equivocating")
+"""Moments of a peer that has one life."""
+
+
 def main(data_dir: Path, moment: str, nth: int, lives: int, tap: Path, *, engine: bool) -> int:
     """Live and die; 0 if every death was the wanted one."""
-    if moment == "diverging":
+    if moment in LIVES_ON:
         live(data_dir, moment, nth, tap, engine=engine)
     child = 0
 

@@ -196,3 +196,32 @@ def test_a_validator_whose_state_diverged_is_healed_as_the_manual_says(tiny_net,
     certify(net, 0)
     for index in (0, 1, 3):
         assert "offence" not in net.log(index)[seen[index] :]
+
+
+def test_an_equivocator_is_convicted_and_every_peer_shows_it(lay_out_tiny, tiny_models, tmp_path, nsllm):
+    """Three honest peers and one that signs everything twice, as processes: they go on, and a block names it."""
+    net = lay_out_tiny(tmp_path / "net", tiny_models, peers=4, first_port=18000)
+    offender = net.places[3].address
+    try:
+        for index in range(3):
+            net.start(index)
+        net.start(3, faulty=("equivocating", "1", "1", str(tmp_path / "tap")))
+        net.until_ready(0, 1, 2)
+        certify(net, 0)
+
+        def convicted(index: int) -> bool:
+            return [row["validator"] for row in net.status(index)["consensus"]["offences"]] == [offender]
+
+        net.until(lambda: all(map(convicted, range(3))), "everybody shows the offender")
+        certify(net, 1)
+        net.until_level(0, 1, 2)
+        rows = [net.status(index)["consensus"]["offences"] for index in range(3)]
+        assert rows[0] == rows[1] == rows[2]
+        assert rows[0][0]["kind"] == "double_vote"
+        assert rows[0][0]["block"] <= net.height(0)
+        assert any("offence=double_vote" in net.log(index) for index in range(3))
+        shown = nsllm("status", "--api", net.url(0))
+        assert "double vote at height" in shown.stdout, shown.stdout + shown.stderr
+    finally:
+        net.kill(3)
+        net.stop()
