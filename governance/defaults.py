@@ -17,6 +17,9 @@ four times over 21 %, of loops and random words none. Measured as in `benchmarks
 REUSE_MIN_PPM: Final = Ppm(600_000)
 """Same answers, with the weights below: 97 % lie above; of off-topic ones 10 %, of shuffled ones 4 %, of repeated ones
 22 %, of loops and random words none."""
+COMPUTATION_MIN_PPM: Final = Ppm(500_000)
+"""Records whose agreed `computation` is below this are worth nothing to the cache; `benchmarks/computation_errors.py`
+measures both errors."""
 WEIGHTS_PPM: Final = {"coherence": 600_000, "relevance": 300_000, "safety": 100_000}
 """Of the weights tried, these let the fewest spoilt answers past a reuse limit that 97 % of benign ones pass. Safety
 weighs little, because the toxicity limit has already withheld what is toxic."""

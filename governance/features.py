@@ -13,7 +13,7 @@ from typing import Annotated, Final
 from msgspec import Meta
 
 from nsllm.canonical import Value
-from nsllm.governance.ports import JudgeModels
+from nsllm.governance.ports import HEAD_TOKENS, JudgeModels, Likelihood
 from nsllm.ids import PPM_ONE
 from nsllm.record import EMBEDDING_DIMENSIONS, Evidence, Message, quantize_embedding
 
@@ -39,7 +39,8 @@ class AnswerFeatures(Value, frozen=True, kw_only=True):
     logprob_micro: LogprobField
     """Mean log-probability a token given the conversation, in millionths of a nat."""
     gain_micro: GainField
-    """How much likelier a token is given the conversation than after `UNCONDITIONED`, in millionths of a nat."""
+    """How much likelier a token of the answer's beginning is given the conversation than after `UNCONDITIONED`, in
+    millionths of a nat."""
     relevance_cosine_ppm: CosineField
     """Cosine of question and answer."""
     support_cosine_ppm: CosineField | None = None
@@ -59,9 +60,21 @@ EMPTY_ANSWER: Final = AnswerFeatures(
 
 
 async def measure_answer(
-    models: JudgeModels, messages: Sequence[Message], answer: str, evidence: Sequence[Evidence] = ()
+    models: JudgeModels,
+    messages: Sequence[Message],
+    answer: str,
+    evidence: Sequence[Evidence] = (),
+    *,
+    given: Likelihood | None = None,
 ) -> AnswerFeatures:
-    """Features of `answer` as the assistant's reply to `messages`: one call for embeddings, one for likelihoods.
+    """Features of `answer` as the assistant's reply to `messages`: one call for embeddings, two for likelihoods.
+
+    Args:
+        models: the rubric's.
+        messages: the conversation.
+        answer: what the assistant said.
+        evidence: what the answer cites.
+        given: the answer's likelihood after the conversation, where it is known already.
 
     Relevance is the higher cosine of the answer to the last user turn and, in a longer conversation, to all user turns
     together: "and in winter?" alone says little.
@@ -71,14 +84,16 @@ async def measure_answer(
     turns = [message.content for message in messages if message.role == "user"] or [""]
     questions = turns[-1:] + (["\n".join(turns)[-HISTORY_CHARS:]] if len(turns) > 1 else [])
     vectors = await models.embed([answer, *questions, *(piece.text for piece in evidence)])
-    given, free = await models.likelihoods([(tuple(messages), answer), (UNCONDITIONED, answer)])
+    if given is None:
+        [given] = await models.likelihoods([(tuple(messages), answer)])
+    [free] = await models.likelihoods([(UNCONDITIONED, answer)], most_tokens=HEAD_TOKENS)
     own, asked, cited = vectors[0], vectors[1 : 1 + len(questions)], vectors[1 + len(questions) :]
     logprob = _within(given.mean_logprob, LOGPROB_FLOOR, 0.0)
-    gain = _within(logprob - _within(free.mean_logprob, LOGPROB_FLOOR, 0.0), LOGPROB_FLOOR, -LOGPROB_FLOOR)
+    head, alone = (_within(one.head_logprob, LOGPROB_FLOOR, 0.0) for one in (given, free))
     return AnswerFeatures(
         tokens=given.tokens,
         logprob_micro=round(logprob * MICRO),
-        gain_micro=round(gain * MICRO),
+        gain_micro=round((head - alone) * MICRO),
         relevance_cosine_ppm=max(_cosine_ppm(own, vector) for vector in asked),
         support_cosine_ppm=max((_cosine_ppm(own, vector) for vector in cited), default=None),
         embedding=quantize_embedding(own),

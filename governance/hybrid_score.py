@@ -11,10 +11,13 @@ from typing import Final, Protocol
 
 from nsllm.canonical import Value
 from nsllm.consensus.observation import DimensionScore
+from nsllm.errors import NsllmError
+from nsllm.governance.computation import DIMENSION as COMPUTATION
+from nsllm.governance.computation import computation_ppm
 from nsllm.governance.errors import AbstainError, SafetyUnavailableError
 from nsllm.governance.features import AnswerFeatures, measure_answer
 from nsllm.governance.policy import Rubric, RuleSet
-from nsllm.governance.ports import JudgeModels
+from nsllm.governance.ports import Claim, JudgeModels, Likelihood, Trace
 from nsllm.ids import Digest, Ppm
 from nsllm.record import Record, TextField
 
@@ -67,19 +70,38 @@ class HybridScorer:
         return self._rubric
 
     async def observe(self, record: Record) -> tuple[DimensionScore, ...]:
-        """The rubric's dimensions of a record, ascending by name: one call for embeddings, one for likelihoods.
+        """The rubric's dimensions of a record, ascending by name.
+
+        An answer of the rubric's own scorer model is read once, for its likelihood and for `computation`.
 
         Raises:
             AbstainError: this validator lacks something that the rubric pins; the message is the reason.
         """
         self._check_means()
-        features = await measure_answer(self._models, record.request.messages, record.text, record.evidence)
+        found: dict[str, Ppm] = {}
+        given: Likelihood | None = None
+        if COMPUTATION in self._rubric.dimensions:
+            trace = await self._retrace(record)
+            found[COMPUTATION] = computation_ppm(trace)
+            given = trace.likelihood if record.request.model_digest == self._scorer_model else None
+        features = await measure_answer(
+            self._models, record.request.messages, record.text, record.evidence, given=given
+        )
         item = AnswerItem(question=record.request.question(), answer=record.text, features=features)
         try:
-            found = await self._plugins.score(item)
+            found = {**await self._plugins.score(item), **found}
         except SafetyUnavailableError as error:
             raise AbstainError(f"the built-in scorers cannot answer: {error.message}") from None
         return tuple(self._dimension(name, found) for name in self._rubric.dimensions)
+
+    async def _retrace(self, record: Record) -> Trace:
+        model = record.request.model_digest
+        if not self._models.holds(model):
+            raise AbstainError(f"the answer's model is {model.hex()[:16]}, which is not loaded here")
+        try:
+            return await self._models.retrace(Claim.of(record))
+        except NsllmError as error:
+            raise AbstainError(f"the answer cannot be read again: {error.message}") from None
 
     def _dimension(self, name: str, found: Mapping[str, Ppm]) -> DimensionScore:
         if name in found:

@@ -16,7 +16,7 @@ from typing import Final
 
 import trio
 
-from nsllm.governance.ports import Likelihood
+from nsllm.governance.ports import JUDGED_TOKENS, Claim, Likelihood, Trace
 from nsllm.ids import Digest
 from nsllm.node.engine.port import Done, EngineInfo, EngineRequest, ModelInfo, Piece
 from nsllm.node.errors import InvalidRequestError
@@ -86,8 +86,7 @@ class StandInEngine:
             self._active -= 1
 
     async def _stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Piece | Done]:
-        question = messages[-1].content
-        words = [*question.split()[:12], *_tail(question, sampling.seed or 0)]
+        words = _words(messages, sampling)
         limit = sampling.max_tokens or len(words)
         for number, word in enumerate(words[:limit]):
             await trio.sleep(TOKEN_S)
@@ -123,15 +122,41 @@ class StandInEngine:
         """Vectors and number of words."""
         return await self.embed(texts), sum(len(text.split()) for text in texts)
 
-    async def likelihoods(self, items: Sequence[tuple[tuple[Message, ...], str]]) -> list[Likelihood]:
+    async def likelihoods(
+        self, items: Sequence[tuple[tuple[Message, ...], str]], *, most_tokens: int = JUDGED_TOKENS
+    ) -> list[Likelihood]:
         """Falls with repetition, rises with words that the conversation has."""
+        del most_tokens
         await trio.sleep(0.01 * len(items))
         return [_likelihood(messages, text) for messages, text in items]
+
+    def holds(self, model: Digest) -> bool:
+        """Its own answers only."""
+        return model == stand_in_digest("text")
+
+    async def retrace(self, claim: Claim) -> Trace:
+        """Answers it once more: other words than its own strain as no token of a model does."""
+        await trio.sleep(0.01)
+        words = _words(claim.request.messages, claim.sampling)[: claim.sampling.max_tokens]
+        spoken = [word if number == 0 else f" {word}" for number, word in enumerate(words)]
+        if claim.text != "".join(spoken):
+            return Trace(0, fault="text")
+        wrong = sum(one != _token(word) for one, word in zip(claim.token_ids, words, strict=False))
+        wrong += abs(len(claim.token_ids) - len(words))
+        return Trace(
+            len(words), mean_strain=16.0 * min(1.0, wrong / max(1, len(words))), worst_strain=16.0 * bool(wrong)
+        )
 
 
 def stand_in_digest(part: str) -> Digest:
     """Digest under which a stand-in's rubric names its parts."""
     return Digest(hashlib.sha256(f"nsllm stand-in {part}".encode()).digest())
+
+
+def _words(messages: Sequence[Message], sampling: Sampling) -> list[str]:
+    """An answer: the question's first words and a tail."""
+    question = messages[-1].content
+    return [*question.split()[:12], *_tail(question, sampling.seed or 0)]
 
 
 def _tail(question: str, seed: int) -> list[str]:
@@ -156,8 +181,9 @@ def _bag(text: str) -> tuple[float, ...]:
 def _likelihood(messages: Sequence[Message], text: str) -> Likelihood:
     words = text.lower().split()
     if not words:
-        return Likelihood(-10.0, 0)
+        return Likelihood(-10.0, 0, -10.0)
     asked = {word for message in messages for word in message.content.lower().split()}
     shared = sum(word in asked for word in words) / len(words)
     repeated = 1 - len(Counter(words)) / len(words)
-    return Likelihood(-2.5 + shared - 4 * repeated, len(words))
+    mean = -2.5 + shared - 4 * repeated
+    return Likelihood(mean, len(words), mean)

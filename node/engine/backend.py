@@ -65,6 +65,8 @@ class Backend(Encoder, Protocol):
 
     context_tokens: int
     end_token_ids: frozenset[int]
+    vocabulary: int
+    """Length of a row of logits; every token id is below it."""
     longest_token_chars: int
     """No token spells more characters: a lower bound on tokens before a long text is read."""
     spelling: Spelling

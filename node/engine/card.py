@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from nsllm.node.engine.choice import Choice, running_digest
+from nsllm.node.engine.choice import Choice, kin_digests, running_digest
 from nsllm.node.engine.models import model_digest, model_dtype, read_config, sees
 from nsllm.node.engine.port import ModelInfo
 from nsllm.node.errors import ConfigError
@@ -35,6 +35,7 @@ def read_text_info(folder: Path, choice: Choice) -> ModelInfo:
     return ModelInfo(
         name=folder.name,
         digest=running_digest(folder, choice),
+        kin=kin_digests(folder, choice),
         dtype=choice.dtype,
         context_tokens=context,
         defaults=_defaults(_generation_config(folder)),

@@ -30,6 +30,9 @@ SCHEMES: Final = {
 }
 """How a dtype is computed; another way needs another text, so that digests tell the two apart."""
 
+EXACT: Final = frozenset(SCHEMES)
+"""Dtypes that only our own kernels run, which give the same bits for the same tokens on every machine."""
+
 PACKED_LEAST_BYTES: Final = 16 << 20
 """Smaller models are packed faster than a file is looked for."""
 
@@ -88,6 +91,17 @@ def running_digest(folder: Path, choice: Choice) -> Digest:
     if choice.dtype not in SCHEMES:  # as it is stored
         return digest
     return canonical.digest("model", b"", canonical.pack({"files": digest, "runs": SCHEMES[choice.dtype]}))
+
+
+def kin_digests(folder: Path, choice: Choice) -> tuple[Digest, ...]:
+    """What the same files are called where they run in other numbers.
+
+    Raises:
+        ModelMissingError: no usable model there.
+    """
+    own, stored = running_digest(folder, choice), Choice(model_dtype(read_config(folder)), None)
+    others = (stored, *(Choice(dtype, None) for dtype in SCHEMES))
+    return tuple(digest for digest in dict.fromkeys(running_digest(folder, one) for one in others) if digest != own)
 
 
 def packed_place(folder: Path, choice: Choice, digest: Digest) -> Path | None:

@@ -136,7 +136,7 @@ def choose(scores: Floats, limits: Limits, draw: int) -> int | None:
     if limits.scale == 0:
         return most_likely
     weight = weights(scores, limits.scale)
-    tokens = np.flatnonzero(weight >= max(1, _share(2**BITS, min(limits.min_p_micro, MICRO))))
+    tokens = np.flatnonzero(weight >= max(1, share(2**BITS, min(limits.min_p_micro, MICRO))))
     if limits.top_k or limits.top_p_micro < MICRO:
         tokens = tokens[np.argsort(-weight[tokens].astype(np.int64), kind="stable")]
     if limits.top_k:
@@ -144,7 +144,7 @@ def choose(scores: Floats, limits: Limits, draw: int) -> int | None:
     sums = weight[tokens].cumsum()
     if limits.top_p_micro < MICRO and len(tokens):
         before = sums - weight[tokens]
-        sums = sums[: max(1, int((before < _share(int(sums[-1]), limits.top_p_micro)).sum()))]
+        sums = sums[: max(1, int((before < share(int(sums[-1]), limits.top_p_micro)).sum()))]
     if not len(tokens):  # the highest score is infinite
         return most_likely
     target = draw * int(sums[-1]) >> DRAW_BITS
@@ -156,6 +156,6 @@ def log_probability(logit: float, highest: float, total: int) -> float:
     return logit - highest - (math.log(total) - BITS * math.log(2)) if total else -math.inf
 
 
-def _share(total: int, micro: int) -> int:
+def share(total: int, micro: int) -> int:
     """That many millionths of a weight, rounded up."""
     return -(-total * micro // MICRO)

@@ -192,6 +192,7 @@ class TransformersBackend:
         config = self._model.config
         self.context_tokens: int = getattr(config, "max_position_embeddings", None) or config.n_positions
         self.end_token_ids = self._model.end_token_ids | frozenset(end_tokens(self._tokenizer.eos_token_id))
+        self.vocabulary: int = config.vocab_size
         self.longest_token_chars = max(len(token) for token in self._tokenizer.get_vocab())
         self.spelling = _spelling(self._tokenizer, self.text)
         self.guides = GuideBook(

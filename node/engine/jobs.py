@@ -18,6 +18,7 @@ from nsllm.node.engine.protocol import (
     Gain,
     Judged,
     Refused,
+    Retraced,
     Started,
     Step,
     Tokenized,
@@ -26,7 +27,7 @@ from nsllm.node.engine.protocol import (
 from nsllm.node.engine.stats import Timing
 from nsllm.node.errors import ContextOverflowError, EngineError, InvalidRequestError
 
-Reply = Started | Gain | Embedded | Judged | Tokenized | Detokenized
+Reply = Started | Gain | Embedded | Judged | Retraced | Tokenized | Detokenized
 
 
 class Inbox:
@@ -135,7 +136,7 @@ class Jobs:
                     inbox.timing.finished(gain.reason)
             inbox.put(gain)
 
-    def give(self, reply: Started | Embedded | Judged | Tokenized | Detokenized | Refused) -> None:
+    def give(self, reply: Started | Embedded | Judged | Retraced | Tokenized | Detokenized | Refused) -> None:
         """Hand out another reply, unless its job has left."""
         inbox = self._inboxes.get(reply.job)
         if inbox is None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
-from nsllm.governance.ports import Likelihood
+from nsllm.governance.ports import JUDGED_TOKENS, Claim, Likelihood, Trace
 from nsllm.ids import Digest
 from nsllm.node.engine.port import Done, Engine, EngineInfo, EngineRequest, LoadedModel, Piece
 from nsllm.node.errors import (
@@ -197,9 +197,22 @@ class ModelPool:
         """Unit vectors of the base's encoder, and how many tokens it read."""
         return await self._base.embed_counted(texts)
 
-    async def likelihoods(self, items: Sequence[tuple[tuple[Message, ...], str]]) -> list[Likelihood]:
+    async def likelihoods(
+        self, items: Sequence[tuple[tuple[Message, ...], str]], *, most_tokens: int = JUDGED_TOKENS
+    ) -> list[Likelihood]:
         """Likelihoods under the base's judging model."""
-        return await self._base.likelihoods(items)
+        return await self._base.likelihoods(items, most_tokens=most_tokens)
+
+    def holds(self, model: Digest) -> bool:
+        """Whether any of the models that are loaded is the one."""
+        return self._holder(model) is not None
+
+    async def retrace(self, claim: Claim) -> Trace:
+        """Read again by the model that the claim names. Raises `UnknownModelError` if it is not loaded (any more)."""
+        engine = self._holder(claim.request.model_digest)
+        if engine is None:
+            raise UnknownModelError("the model that the answer claims is not loaded", hint=self._hint(), param="model")
+        return await engine.retrace(claim)
 
     async def tokenize(self, request: EngineRequest, *, special: bool) -> tuple[int, ...]:
         """Tokens of a prompt, of the model that the request names."""
@@ -349,6 +362,11 @@ class ModelPool:
         held.scope.cancel()
         await held.ended.wait()
         self._held.pop(held.name, None)
+
+    def _holder(self, model: Digest) -> Engine | None:
+        engines: list[Engine] = [self._base, *(held.engine for held in self._held.values() if not held.leaving)]
+        exact = (engine for engine in engines if engine.info().text.digest == model)
+        return next(exact, None) or next((engine for engine in engines if engine.holds(model)), None)
 
     def _chosen(self) -> _Held | None:
         return None if self._default is None else self._held[self._default]

@@ -30,6 +30,8 @@ class ModelInfo:
     """None: an upstream that does not say."""
     defaults: Sampling
     """The model card's sampling parameters; an upstream keeps its own."""
+    kin: tuple[Digest, ...] = ()
+    """What the same files are called where they run in other numbers."""
     sees: bool = False
     """Whether it takes pictures as they are; a model that does not reads descriptions of them."""
     stand_in: bool = False

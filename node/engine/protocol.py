@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from nsllm.errors import EncodingError
+from nsllm.governance.ports import JUDGED_TOKENS, Claim, Trace
 from nsllm.node.engine.port import EngineRequest, TokenLogprob
 from nsllm.record import Message
 
@@ -46,6 +47,15 @@ class Judge(msgspec.Struct, frozen=True, tag=True):
 
     job: int
     items: Annotated[tuple[tuple[Conversation, str], ...], Meta(max_length=MAX_BATCH)]
+    most_tokens: int = JUDGED_TOKENS
+    """Of an answer."""
+
+
+class Retrace(msgspec.Struct, frozen=True, tag=True):
+    """Read an answer's own tokens again. Answered by `Retraced`, or by `Refused`."""
+
+    job: int
+    claim: Claim
 
 
 class Tokenize(msgspec.Struct, frozen=True, tag=True):
@@ -140,10 +150,17 @@ class Embedded(msgspec.Struct, frozen=True, tag=True):
 
 
 class Judged(msgspec.Struct, frozen=True, tag=True):
-    """(mean natural log-probability a token, tokens) for each item."""
+    """(mean natural log-probability a token, tokens, the mean over the first of them) for each item."""
 
     job: int
-    rows: tuple[tuple[float, int], ...]
+    rows: tuple[tuple[float, int, float], ...]
+
+
+class Retraced(msgspec.Struct, frozen=True, tag=True):
+    """How the tokens fit."""
+
+    job: int
+    trace: Trace
 
 
 class Tokenized(msgspec.Struct, frozen=True, tag=True):
@@ -175,8 +192,8 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
     """The worker is alive."""
 
 
-ToWorker = Generate | Embed | Judge | Tokenize | Detokenize | Cancel | Ping
-FromWorker = Ready | Started | Step | Embedded | Judged | Tokenized | Detokenized | Refused | Pong
+ToWorker = Generate | Embed | Judge | Retrace | Tokenize | Detokenize | Cancel | Ping
+FromWorker = Ready | Started | Step | Embedded | Judged | Retraced | Tokenized | Detokenized | Refused | Pong
 M = TypeVar("M")
 
 

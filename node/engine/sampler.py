@@ -12,6 +12,7 @@ import numpy as np
 
 from nsllm.node.engine import distribution
 from nsllm.node.engine.distribution import MICRO, Adjustments, Floats, Ints, Limits, Mask
+from nsllm.node.engine.strain import Strain, strain_of
 from nsllm.record import Sampling
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class Sampler:
             top_p_micro=MICRO if top_p is None else min(top_p, MICRO),
             min_p_micro=sampling.min_p_micro or 0,
         )
+        self.seeded = sampling.seed is not None
         self._random = random.Random((sampling.seed or 0) % 2**64)  # noqa: S311 - sampling is no secret
         self._min_tokens = sampling.min_tokens or 0
         self._ends = np.array(sorted(end_token_ids) if self._min_tokens else [], dtype=np.int32)
@@ -109,6 +111,22 @@ class Sampler:
             frequency=self._frequency,
             presence=self._presence,
         )
+
+    def trace(self, logits: torch.Tensor, token: int) -> Strain:
+        """How well a token that was published fits here, by the definition itself; it is accepted as the next one.
+
+        Raises:
+            NoChoiceError: the guide does not allow it.
+        """
+        raw: Floats = logits.numpy()
+        mask = None if self.guide is None else self.guide.mask()
+        change, draw = self.change, self.draw()
+        scores = raw if change is None and mask is None else distribution.adjusted(raw, change, mask)
+        if change is not None and len(change.banned) and distribution.highest_of(scores) == -np.inf:
+            scores = distribution.adjusted(raw, without_bans(change), mask)
+        strain = strain_of(scores, self.limits, token, draw if self.seeded else None)
+        self.accept(token)
+        return strain
 
     def draw(self) -> int:
         """The next random number: 53 bits."""
@@ -158,9 +176,17 @@ class Chooser(Protocol):
         """
         ...
 
+    def trace(self, sampler: Sampler, row: torch.Tensor, token: int) -> Strain:
+        """As `Sampler.trace`."""
+        ...
+
 
 class PlainChooser:
     """Chooses by the definition itself, one generation after another."""
+
+    def trace(self, sampler: Sampler, row: torch.Tensor, token: int) -> Strain:
+        """See `Chooser`."""
+        return sampler.trace(row, token)
 
     def choose_all(
         self, samplers: Sequence[Sampler], rows: Sequence[torch.Tensor] | torch.Tensor

@@ -35,6 +35,7 @@ from nsllm.node.engine.protocol import (
     Ping,
     Pong,
     Refused,
+    Retrace,
     Started,
     Step,
     Tokenize,
@@ -91,7 +92,7 @@ class Scheduler:
                     self._send(failed(message.job, error))
             case Embed():
                 self._side.embed(message)
-            case Judge():
+            case Judge() | Retrace():
                 self._side.judge(message)
             case Tokenize() | Detokenize():
                 self._send(self._spelled(message))

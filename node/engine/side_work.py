@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Final
 
-from nsllm.node.engine.backend import Backend, Read, TemplateError
+from nsllm.node.engine.backend import Backend, TemplateError
 from nsllm.node.engine.failures import failed
-from nsllm.node.engine.protocol import Embed, Embedded, Judge, Judged, Refused
-
-CHUNK_TOKENS: Final = 64
-"""Tokens of an answer that are read at once, all logits included."""
-ANSWER_TOKENS: Final = 512
-"""Tokens of an answer that are judged (`nsllm.governance.ports.JudgeModels`)."""
+from nsllm.node.engine.guide import GuideError
+from nsllm.node.engine.protocol import Embed, Embedded, Judge, Judged, Refused, Retrace, Retraced
+from nsllm.node.engine.retrace import Retracing, likelihood, read_answer
 
 
 @dataclass(slots=True, eq=False)
@@ -34,7 +29,7 @@ class SideWork:
         send: takes the results.
     """
 
-    def __init__(self, backend: Backend, send: Callable[[Embedded | Judged | Refused], None]) -> None:
+    def __init__(self, backend: Backend, send: Callable[[Embedded | Judged | Retraced | Refused], None]) -> None:
         self._backend = backend
         self._send = send
         self._embeds: deque[SideJob] = deque()
@@ -50,9 +45,10 @@ class SideWork:
         """Take an embedding job."""
         self._embeds.append(SideJob(message.job, self._embedding(message)))
 
-    def judge(self, message: Judge) -> None:
+    def judge(self, message: Judge | Retrace) -> None:
         """Take a judging job."""
-        self._judges.append(SideJob(message.job, self._judging(message)))
+        steps = self._judging(message) if isinstance(message, Judge) else self._retracing(message)
+        self._judges.append(SideJob(message.job, steps))
 
     def cancel(self, job: int) -> None:
         """Forget a job, if it is here."""
@@ -93,34 +89,39 @@ class SideWork:
 
     def _judging(self, message: Judge) -> Generator[None]:
         """One sequence at a time, so that a score never depends on what else is being judged."""
-        results: list[tuple[float, int]] = []
+        results: list[tuple[float, int, float]] = []
         for conversation, answer in message.items:
-            limit = min(ANSWER_TOKENS, self._backend.context_tokens - 1)
+            limit = min(message.most_tokens, self._backend.context_tokens - 1)
             tokens = self._backend.tokens(answer[: limit * self._backend.longest_token_chars])[:limit]
             try:
                 prompt = self._backend.chat_tokens(conversation)
             except TemplateError as error:
                 self._send(Refused(job=message.job, kind="invalid", message=str(error), param="messages"))
                 return
-            total = 0.0
+            logprobs: list[float] = []
             if tokens:
                 for part in self._read_answer(prompt[-(self._backend.context_tokens - len(tokens)) :], tokens):
-                    total += part
+                    logprobs += part
                     yield
-            results.append((total / len(tokens) if tokens else 0.0, len(tokens)))
+            found = likelihood(logprobs)
+            results.append((found.mean_logprob, found.tokens, found.head_logprob))
         self._send(Judged(job=message.job, rows=tuple(results)))
 
-    def _read_answer(self, prompt: list[int], answer: list[int]) -> Generator[float]:
-        """Sums of log-probabilities of the answer's tokens after the prompt, chunk by chunk."""
-        sequence = prompt + answer
-        while (cache := self._backend.open(prompt, len(sequence), side=True)) is None:
-            yield 0.0
+    def _read_answer(self, prompt: list[int], answer: list[int]) -> Generator[list[float]]:
+        """Log-probabilities of the answer's tokens after the prompt, chunk by chunk."""
+        while (cache := self._backend.open(prompt, len(prompt) + len(answer), side=True)) is None:
+            yield []
         try:
-            while (start := cache.read) < len(sequence) - 1:
-                end = min(start + CHUNK_TOKENS, len(sequence) - 1)
-                # The token at position p is predicted by the logits after position p - 1.
-                keep = max(0, end - max(start, len(prompt) - 1))
-                (logits,) = self._backend.forward([Read(cache, sequence[start:end], keep)])
-                yield math.fsum(self._backend.log_probabilities(logits, sequence[end - keep + 1 : end + 1]))
+            for start, logits in read_answer(self._backend, cache, prompt, answer):
+                yield self._backend.log_probabilities(logits, answer[start : start + len(logits)])
         finally:
             self._backend.close(cache)
+
+    def _retracing(self, message: Retrace) -> Generator[None]:
+        try:
+            steps = Retracing(self._backend, message.claim).steps()
+        except (TemplateError, GuideError) as error:
+            self._send(Refused(job=message.job, kind="invalid", message=str(error), param="messages"))
+            return
+        trace = yield from steps
+        self._send(Retraced(job=message.job, trace=trace))

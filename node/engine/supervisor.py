@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar, assert_never
 import msgspec
 import trio
 
-from nsllm.governance.ports import Likelihood
+from nsllm.governance.ports import JUDGED_TOKENS, Claim, Likelihood, Trace
 from nsllm.ids import Digest
 from nsllm.node.engine.answer import AnswerStream
 from nsllm.node.engine.card import read_encoder_info, read_text_info
-from nsllm.node.engine.choice import Wish, choose, packed_place
+from nsllm.node.engine.choice import EXACT, Wish, choose, packed_place
 from nsllm.node.engine.devices import HERE, Devices
 from nsllm.node.engine.jobs import Jobs
 from nsllm.node.engine.link import WorkerLink, WorkerSettings, open_worker, patience_s
@@ -43,6 +43,8 @@ from nsllm.node.engine.protocol import (
     Pong,
     Ready,
     Refused,
+    Retrace,
+    Retraced,
     Started,
     Step,
     Tokenize,
@@ -222,14 +224,28 @@ class WorkerEngine:
             tokens += reply.tokens
         return vectors, tokens
 
-    async def likelihoods(self, items: Sequence[tuple[tuple[Message, ...], str]]) -> list[Likelihood]:
+    async def likelihoods(
+        self, items: Sequence[tuple[tuple[Message, ...], str]], *, most_tokens: int = JUDGED_TOKENS
+    ) -> list[Likelihood]:
         """Likelihood of each answer as the assistant's next turn; of an empty answer 0.0 over 0 tokens."""
         rows: list[Likelihood] = []
         for start in range(0, len(items), MAX_BATCH):
             batch = tuple(items[start : start + MAX_BATCH])
-            reply = await self._ask(partial(Judge, items=batch), Judged)
-            rows += [Likelihood(mean_logprob=mean, tokens=tokens) for mean, tokens in reply.rows]
+            reply = await self._ask(partial(Judge, items=batch, most_tokens=most_tokens), Judged)
+            rows += [
+                Likelihood(mean_logprob=mean, tokens=tokens, head_logprob=head) for mean, tokens, head in reply.rows
+            ]
         return rows
+
+    def holds(self, model: Digest) -> bool:
+        """Whether these files run here, in whatever numbers."""
+        return model == self._text.digest or model in self._text.kin
+
+    async def retrace(self, claim: Claim) -> Trace:
+        """How an answer's tokens fit the declared sampling. Raises `InvalidRequestError` if that cannot be repeated."""
+        trace = (await self._ask(partial(Retrace, claim=claim), Retraced)).trace
+        same = claim.request.model_digest == self._text.digest and self._text.dtype in EXACT
+        return replace(trace, exact=same)
 
     async def tokenize(self, request: EngineRequest, *, special: bool) -> tuple[int, ...]:
         """Tokens of a prompt, see `Engine.tokenize`."""
@@ -345,7 +361,7 @@ class WorkerEngine:
                     case Step():
                         self._recorder.step(message.load)
                         self._jobs.step(message)
-                    case Started() | Embedded() | Judged() | Tokenized() | Detokenized() | Refused():
+                    case Started() | Embedded() | Judged() | Retraced() | Tokenized() | Detokenized() | Refused():
                         self._jobs.give(message)
                     case _:
                         assert_never(message)

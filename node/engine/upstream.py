@@ -24,7 +24,7 @@ import msgspec
 import trio
 
 from nsllm import __version__, canonical
-from nsllm.governance.ports import Likelihood
+from nsllm.governance.ports import JUDGED_TOKENS, Claim, Likelihood, Trace
 from nsllm.ids import Digest
 from nsllm.node.engine.port import Done, Engine, EngineInfo, EngineRequest, ModelInfo, Piece
 from nsllm.node.engine.slots import Slots
@@ -197,9 +197,19 @@ class UpstreamEngine:
         """Unit vectors of the local encoder and how many tokens it read."""
         return await self._local.embed_counted(texts)
 
-    async def likelihoods(self, items: Sequence[tuple[tuple[Message, ...], str]]) -> list[Likelihood]:
+    async def likelihoods(
+        self, items: Sequence[tuple[tuple[Message, ...], str]], *, most_tokens: int = JUDGED_TOKENS
+    ) -> list[Likelihood]:
         """Likelihoods under the local scorer model."""
-        return await self._local.likelihoods(items)
+        return await self._local.likelihoods(items, most_tokens=most_tokens)
+
+    def holds(self, model: Digest) -> bool:
+        """Whether the local scorer model is the one; nobody can tell of the upstream's."""
+        return self._local.holds(model)
+
+    async def retrace(self, claim: Claim) -> Trace:
+        """Read again by the local scorer model."""
+        return await self._local.retrace(claim)
 
     @asynccontextmanager
     async def _generate(self, request: EngineRequest) -> AsyncIterator[UpstreamAnswer]:

@@ -9,10 +9,10 @@ import pytest
 
 from nsllm.governance.defaults import built_in_rule_sets, default_policy
 from nsllm.governance.errors import AbstainError, SafetyUnavailableError
-from nsllm.governance.features import EMPTY_ANSWER, measure_answer
+from nsllm.governance.features import EMPTY_ANSWER, UNCONDITIONED, measure_answer
 from nsllm.governance.hybrid_score import NEUTRAL_SUPPORT_PPM, HybridScorer
 from nsllm.governance.policy import Rubric, RuleSet
-from nsllm.governance.ports import Likelihood
+from nsllm.governance.ports import Likelihood, Trace
 from nsllm.governance.validation import Measure
 from nsllm.governance.validator import Validator
 from nsllm.ids import Address, Digest, NetworkId, TimeMs
@@ -38,15 +38,27 @@ class Models:
     vectors: dict[str, tuple[float, ...]] = field(default_factory=dict)
     given: float = -0.7
     free: float = -1.3
+    held: tuple[Digest, ...] = ()
+    trace: Trace | Exception | None = None
     calls: list[str] = field(default_factory=list)
 
     async def embed(self, texts):
         self.calls.append(f"embed {len(texts)}")
         return [self.vectors.get(text, unit(1)) for text in texts]
 
-    async def likelihoods(self, items):
-        self.calls.append(f"likelihoods {len(items)}")
-        return [Likelihood(mean_logprob=self.given, tokens=9), Likelihood(mean_logprob=self.free, tokens=9)]
+    async def likelihoods(self, items, *, most_tokens=512):
+        self.calls.append(f"likelihoods of {most_tokens}")
+        means = [self.free if messages == UNCONDITIONED else self.given for messages, _ in items]
+        return [Likelihood(mean_logprob=mean, tokens=9, head_logprob=mean) for mean in means]
+
+    def holds(self, model):
+        return model in self.held
+
+    async def retrace(self, claim):
+        self.calls.append("retrace")
+        if isinstance(self.trace, Exception):
+            raise self.trace
+        return self.trace
 
 
 @dataclass
@@ -110,7 +122,7 @@ async def test_the_rubrics_dimensions_in_order_in_one_call_a_model():
     models, layers = Models(), Layers(scores={"safety": 1, "relevance": 2, "coherence": 3, "extra.one": 4})
     scores = await scorer(models, layers).observe(record())
     assert [(score.name, score.ppm) for score in scores] == [("coherence", 3), ("relevance", 2), ("safety", 1)]
-    assert models.calls == ["embed 3", "likelihoods 2"]
+    assert models.calls == ["embed 3", "likelihoods of 512", "likelihoods of 32"]
     [item] = layers.items
     assert item.question == "And tides?"
     assert (item.features.logprob_micro, item.features.gain_micro) == (-700_000, 600_000)
@@ -168,7 +180,7 @@ async def test_only_answers_that_may_be_published_cost_likelihoods():
     private = await validator.check_output(record().request.messages, "answer", POLICY, publishing=False)
     assert (models.calls, private.features) == (["embed 1"], None)
     public = await validator.check_output(record().request.messages, "answer", POLICY, publishing=True)
-    assert models.calls[1:] == ["embed 3", "likelihoods 2"]
+    assert models.calls[1:] == ["embed 3", "likelihoods of 512", "likelihoods of 32"]
     assert public.features is not None
     asked = await validator.check_input("And tides?", unit(1), POLICY)
     assert [(item.stage, item.text, item.features is None) for item in layers.items] == [

@@ -77,6 +77,7 @@ class FastBackend:
         self.embed = _encoder(encoder).embed
         self.chooser: Chooser = NativeChooser(library, shape.vocabulary)
         self.context_tokens = shape.context_tokens
+        self.vocabulary = shape.vocabulary
         self.end_token_ids = self._chat.end_token_ids
         self.longest_token_chars = self._chat.longest_token_chars
         self.chat_tokens = self._chat.chat_tokens

@@ -161,27 +161,40 @@ static int32_t reach(uint64_t *keys, int32_t count, uint64_t wanted, int by_coun
 
 static uint64_t share(uint64_t total, int64_t micro) { return (uint64_t)(((wide)total * micro + MICRO - 1) / MICRO); }
 
-/* A token of those that top-k and top-p leave, most likely first. */
-static int32_t draw_limited(const Row *row, const float *x, int32_t count, float highest, uint64_t least, uint64_t total,
-                            const Scratch *s) {
+/* What top-k and top-p leave, as the first keys: how many. The lowest of them, and how much the `top_k` most likely
+ * weigh together, are told as well. */
+static int32_t keep_likely(const Row *row, const float *x, int32_t count, float highest, uint64_t least, uint64_t total,
+                           const Scratch *s, uint64_t *sum, uint64_t *lowest, uint64_t *k_sum) {
     int by_k = row->top_k > 0;
-    uint64_t near = (uint64_t)1 << BITS, sum;
+    uint64_t near = (uint64_t)1 << BITS;
     uint64_t wanted = by_k ? (uint64_t)row->top_k : share(total, row->top_p);
-    int32_t kept = -1;
+    int32_t kept = -1, all_found = 0;
     while (kept < 0) {
         near = near >> NEAR_BITS > least ? near >> NEAR_BITS : least;
         int32_t found = gather(x, count, highest, row->scale, near, s->highs, s->keys);
-        kept = reach(s->keys, found, wanted ? wanted : 1, by_k, &sum);
-        if (kept < 0 && near == least) kept = found;
+        kept = reach(s->keys, found, wanted ? wanted : 1, by_k, sum);
+        if (kept < 0 && near == least) kept = found, all_found = 1;
     }
+    *k_sum = total;
     if (by_k) {
-        sum = 0;
-        for (int32_t i = 0; i < kept; i++) sum += s->keys[i] >> ID_BITS;
+        *sum = 0;
+        for (int32_t i = 0; i < kept; i++) *sum += s->keys[i] >> ID_BITS;
+        *k_sum = *sum;
         if (row->top_p < MICRO) {
-            wanted = share(sum, row->top_p);
-            kept = reach(s->keys, kept, wanted ? wanted : 1, 0, &sum);
+            wanted = share(*sum, row->top_p);
+            kept = reach(s->keys, kept, wanted ? wanted : 1, 0, sum);
+            all_found = 0;
         }
     }
+    *lowest = all_found ? least << ID_BITS : s->keys[kept - 1];
+    return kept;
+}
+
+/* A token of those that top-k and top-p leave, most likely first. */
+static int32_t draw_limited(const Row *row, const float *x, int32_t count, float highest, uint64_t least, uint64_t total,
+                            const Scratch *s) {
+    uint64_t sum, lowest, k_sum;
+    int32_t kept = keep_likely(row, x, count, highest, least, total, s, &sum, &lowest, &k_sum);
     uint64_t target = (uint64_t)((wide)row->draw * sum >> 53);
     return (int32_t)(LAST_ID - (s->keys[reach(s->keys, kept, target + 1, 0, &sum) - 1] & LAST_ID));
 }
@@ -248,18 +261,23 @@ static void tell(Row *row, int32_t count, const Scratch *s) {
     row->top_found = found;
 }
 
-static int32_t choose(const Row *row, int32_t count, const Scratch *s) {
-    const float *x = row->logits;
-    if (row->mask || row->banned_count || row->biased_count || row->seen_count) {
-        adjust(row, count, s->scores);
-        x = s->scores;
-    }
+/* What is chosen from: the logits, or a copy that mask, bans, bias and penalties have changed. */
+static const float *scores_of(const Row *row, int32_t count, const Scratch *s) {
+    if (!row->mask && !row->banned_count && !row->biased_count && !row->seen_count) return row->logits;
+    adjust(row, count, s->scores);
+    return s->scores;
+}
+
+INLINE uint64_t least_weight(const Row *row) {
+    uint64_t least = share((uint64_t)1 << BITS, row->min_p < MICRO ? row->min_p : MICRO);
+    return least ? least : 1;
+}
+
+static int32_t choose(const Row *row, const float *x, int32_t count, const Scratch *s) {
     float highest = find_highest(x, count, s->highs);
     if (highest == -INFINITY) return -1;
     if (row->scale != 0) {
-        int64_t min_p = row->min_p < MICRO ? row->min_p : MICRO;
-        uint64_t least = share((uint64_t)1 << BITS, min_p);
-        if (least == 0) least = 1;
+        uint64_t least = least_weight(row);
         uint64_t total = weigh_all(x, count, highest, row->scale, least, s->highs, s->sums);
         if (total && (row->top_k > 0 || row->top_p < MICRO))
             return draw_limited(row, x, count, highest, least, total, s);
@@ -274,7 +292,112 @@ static int32_t choose(const Row *row, int32_t count, const Scratch *s) {
 /* A token for each row, and what is asked about probabilities. */
 void choose_rows(Row *rows, int32_t row_count, int32_t vocabulary, const Scratch *scratch) {
     for (int32_t i = 0; i < row_count; i++) {
-        rows[i].token = choose(&rows[i], vocabulary, scratch);
+        rows[i].token = choose(&rows[i], scores_of(&rows[i], vocabulary, scratch), vocabulary, scratch);
         if (rows[i].top_count >= 0) tell(&rows[i], vocabulary, scratch);
     }
+}
+
+/* Strain and surprise of a published token: `nsllm.node.engine.strain`. */
+
+static const double LEVELS[] = {0.0, 0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0};
+#define LEVEL_COUNT (int32_t)(sizeof LEVELS / sizeof *LEVELS)
+#define BEYOND 16.0
+
+typedef struct {
+    double above, below, loose; /* weights: of what comes before and after the token for sure, and of all there may be */
+    int64_t count_above;
+} Around;
+
+/* What a ratio of weights may be multiplied by. */
+INLINE double bending(double bend, double scale) { return exp2(bend * scale < 500 ? -bend * scale : -500); }
+
+/* What stands around the token if logits may be bent by `bend` in all. */
+static Around look_around(const Row *row, const float *x, int32_t count, float highest, int32_t token, uint64_t least,
+                          double bend, int ranked, const Scratch *s) {
+    Around found = {0, 0, 0, 0};
+    double ratio = bending(bend, row->scale), loose = (double)least * ratio, strict = (double)least / ratio;
+    float high = (float)(x[token] + bend), low = (float)(x[token] - bend);
+    for (int32_t start = 0, block = 0; start < count; start += BLOCK, block++) {
+        if (!weigh(s->highs[block], highest, row->scale)) continue;
+        int32_t end = count - start < BLOCK ? count : start + BLOCK;
+        for (int32_t i = start; i < end; i++) {
+            double w = (double)weigh(x[i], highest, row->scale);
+            if (w == 0 || w < loose) continue;
+            found.loose += w;
+            int kept = w >= strict;
+            if (ranked ? x[i] > high : i < token && kept) {
+                found.above += w;
+                found.count_above++;
+            } else if ((ranked ? x[i] < low : i > token) && kept) {
+                found.below += w;
+            }
+        }
+    }
+    return found;
+}
+
+/* The share of a set that weighs `part` of `whole`, after its weights were multiplied by `ratio` against the others'. */
+INLINE double bent(double part, double whole, double ratio) {
+    double rest = whole - part > 0 ? whole - part : 0;
+    return part > 0 ? part * ratio / (part * ratio + rest) : 0;
+}
+
+static int possible(const Row *row, const float *x, int32_t count, float highest, int32_t token, int seeded,
+                    uint64_t least, double total, double k_sum, double bend, const Scratch *s) {
+    int ranked = row->top_k > 0 || row->top_p < MICRO;
+    double ratio = bending(bend, row->scale), top_p = row->top_p < MICRO ? (double)row->top_p / MICRO : 1;
+    double own = (double)weigh(x[token], highest, row->scale);
+    if (own == 0 || own < (double)least * ratio) return 0;
+    Around at = look_around(row, x, count, highest, token, least, bend, ranked, s);
+    if (row->top_k > 0 && at.count_above >= row->top_k) return 0;
+    double start = bent(at.above, at.loose, ratio), end = 1 - bent(at.below, at.loose, ratio);
+    double most_kept = 1, least_kept = top_p;
+    if (row->top_k > 0) {
+        most_kept = row->min_p > 0 ? 1 : bent(k_sum, total, 1 / ratio);
+        least_kept *= bent(k_sum, at.loose, ratio);
+    }
+    if (ranked && at.count_above && !(start < top_p * most_kept)) return 0; /* the first may always be drawn */
+    double draw = (double)row->draw / 9007199254740992.0;
+    return !seeded || (start <= draw * most_kept && end >= draw * least_kept);
+}
+
+/* `results`: strain in logits, then surprise in nats and its variance. */
+void trace_row(Row *row, int32_t count, const Scratch *s, int32_t token, int32_t seeded, double *results) {
+    const float *x = scores_of(row, count, s);
+    int32_t own = choose(row, x, count, s);
+    results[0] = BEYOND, results[1] = results[2] = 0;
+    row->token = own;
+    if (own < 0 || token < 0 || token >= count || !(x[token] > -INFINITY)) return;
+    float highest = x[own];
+    for (int32_t block = 0; block * BLOCK < count; block++)
+        if (s->highs[block] > highest) highest = s->highs[block];
+    uint64_t least = least_weight(row), total = 0;
+    if (row->scale != 0) total = weigh_all(x, count, highest, row->scale, least, s->highs, s->sums);
+    if (!total) {
+        if (own == token) results[0] = 0;
+        for (int32_t level = LEVEL_COUNT - 1; level >= 0; level--)
+            if ((double)highest - x[token] <= LEVELS[level]) results[0] = LEVELS[level];
+        return;
+    }
+    uint64_t sum = total, lowest = least << ID_BITS, k_sum = total;
+    if (row->top_k > 0 || row->top_p < MICRO)
+        keep_likely(row, x, count, highest, least, total, s, &sum, &lowest, &k_sum);
+    if (seeded && own == token) results[0] = 0;
+    for (int32_t level = seeded; results[0] == BEYOND && level < LEVEL_COUNT; level++)
+        if (possible(row, x, count, highest, token, seeded, least, (double)total, (double)k_sum, LEVELS[level], s))
+            results[0] = LEVELS[level];
+    double nats = row->scale * 0.6931471805599453, first = 0, second = 0;
+    for (int32_t start = 0, block = 0; start < count; start += BLOCK, block++) {
+        if (weigh(s->highs[block], highest, row->scale) < lowest >> ID_BITS) continue;
+        int32_t end = count - start < BLOCK ? count : start + BLOCK;
+        for (int32_t i = start; i < end; i++) {
+            uint64_t w = weigh(x[i], highest, row->scale);
+            if ((w << ID_BITS | (LAST_ID - (uint64_t)i)) < lowest || !w) continue;
+            double share_of = (double)w / sum, y = nats * ((double)x[i] - highest);
+            first += share_of * y;
+            second += share_of * y * y;
+        }
+    }
+    results[1] = first - nats * ((double)x[token] - highest);
+    results[2] = second - first * first > 0 ? second - first * first : 0;
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import Structure, byref, c_float, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import Structure, byref, c_double, c_float, c_int32, c_int64, c_uint64, c_void_p
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +13,7 @@ import torch
 
 from nsllm.node.engine.distribution import Floats, Ints, Mask
 from nsllm.node.engine.sampler import MOST_TOP, Choice, NoChoiceError, Sampler, told
+from nsllm.node.engine.strain import Strain
 
 BLOCK: Final = 128
 """Tokens that `select.c` passes over together."""
@@ -47,8 +48,9 @@ class NativeChooser:
     """
 
     def __init__(self, library: Path, vocabulary: int) -> None:
-        self._choose_rows = ctypes.CDLL(str(library)).choose_rows
-        self._choose_rows.restype = None
+        kernels = ctypes.CDLL(str(library))
+        self._choose_rows, self._trace_row = kernels.choose_rows, kernels.trace_row
+        self._choose_rows.restype = self._trace_row.restype = None
         self._vocabulary = vocabulary
         blocks = -(-vocabulary // BLOCK)
         self._kept = (
@@ -74,6 +76,21 @@ class NativeChooser:
         self._choose_rows(table, len(kept), self._vocabulary, byref(self._scratch))
         chosen = iter(table)
         return [refused.get(at) or self._result(next(chosen), sampler) for at, sampler in enumerate(samplers)]
+
+    def trace(self, sampler: Sampler, row: torch.Tensor, token: int) -> Strain:
+        """See `nsllm.node.engine.sampler.Chooser`."""
+        assert row.shape == (self._vocabulary,)
+        assert row.is_contiguous()
+        filled, results = _Row(), (c_double * 3)()
+        kept = _fill(filled, sampler, row.data_ptr())
+        arguments = self._vocabulary, byref(self._scratch), c_int32(token), c_int32(sampler.seeded), results
+        self._trace_row(byref(filled), *arguments)
+        if filled.token < 0 and filled.banned_count:  # the guide leaves nothing but an end token
+            filled.banned_count = 0
+            self._trace_row(byref(filled), *arguments)
+        del kept  # what the row points to had to stay until here
+        sampler.accept(token)
+        return Strain(*results)
 
     def _result(self, row: _Row, sampler: Sampler) -> Choice | NoChoiceError:
         if row.token < 0 and row.banned_count:  # the guide leaves nothing but an end token

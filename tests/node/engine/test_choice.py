@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from nsllm.node.engine.choice import Choice, choose, running_digest, text_digest
+from nsllm.node.engine.choice import Choice, choose, kin_digests, running_digest, text_digest
 from nsllm.node.engine.fast import build as build_module
 from nsllm.node.engine.models import ModelPaths, model_digest
 from nsllm.node.errors import ConfigError, ModelMissingError
@@ -37,6 +37,13 @@ def test_what_is_stored_in_16_bits_runs_in_int8_and_is_another_model(stored_as):
     assert running_digest(folder, general) == model_digest(folder) != running_digest(folder, fast)
     assert text_digest(ModelPaths(folder, folder)) == running_digest(folder, fast)
     assert text_digest(ModelPaths(folder, folder, "general")) == model_digest(folder)
+
+
+def test_the_same_files_in_other_numbers_are_kin(stored_as):
+    folder = stored_as(dtype="bfloat16")
+    fast, general = choose(folder, "auto"), choose(folder, "general")
+    assert kin_digests(folder, fast) == (running_digest(folder, general),)
+    assert kin_digests(folder, general) == (running_digest(folder, fast),)
 
 
 def test_what_is_stored_in_float32_runs_in_float32_on_either_path(tiny):

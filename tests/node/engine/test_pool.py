@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 
+from nsllm.governance.ports import Claim
 from nsllm.ids import Digest
 from nsllm.node.engine.pool import MAX_MODELS, Candidate, ModelPool
 from nsllm.node.engine.port import EngineInfo, EngineRequest, ModelInfo, Piece
@@ -21,7 +22,7 @@ from nsllm.node.errors import (
     UnknownModelError,
 )
 from nsllm.offload import InlineOffload
-from nsllm.record import Message, Sampling
+from nsllm.record import Message, Request, Sampling
 
 MB = 1 << 20
 
@@ -92,8 +93,14 @@ class Fake:
     async def embed_counted(self, texts):
         return await self.embed(texts), len(texts)
 
-    async def likelihoods(self, items):
+    async def likelihoods(self, items, *, most_tokens=512):
         return [self.model.name for _ in items]
+
+    def holds(self, model):
+        return model in (self.model.digest, *self.model.kin)
+
+    async def retrace(self, claim):
+        return self.model.name
 
 
 class House:
@@ -187,6 +194,24 @@ async def test_another_model_answers_by_default_and_the_first_goes_on_judging(ho
     await pool.load("base", default=True)
     assert house.names() == ["base", "second"]
     assert pool.info().scorer is None
+
+
+async def test_whichever_model_is_claimed_reads_its_answers_again(house, autojump_clock):
+    pool = house.pool
+    await pool.load("second")
+    assert [pool.holds(model(name).digest) for name in ("base", "second", "third")] == [True, True, False]
+    for name in ("base", "second"):
+        request = Request(
+            model="?",
+            model_digest=model(name).digest,
+            messages=(Message(role="user", content="q"),),
+            sampling=Sampling(),
+        )
+        assert await pool.retrace(Claim(request, Sampling(), (), (), "", "stop")) == name
+    await pool.unload("second")
+    assert not pool.holds(model("second").digest)
+    with pytest.raises(UnknownModelError, match="not loaded"):
+        await pool.retrace(Claim(request, Sampling(), (), (), "", "stop"))
 
 
 async def test_loading_twice_opens_one_worker_also_at_the_same_time(house, autojump_clock):

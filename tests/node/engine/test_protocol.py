@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from nsllm.content import Text
 from nsllm.errors import EncodingError
+from nsllm.governance.ports import Likelihood, Trace
 from nsllm.node.engine import protocol
 from nsllm.node.engine.port import EngineRequest, TokenLogprob
 from nsllm.node.engine.protocol import (
@@ -19,6 +20,7 @@ from nsllm.node.engine.protocol import (
     Load,
     Ping,
     Refused,
+    Retraced,
     Step,
     frame,
     peer_reader,
@@ -63,7 +65,12 @@ def test_what_a_worker_says_survives_too():
     told = TokenLogprob(b"\xf0", -1.5, ((b"a", -0.5), (b"\xf0", -1.5)))
     gains = (Gain(1, (5, 6), "hi"), Gain(3, (7,), "", "stop", (told,)))
     load = Load(0.02, 9, 2, 0, 7, 40, 32, 5, 100)
-    messages = [Step(gains, load), Judged(2, ((-1.5, 3),)), Refused(1, "failed", "no", "guide")]
+    messages = [
+        Step(gains, load),
+        Judged(2, ((-1.5, 3, -1.25),)),
+        Retraced(3, Trace(0, fault="text", likelihood=Likelihood(-1.0, 2, -0.5))),
+        Refused(1, "failed", "no", "guide"),
+    ]
     assert peer_reader().feed(b"".join(map(frame, messages))) == messages
 
 

@@ -365,7 +365,7 @@ def test_likelihood_is_that_of_one_forward_pass(backend, general, question, answ
     with torch.inference_mode():
         logits = general._model._model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
     expected = logits.log_softmax(-1)[torch.arange(len(tokens)), torch.tensor(tokens)].mean()
-    ((mean, count),) = judged(backend, (user(question), answer))
+    ((mean, count, _),) = judged(backend, (user(question), answer))
     assert mean == pytest.approx(float(expected), abs=1e-5)
     assert count == len(tokens)
 
@@ -374,14 +374,27 @@ def test_likelihoods_do_not_depend_on_company(backend):
     items = [(user("q"), "one"), (user("other"), "two" * 30), (user("q"), "")]
     together = judged(backend, *items)
     assert together == tuple(judged(backend, item)[0] for item in items)
-    assert together[2] == (0.0, 0)
+    assert together[2] == (0.0, 0, 0.0)
+
+
+def test_the_head_of_an_answer_is_judged_by_itself(backend):
+    answer = "a long answer " * 8
+    ((whole, count, head),) = judged(backend, (user("q"), answer))
+    ((beginning, short, same),) = judged(backend, (user("q"), answer[:32]))
+    assert (count, short) == (len(answer), 32)
+    assert head == pytest.approx(beginning, abs=1e-5)
+    assert same == beginning != whole
+    desk = Desk(backend)
+    desk.scheduler.handle(Judge(1, ((user("q"), answer),), most_tokens=32))
+    desk.finish()
+    assert desk.only(Judged).rows[0] == (pytest.approx(beginning, abs=1e-5), 32, pytest.approx(beginning, abs=1e-5))
 
 
 def test_a_conversation_longer_than_the_context_loses_its_beginning(backend):
-    ((mean, count),) = judged(backend, (user("q" * 1000), "answer"))
+    ((mean, count, _),) = judged(backend, (user("q" * 1000), "answer"))
     assert count == 6
     assert mean < 0
-    ((_, count),) = judged(backend, (user("q"), "a" * 1000))
+    ((_, count, _),) = judged(backend, (user("q"), "a" * 1000))
     assert count == backend.context_tokens - 1
 
 

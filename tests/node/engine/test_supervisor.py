@@ -16,12 +16,14 @@ import trio
 import trio.testing
 
 from nsllm.content import Text
+from nsllm.governance.ports import Claim
+from nsllm.ids import Digest
 from nsllm.node.engine.link import WorkerSettings
 from nsllm.node.engine.models import ModelPaths
 from nsllm.node.engine.port import Done, EngineRequest, Piece
 from nsllm.node.engine.supervisor import WorkerEngine
 from nsllm.node.errors import ContextOverflowError, EngineError, InvalidRequestError, ModelMissingError, OverloadedError
-from nsllm.record import Guide, Message, Sampling
+from nsllm.record import Guide, Message, Request, Sampling
 
 LONG = Sampling(max_tokens=200, seed=7)
 ENDLESS = Sampling(max_tokens=100_000, min_tokens=100_000, seed=7)
@@ -67,6 +69,17 @@ async def until(condition):
         await trio.sleep(0.01)
 
 
+async def reread(engine, whole, done):
+    """What an answer of this engine comes to when it is read again."""
+    digest = engine.info().text.digest
+    assert engine.holds(digest)
+    assert not engine.holds(Digest(bytes(32)))
+    request = Request(model="m", model_digest=digest, messages=user("hi"), sampling=Sampling())
+    claim = Claim(request, done.sampling, done.prompt_token_ids, whole.token_ids, whole.text, done.finish_reason)
+    trace = await engine.retrace(claim)
+    return trace.fault, trace.worst_strain, trace.likelihood is not None or not trace.tokens
+
+
 async def test_answers_embeddings_and_likelihoods(tiny):
     seen = []
     engine = engine_of(tiny, max_tokens=20, observer=lambda state, restarts: seen.append((state, restarts)))
@@ -104,6 +117,8 @@ async def test_answers_embeddings_and_likelihoods(tiny):
         assert [row.tokens for row in rows] == [i % 3 for i in range(40)]
         assert await engine.embed_counted([]) == ([], 0)
         assert await engine.likelihoods([]) == []
+        assert await reread(engine, whole, done) == await reread(engine, whole, done) == (None, 0.0, True)
+        assert (await reread(engine, Piece(whole.token_ids, whole.text + "!"), done))[0] == "text"
 
         with pytest.raises(ContextOverflowError, match="context is 256 tokens") as overflow:
             await collect(engine, user("x" * 300), Sampling())
