@@ -28,8 +28,7 @@ import torch
 
 from benchmarks.report import machine
 from benchmarks.score_separation import human_answers, questions
-from nsllm.governance.computation import RULES, computation_ppm, unexplained
-from nsllm.governance.defaults import COMPUTATION_MIN_PPM
+from nsllm.governance.computation import PASS_PPM, RULES, computation_ppm, unexplained
 from nsllm.governance.ports import Claim, Trace
 from nsllm.ids import Digest
 from nsllm.node.engine.backend import Backend
@@ -170,7 +169,7 @@ def other_model(paths: ModelPaths, folder: Path, share: float) -> Path:
 
 
 def passed(traces: Sequence[Trace]) -> int:
-    return sum(computation_ppm(trace) >= COMPUTATION_MIN_PPM for trace in traces)
+    return sum(computation_ppm(trace) >= PASS_PPM for trace in traces)
 
 
 def summed(claims: Sequence[Claim], traces: Sequence[Trace]) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from nsllm.governance.ports import Trace
 from nsllm.ids import PPM_ONE, Digest, Ppm
 
 DIMENSION: Final = "computation"
+PASS_PPM: Final = 500_000
+"""What the error rates are told for: an answer passes from here on."""
 
 
 class Tolerance(Value, frozen=True, kw_only=True):
@@ -60,7 +62,11 @@ RULES: Final = ComputationRules(
     surprise=Gate(centre=500_000, scale=60_000),
     sigmas=4,
 )
-"""Fitted on answers of SmolLM2-135M (`benchmarks/computation_errors.py`)."""
+"""Fitted on answers of SmolLM2-135M (`benchmarks/computation_errors.py`).
+
+Read again by the very kernels, 240 answers strained nothing. In other numbers the highest of 210 were: mean strain
+0.083, worst strain 2, unexplained surprise 0.10; the lowest of models with 10 % noise on their weights 0.17 and 2.
+"""
 
 
 def computation_ppm(trace: Trace, rules: ComputationRules = RULES) -> Ppm:

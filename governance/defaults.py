@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from nsllm.consensus.observation import DimensionScore
-from nsllm.governance import coherence, toxicity
+from nsllm.governance import coherence, computation, toxicity
 from nsllm.governance.policy import Policy, Rubric, RuleSet
 from nsllm.ids import Digest, Ppm
 
@@ -17,18 +17,16 @@ four times over 21 %, of loops and random words none. Measured as in `benchmarks
 REUSE_MIN_PPM: Final = Ppm(600_000)
 """Same answers, with the weights below: 97 % lie above; of off-topic ones 10 %, of shuffled ones 4 %, of repeated ones
 22 %, of loops and random words none."""
-COMPUTATION_MIN_PPM: Final = Ppm(500_000)
-"""Records whose agreed `computation` is below this are worth nothing to the cache; `benchmarks/computation_errors.py`
-measures both errors."""
 WEIGHTS_PPM: Final = {"coherence": 600_000, "relevance": 300_000, "safety": 100_000}
 """Of the weights tried, these let the fewest spoilt answers past a reuse limit that 97 % of benign ones pass. Safety
 weighs little, because the toxicity limit has already withheld what is toxic."""
 
 
 def built_in_rule_sets() -> tuple[RuleSet, ...]:
-    """What the built-in layers judge with: the coherence gates and the toxicity head of this version."""
+    """What the built-in layers judge with: the gates and the toxicity head of this version."""
     return (
         RuleSet(name="coherence", digest=coherence.RULES.digest()),
+        RuleSet(name="computation", digest=computation.RULES.digest()),
         RuleSet(name="toxicity", digest=toxicity.default_head().digest),
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from tables.benchmarks import benchmark_results
 from tables.command_line import commands
 from tables.declared import api_codes, endpoints, error_classes, errors, metrics, settings
+from tables.dimensions import computation_results, separation_results
 from tables.events import events
 from tables.hooks import hooks
 from tables.mutants import mutants
@@ -22,6 +23,7 @@ __all__ = [
     "api_codes",
     "benchmark_results",
     "commands",
+    "computation_results",
     "endpoints",
     "error_classes",
     "errors",
@@ -37,6 +39,7 @@ __all__ = [
     "put",
     "receipt_fields",
     "rooms",
+    "separation_results",
     "settings",
     "source",
     "steps",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 
 from nsllm.governance.defaults import built_in_rule_sets, default_policy
@@ -172,6 +173,37 @@ async def test_absurd_likelihoods_stay_within_bounds(mean):
 async def test_a_validator_that_lacks_what_the_rubric_pins_abstains(changed, reason):
     with pytest.raises(AbstainError, match=reason):
         await scorer(**changed).observe(record())
+
+
+COMPUTED = Rubric(scorer_model=SCORER, encoder=ENCODER, dimensions=("coherence", "computation"))
+READ = Trace(9, variance=1.0, likelihood=Likelihood(mean_logprob=-0.7, tokens=9, head_logprob=-0.6))
+
+
+async def test_an_answer_of_the_scorer_model_is_read_once():
+    models, layers = Models(held=(SCORER,), trace=READ), Layers()
+    scores = {score.name: score.ppm for score in await scorer(models, layers, COMPUTED).observe(record())}
+    assert scores["computation"] > 990_000
+    assert models.calls == ["retrace", "embed 3", "likelihoods of 32"]
+    assert (layers.items[0].features.logprob_micro, layers.items[0].features.gain_micro) == (-700_000, 700_000)
+
+
+async def test_an_answer_of_another_model_is_read_by_both():
+    models = Models(held=(ENCODER,), trace=READ)
+    other = msgspec.structs.replace(record().request, model_digest=ENCODER)
+    await scorer(models, rubric=COMPUTED).observe(msgspec.structs.replace(record(), request=other))
+    assert models.calls == ["retrace", "embed 3", "likelihoods of 512", "likelihoods of 32"]
+
+
+@pytest.mark.parametrize(
+    ("models", "reason"),
+    [
+        (Models(), "the answer's model is 7373737373737373, which is not loaded here"),
+        (Models(held=(SCORER,), trace=AbstainError("pictures")), "the answer cannot be read again: pictures"),
+    ],
+)
+async def test_who_cannot_read_an_answer_again_abstains(models, reason):
+    with pytest.raises(AbstainError, match=reason):
+        await scorer(models, rubric=COMPUTED).observe(record())
 
 
 async def test_only_answers_that_may_be_published_cost_likelihoods():
