@@ -83,6 +83,10 @@ class RegistryState(Value, frozen=True, kw_only=True, dict=True):
         chosen = tuple(m.address for m in self.members if self.is_eligible(m.address))
         return ValidatorSet(epoch=epoch, members=chosen) if chosen else None
 
+    def count_validators(self) -> int:
+        """How many members may validate."""
+        return sum(self.is_eligible(member.address) for member in self.members)
+
     def is_eligible(self, address: Address) -> bool:
         """Whether the member may validate: by its role, with weight, and present."""
         member = self.get(address)

@@ -14,11 +14,11 @@ import msgspec
 
 from nsllm import canonical
 from nsllm.consensus.certificate import Certificate
-from nsllm.consensus.epoch import EpochChange
 from nsllm.consensus.typed_data import address_word, word
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.crypto import MemberKey, keccak256
 from nsllm.governance import rlp
+from nsllm.governance.light_client import EpochProof
 from nsllm.ids import Address, Digest, NetworkId
 
 _HEADER: Final = (
@@ -47,7 +47,11 @@ class _Artifact(msgspec.Struct):
 
 
 def deployer_key(network: NetworkId) -> MemberKey:
-    """The key that deploys the contract as its first transaction. Public knowledge: it guards nothing."""
+    """The key that deploys the contract and signs every call of it.
+
+    Public knowledge, it guards nothing: certificates convince the contract, not who brings them. So validators that
+    join later need no funds.
+    """
     return MemberKey(canonical.digest("anchor-deployer", network, b""))
 
 
@@ -83,8 +87,9 @@ def anchor_call(certificate: Certificate) -> bytes:
     )
 
 
-def handover_call(certificate: Certificate, change: EpochChange) -> bytes:
+def handover_call(proof: EpochProof) -> bytes:
     """Calldata of `handover` for the certificate of an epoch's last header and the change that it names."""
+    certificate, change = proof.certificate, proof.change
     signatures = _signatures(certificate)
     offset = (_HEADER_WORDS + 4) * 32  # after header, round, two offsets and the policy's digest
     return b"".join(
@@ -100,19 +105,24 @@ def handover_call(certificate: Certificate, change: EpochChange) -> bytes:
     )
 
 
-def anchor_call_limit_bytes(validators: ValidatorSet) -> int:
-    """Length of the calldata that carries every validator's signature."""
-    return 4 + (_HEADER_WORDS + 3) * 32 + (65 * validators.size + 31) // 32 * 32
+def anchor_call_limit_bytes(signers: int) -> int:
+    """Length of the calldata of `anchor` that carries every validator's signature."""
+    return 4 + (_HEADER_WORDS + 3) * 32 + (65 * signers + 31) // 32 * 32
 
 
-def anchor_gas(validators: ValidatorSet) -> int:
+def handover_call_limit_bytes(signers: int, following: int) -> int:
+    """Length of the calldata of `handover` that carries every validator's signature, and the next validators."""
+    return anchor_call_limit_bytes(signers) + (3 + following) * 32
+
+
+def anchor_gas(signers: int) -> int:
     """Gas limit of an anchor. Measured: 128,000 for the first and 7,600 a signature, so half again to spare."""
-    return 250_000 + 15_000 * validators.size
+    return 250_000 + 15_000 * signers
 
 
-def handover_gas(validators: ValidatorSet, following: ValidatorSet) -> int:
+def handover_gas(signers: int, following: int) -> int:
     """Gas limit of a handover from one set to the next: an anchor, and one new storage slot a validator."""
-    return anchor_gas(validators) + 100_000 + 30_000 * following.size
+    return anchor_gas(signers) + 100_000 + 30_000 * following
 
 
 def deployment_gas(validators: ValidatorSet) -> int:

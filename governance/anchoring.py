@@ -30,9 +30,15 @@ class Anchoring:
         """Earliest time of the next block with a transaction, by the rules."""
         return TimeMs(0 if self.last_ms is None else self.last_ms + ANCHOR_INTERVAL_MS)
 
-    def due_in_ms(self, log_size: int, now_ms: TimeMs) -> int | None:
-        """Milliseconds until a proposer anchors a log of `log_size` (0: now); None while it has not grown."""
-        if log_size <= self.size:
+    def due_in_ms(self, log_size: int, now_ms: TimeMs, *, handover: bool = False) -> int | None:
+        """Milliseconds until a proposer anchors a log of `log_size` (0: now); None while it has not grown.
+
+        Args:
+            log_size: entries of the log.
+            now_ms: wall time.
+            handover: the contract still knows an earlier epoch's validators, so that it has something to learn anyway.
+        """
+        if log_size <= self.size and not handover:
             return None
         backoff_ms = min(MAX_BACKOFF_MS, ANCHOR_INTERVAL_MS << min(self.failed, 10)) if self.failed else 0
         return max(0, self.allowed_from_ms() - now_ms, self.tried_ms + backoff_ms - now_ms)
@@ -42,6 +48,10 @@ class Anchoring:
         if size > self.size:
             return Anchoring(size=size, last_ms=time_ms)
         return replace(self.refused(time_ms), last_ms=time_ms)
+
+    def handed_over(self, time_ms: TimeMs) -> Anchoring:
+        """After a block of `time_ms` that taught the contract another epoch, of a log that had not grown."""
+        return Anchoring(size=self.size, last_ms=time_ms)
 
     def refused(self, now_ms: TimeMs) -> Anchoring:
         """After an attempt that did not move the head."""

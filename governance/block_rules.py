@@ -13,6 +13,7 @@ from typing import Final, Protocol, assert_never
 
 from nsllm import canonical, merkle
 from nsllm.consensus.block import MAX_BLOCK_BYTES, MAX_BLOCK_RECORDS, Block, Body
+from nsllm.consensus.epoch import EpochChange
 from nsllm.consensus.errors import BlockError
 from nsllm.consensus.evidence import Evidence, Offence, offence_of
 from nsllm.consensus.header import Header
@@ -20,6 +21,7 @@ from nsllm.consensus.observation import ScoreLeaf, SignedObservation, agree
 from nsllm.consensus.registry import Admission, Member, RegistryState
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.errors import NsllmError
+from nsllm.governance.errors import MotionError
 from nsllm.governance.genesis import Genesis
 from nsllm.governance.log_entry import (
     AdmissionEntry,
@@ -27,21 +29,26 @@ from nsllm.governance.log_entry import (
     Checkpoint,
     CheckpointEntry,
     EvidenceEntry,
+    GovernanceEntry,
     SignedCheckpoint,
     certified_entry,
     decode_entry,
 )
+from nsllm.governance.motion import GovernanceTransaction, apply, check_transaction
 from nsllm.governance.offences import MAX_BLOCK_EVIDENCE, check_offence
-from nsllm.ids import Address, Digest, Epoch, Height, NetworkId, TimeMs, hex0x
+from nsllm.governance.policy import Policy
+from nsllm.ids import ZERO_DIGEST, Address, Digest, Epoch, Height, NetworkId, TimeMs, hex0x
 from nsllm.merkle import Frontier
 
+MAX_BLOCK_MOTIONS: Final = 16
+"""Governance transactions in one block."""
 MAX_AHEAD_MS: Final = 5_000
 """A header's time may be this far ahead of the validator's clock."""
 CHECKPOINT_INTERVAL_MS: Final = 60_000
 """A peer's log is checkpointed in the network log at most once in this interval, by header times."""
 
 
-EVIDENCE: Final = 2
+EVIDENCE: Final = 3
 """Place of evidence among a body's kinds of entries."""
 
 
@@ -54,6 +61,10 @@ class History(Protocol):
 
     def member(self, address: Address) -> Member | None:
         """The member with this address after the last block."""
+        ...
+
+    def is_decided(self, motion: Digest) -> bool:
+        """Does an earlier block hold this motion?"""
         ...
 
     def last_checkpoint(self, peer: Address) -> tuple[Checkpoint, TimeMs] | None:
@@ -96,19 +107,35 @@ class Outcome:
     log: Frontier
     registry: RegistryState
     """Members after the block."""
+    policy: Policy
+    """In force from the next height on."""
+    change: EpochChange | None
+    """What the next height begins with; None if the epoch goes on."""
 
 
 class BlockRules:
     """The rules of one network in one epoch."""
 
-    def __init__(self, genesis: Genesis) -> None:
+    def __init__(self, genesis: Genesis, validators: ValidatorSet, policy: Policy) -> None:
         self.network: Final[NetworkId] = genesis.network_id()
-        self.validators: Final[ValidatorSet] = genesis.registry().validators()
+        self.validators: Final = validators
+        self.policy: Final = policy
         self._genesis = genesis
-        self._policy_digest = genesis.policy.digest()
-        self._rubric_digest = genesis.policy.rubric.digest()
-        self._dimensions = genesis.policy.rubric.dimensions
-        self._evidence_heights = genesis.policy.evidence_heights
+        self._policy_digest = policy.digest()
+        self._rubric_digest = policy.rubric.digest()
+        self._dimensions = policy.rubric.dimensions
+        self._evidence_heights = policy.evidence_heights
+
+    @classmethod
+    def founding(cls, genesis: Genesis) -> BlockRules:
+        """The rules of epoch 0."""
+        return cls(genesis, genesis.registry().validators(), genesis.policy)
+
+    def following(self, outcome: Outcome) -> BlockRules:
+        """The rules of the next height; these, if the epoch goes on."""
+        if outcome.change is None:
+            return self
+        return BlockRules(self._genesis, outcome.change.validators, outcome.policy)
 
     def first_parent(self) -> Parent:
         """What the block at height 1 stands on."""
@@ -117,21 +144,25 @@ class BlockRules:
         )
 
     def outcome(self, parent: Parent, body: Body) -> Outcome:
-        """Scores, log entries and members that a body gives.
+        """Scores, log entries, members and policy that a body gives.
 
         Raises:
             ObservationError: observations of a record that do not belong together.
             EncodingError: an entry that is none.
+            MotionError: a governance transaction that cannot be done.
         """
         observations = (signed.observation for signed in body.observations)
         leaves = tuple(agree(list(group)) for _, group in groupby(observations, key=lambda o: o.record))
         entries = (*(certified_entry(leaf) for leaf in leaves), *body.entries)
+        registry, policy = self._govern(parent.registry, body.entries)
         return Outcome(
             leaves=leaves,
             scores_root=merkle.root(merkle.leaf_hash(canonical.encode(leaf)) for leaf in leaves),
             entries=entries,
             log=parent.log.extend(merkle.leaf_hash(entry) for entry in entries),
-            registry=self._registry_after(parent.registry, body),
+            registry=registry,
+            policy=policy,
+            change=self._change(registry, policy),
         )
 
     def header(
@@ -152,6 +183,7 @@ class BlockRules:
             validators_hash=self.validators.digest(),
             policy_digest=self._policy_digest,
             registry_hash=outcome.registry.digest(self.network),
+            next_epoch=outcome.change.digest() if outcome.change is not None else ZERO_DIGEST,
         )
 
     def time_after(self, parent: Parent, now_ms: TimeMs) -> TimeMs:
@@ -192,8 +224,9 @@ class BlockRules:
         if header.time_ms > now_ms + MAX_AHEAD_MS:
             raise BlockError(f"header.time_ms: {header.time_ms} is over {MAX_AHEAD_MS} ms ahead of our {now_ms}")
         try:
-            joining = self._check_entries(body.entries, parent.registry, history, header)
-            self._check_observations(body.observations, history, joining, known)
+            self._check_entries(body.entries, parent.registry, history, header)
+            members, _ = self._govern(parent.registry, body.entries)
+            self._check_observations(body.observations, history, members, known)
             outcome = self.outcome(parent, body)
         except BlockError:
             raise
@@ -258,25 +291,51 @@ class BlockRules:
             evidence, history, network=self.network, height=height, expires_heights=self._evidence_heights
         )
 
-    def _registry_after(self, registry: RegistryState, body: Body) -> RegistryState:
-        for data in body.entries:
+    def check_motion(self, transaction: GovernanceTransaction, history: History, time_ms: TimeMs) -> None:
+        """Pass silently if a governance transaction may stand in a block of `time_ms`; `apply` says what it does.
+
+        Raises:
+            MotionError: decided before, or see `check_transaction`.
+            SignatureError: see `check_transaction`.
+        """
+        motion = transaction.motion.digest(self.network)
+        if history.is_decided(motion):
+            raise MotionError(f"motion {hex0x(motion)} was decided before")
+        check_transaction(self.network, transaction, self.validators, self.policy, time_ms)
+
+    def _govern(self, registry: RegistryState, entries: Sequence[bytes]) -> tuple[RegistryState, Policy]:
+        """Members and policy after a block's entries, in their order."""
+        policy = self.policy
+        for data in entries:
             entry = decode_entry(data)
             match entry:
                 case AdmissionEntry(admission=admission):
                     registry = registry.with_member(admission.member)
+                case GovernanceEntry(transaction=transaction):
+                    registry, policy = apply(transaction.motion.action, registry, policy)
                 case EvidenceEntry(evidence=evidence):
-                    registry = registry.with_weight(offence_of(evidence).validator, 0)
+                    convicted = registry.with_weight(offence_of(evidence).validator, 0)
+                    # The last validator goes on: a network that nobody certifies helps nobody.
+                    registry = convicted if convicted.count_validators() else registry
                 case CheckpointEntry() | CertifiedEntry():
                     pass
                 case _:
                     assert_never(entry)
-        return registry
+        return registry, policy
+
+    def _change(self, registry: RegistryState, policy: Policy) -> EpochChange | None:
+        """What the next height begins with, if it is another epoch: another set of validators, or another policy."""
+        validators = registry.validators(Epoch(self.validators.epoch + 1))
+        if validators is None:
+            raise MotionError("nobody would validate any more")
+        if validators.members == self.validators.members and policy == self.policy:
+            return None
+        return EpochChange(validators=validators, policy_digest=policy.digest())
 
     def _check_entries(
         self, entries: Sequence[bytes], registry: RegistryState, history: History, header: Header
-    ) -> frozenset[Address]:
-        """Checks the body's further entries; returns whom they admit."""
-        order: list[tuple[int, Address]] = []
+    ) -> None:
+        order: list[tuple[int, bytes]] = []
         joining: list[Address] = []
         for data in entries:
             entry = decode_entry(data)
@@ -288,12 +347,15 @@ class BlockRules:
                     self.check_admission(admission, registry)
                     joining.append(address)
                     order.append((0, address))
+                case GovernanceEntry(transaction=transaction):
+                    self.check_motion(transaction, history, header.time_ms)
+                    order.append((1, transaction.motion.digest(self.network)))
                 case CheckpointEntry(signed=signed):
                     peer = signed.checkpoint.peer
                     if history.member(peer) is None and peer not in joining:
                         raise BlockError(f"checkpoint of {hex0x(peer)}, who is not a member")
                     self.check_checkpoint(signed, history, header.time_ms)
-                    order.append((1, peer))
+                    order.append((2, peer))
                 case EvidenceEntry(evidence=evidence):
                     order.append((EVIDENCE, self.check_evidence(evidence, history, header.height).validator))
                 case CertifiedEntry():
@@ -301,16 +363,20 @@ class BlockRules:
                 case _:
                     assert_never(entry)
         if order != sorted(set(order)):
-            raise BlockError("body.entries: not admissions, checkpoints, evidence, each ascending by whom it is about")
+            raise BlockError(
+                "body.entries: not admissions, governance transactions, checkpoints, evidence, each ascending by whom"
+                " or what it is about"
+            )
+        if sum(kind == 1 for kind, _ in order) > MAX_BLOCK_MOTIONS:
+            raise BlockError(f"body.entries: more than {MAX_BLOCK_MOTIONS} governance transactions")
         if sum(kind == EVIDENCE for kind, _ in order) > MAX_BLOCK_EVIDENCE:
             raise BlockError(f"body.entries: more than {MAX_BLOCK_EVIDENCE} entries of evidence")
-        return frozenset(joining)
 
     def _check_observations(
         self,
         observations: Sequence[SignedObservation],
         history: History,
-        joining: frozenset[Address],
+        members: RegistryState,
         known: Callable[[SignedObservation], bool],
     ) -> None:
         keys = [(signed.observation.record, signed.observation.validator) for signed in observations]
@@ -327,7 +393,7 @@ class BlockRules:
                 raise BlockError(f"record {hex0x(record)} was scored before")
         for signed in observations:
             generator = signed.observation.generator
-            if history.member(generator) is None and generator not in joining:
+            if history.member(generator) is None and members.get(generator) is None:
                 raise BlockError(f"generator {hex0x(generator)} is not a member")
             if not known(signed):
                 self.check_observation(signed)

@@ -12,6 +12,7 @@ from typing import Final
 
 from nsllm import canonical
 from nsllm.consensus.block import MAX_BLOCK_BYTES, DecidedBlock
+from nsllm.consensus.epoch import EpochChange
 from nsllm.consensus.evidence import offence_of
 from nsllm.consensus.observation import ScoreLeaf
 from nsllm.consensus.registry import RegistryState
@@ -28,9 +29,11 @@ from nsllm.governance.log_entry import (
 )
 from nsllm.governance.network_log import NetworkLog
 from nsllm.governance.offences import OffenceRow
+from nsllm.governance.policy import Policy
 from nsllm.ids import Address, Digest, Height, NetworkId, TimeMs
 
 MAX_DECIDED_BYTES: Final = MAX_BLOCK_BYTES + 64 * 1024
+MAX_EPOCH_BYTES: Final = 64 * 1024
 MAX_REGISTRY_BYTES: Final = 32 * 1024 * 1024
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -50,6 +53,17 @@ CREATE TABLE IF NOT EXISTS scored (
     record BLOB PRIMARY KEY,
     height INTEGER NOT NULL,
     position INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS epoch (
+    epoch INTEGER PRIMARY KEY,
+    boundary INTEGER NOT NULL,
+    change BLOB NOT NULL,
+    policy BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS motion (
+    digest BLOB PRIMARY KEY,
+    height INTEGER NOT NULL,
+    expires_ms INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS peer_checkpoint (
     peer BLOB PRIMARY KEY,
@@ -91,6 +105,16 @@ class BlockRow:
     log_start: int
     """Log size before the block."""
     log_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRow:
+    """One epoch after the first."""
+
+    boundary: Height
+    """Height of the last block of the epoch before, whose header names this one."""
+    change: EpochChange
+    policy: Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +266,51 @@ class BlockStore:
         row = self.row(height)
         entries = (decode_entry(data) for data in self.log.entries(row.log_start, row.records))
         return tuple(entry.leaf for entry in entries if isinstance(entry, CertifiedEntry))
+
+    def put_epoch(self, row: EpochRow) -> None:
+        """Keep what begins after a boundary."""
+        self._connection.execute(
+            "INSERT INTO epoch VALUES (?, ?, ?, ?)",
+            (row.change.validators.epoch, row.boundary, canonical.encode(row.change), canonical.encode(row.policy)),
+        )
+
+    def epochs(self) -> tuple[EpochRow, ...]:
+        """All epochs after the first, ascending.
+
+        Raises:
+            DamageError: not what was written.
+        """
+        found: list[EpochRow] = []
+        for epoch, boundary, change, policy in self._connection.execute("SELECT * FROM epoch ORDER BY epoch"):
+            try:
+                row = EpochRow(
+                    Height(boundary),
+                    canonical.decode(change, EpochChange, limit_bytes=MAX_EPOCH_BYTES),
+                    canonical.decode(policy, Policy, limit_bytes=MAX_EPOCH_BYTES),
+                )
+            except EncodingError as error:
+                raise DamageError(f"epoch {epoch}: {error.message}", hint=RECOVERY_HINT) from None
+            if row.change.validators.epoch != epoch or epoch != len(found) + 1:
+                raise DamageError(f"epoch {len(found) + 1} is missing", hint=RECOVERY_HINT)
+            found.append(row)
+        return tuple(found)
+
+    def put_motions(self, motions: Sequence[tuple[Digest, TimeMs]], height: Height, time_ms: TimeMs) -> None:
+        """Remember decided motions (digest and expiry) until they expire; forget those that have by `time_ms`."""
+        self._connection.execute("DELETE FROM motion WHERE expires_ms <= ?", (time_ms,))
+        self._connection.executemany(
+            "INSERT INTO motion VALUES (?, ?, ?)", [(digest, height, expires) for digest, expires in motions]
+        )
+
+    def is_decided(self, motion: Digest) -> bool:
+        """Does a block hold this motion, which has not expired?"""
+        row = self._connection.execute("SELECT 1 FROM motion WHERE digest = ?", (motion,)).fetchone()
+        return row is not None
+
+    def decided_motions(self) -> list[tuple[Digest, Height]]:
+        """Decided motions that have not expired, in order of height."""
+        rows = self._connection.execute("SELECT digest, height FROM motion ORDER BY height, digest")
+        return [(Digest(digest), Height(height)) for digest, height in rows]
 
     def put_registry(self, registry: RegistryState) -> None:
         """Keep the members after the newest block."""

@@ -16,13 +16,14 @@ from typing import Final
 from nsllm.consensus.certificate import Certificate
 from nsllm.consensus.typed_data import word
 from nsllm.consensus.validators import ValidatorSet
-from nsllm.crypto import MemberKey, keccak256
+from nsllm.crypto import keccak256
 from nsllm.governance import anchor_contract as contract
 from nsllm.governance import merkle_patricia, rlp
 from nsllm.governance.anchor_proof import AnchorProof
 from nsllm.governance.errors import ChainError, ChainRefusal, NotAnchoredError
 from nsllm.governance.evm import Evm, ExecutionResult
 from nsllm.governance.evm_store import SqliteStore
+from nsllm.governance.light_client import EpochProof
 from nsllm.governance.transaction import SignedTransaction, Transaction, parse_transaction, sign_transaction
 from nsllm.ids import Address, Digest, NetworkId, TimeMs, hex0x
 
@@ -39,9 +40,9 @@ class EmbeddedChain:
         """Use `open` instead."""
         self._store = store
         self._evm = Evm(store, chain_id)
-        self._validators = validators
+        self._founding = validators
         self._chain_id = chain_id
-        self._deployer = contract.deployer_key(network)
+        self._relayer = contract.deployer_key(network)
         self.contract: Final = contract.contract_address(network)
         """Address of the anchor contract."""
 
@@ -59,7 +60,7 @@ class EmbeddedChain:
         Args:
             connection: autocommit connection of the ledger's file; an open transaction is joined.
             network: the network id.
-            validators: the set that the contract accepts certificates of.
+            validators: the genesis's, whose certificates the contract accepts at first.
             chain_id: EVM chain id.
             genesis_ms: the genesis's creation time, the same for every validator.
 
@@ -71,12 +72,9 @@ class EmbeddedChain:
         with store.transaction():
             if chain._evm.state_root() is None:
                 chain._create(network, genesis_ms)
-        if (chain._slot(contract.NETWORK_ID_SLOT), chain._slot(contract.VALIDATORS_HASH_SLOT)) != (
-            int.from_bytes(network, "big"),
-            int.from_bytes(validators.digest(), "big"),
-        ):
+        if chain._slot(contract.NETWORK_ID_SLOT) != int.from_bytes(network, "big"):
             raise ChainError(
-                f"the file holds no anchor contract of network {hex0x(network)} with these validators",
+                f"the file holds no anchor contract of network {hex0x(network)}",
                 hint="use the data folder that belongs to this genesis",
             )
         return chain
@@ -100,24 +98,39 @@ class EmbeddedChain:
         """
         return self._evm.execute(transactions, time_ms)
 
-    def check(self, transactions: Sequence[bytes], proposer: Address) -> None:
+    def check(self, transactions: Sequence[bytes], following: ValidatorSet | None) -> None:
         """Pass silently if honest validators may execute a proposed block's transactions. Writes nothing.
 
+        Args:
+            transactions: raw signed transactions of the block.
+            following: the validators of the epoch after the one that the contract knows, if that has begun: then the
+                contract must learn them before it records anything else.
+
         Raises:
-            ChainRefusal: more than one, not an anchor transaction exactly as `anchor_transaction` makes it, not the
-                proposer's, or one that the contract would revert.
+            ChainRefusal: more than one, not exactly as `anchor_transaction` or `handover_transaction` makes it, or one
+                that the contract would revert.
         """
         if len(transactions) > MAX_ANCHORS_PER_BLOCK:
             raise ChainRefusal(f"{len(transactions)} transactions, a block carries {MAX_ANCHORS_PER_BLOCK} at most")
         for raw in transactions:
-            self._check_anchor(parse_transaction(raw), proposer)
+            self._check_call(parse_transaction(raw), following)
             for digest, success in self._evm.rehearse([raw]).receipts:
                 if not success:
-                    raise ChainRefusal(f"transaction {digest.hex()} would fail: the contract refuses this anchor")
+                    raise ChainRefusal(f"transaction {digest.hex()} would fail: the contract refuses this call")
 
-    def anchor_transaction(self, key: MemberKey, certificate: Certificate) -> bytes:
-        """Raw signed transaction that anchors a certified header; `key` is the proposer's, who pays."""
-        return sign_transaction(key, self._anchor(key.address, contract.anchor_call(certificate)))
+    def anchor_transaction(self, certificate: Certificate) -> bytes:
+        """Raw signed transaction that anchors a certified header of the epoch that the contract knows."""
+        data = contract.anchor_call(certificate)
+        return sign_transaction(self._relayer, self._call(data, contract.anchor_gas(self._known_size())))
+
+    def handover_transaction(self, proof: EpochProof) -> bytes:
+        """Raw signed transaction that teaches the contract the next epoch's validators."""
+        gas = contract.handover_gas(self._known_size(), proof.change.validators.size)
+        return sign_transaction(self._relayer, self._call(contract.handover_call(proof), gas))
+
+    def epoch(self) -> int:
+        """The epoch whose validators the contract knows."""
+        return self._slot(contract.EPOCH_SLOT) & (2**64 - 1)
 
     def anchored_head(self) -> tuple[int, Digest]:
         """Size and root of the newest anchored log; (0, zeros) before the first anchor."""
@@ -144,47 +157,58 @@ class EmbeddedChain:
         return AnchorProof(contract=self.contract, account_nodes=account_nodes, storage_nodes=storage_nodes)
 
     def _create(self, network: NetworkId, genesis_ms: TimeMs) -> None:
-        self._evm.create(sorted({*self._validators.members, self._deployer.address}), genesis_ms // 1000)
+        self._evm.create([self._relayer.address], genesis_ms // 1000)
         deployment = Transaction(
             chain_id=self._chain_id,
             nonce=0,
             max_priority_fee=0,
             max_fee=MAX_FEE_WEI,
-            gas=contract.deployment_gas(self._validators),
+            gas=contract.deployment_gas(self._founding),
             to=b"",
             value=0,
-            data=contract.deployment_code(network, self._validators),
+            data=contract.deployment_code(network, self._founding),
         )
-        result = self._evm.execute([sign_transaction(self._deployer, deployment)], genesis_ms)
+        result = self._evm.execute([sign_transaction(self._relayer, deployment)], genesis_ms)
         if not all(success for _, success in result.receipts):
-            raise ChainError(f"the anchor contract cannot be deployed for {self._validators.size} validators")
+            raise ChainError(f"the anchor contract cannot be deployed for {self._founding.size} validators")
 
-    def _anchor(self, sender: Address, data: bytes) -> Transaction:
-        """The only transaction that `sender` may propose now, around any call data."""
+    def _known_size(self) -> int:
+        """How many validators the contract knows."""
+        return self._slot(contract.EPOCH_SLOT) >> 64 & 0xFFFF
+
+    def _call(self, data: bytes, gas: int) -> Transaction:
+        """The only transaction that a block may carry now, around any call data."""
         return Transaction(
             chain_id=self._chain_id,
-            nonce=self._nonce(sender),
+            nonce=self._nonce(self._relayer.address),
             max_priority_fee=0,
             max_fee=MAX_FEE_WEI,
-            gas=contract.anchor_gas(self._validators),
+            gas=gas,
             to=self.contract,
             value=0,
             data=data,
         )
 
-    def _check_anchor(self, signed: SignedTransaction, proposer: Address) -> None:
-        if signed.sender != proposer:
-            raise ChainRefusal(f"transaction by {hex0x(signed.sender)}, the proposer is {hex0x(proposer)}")
-        found, wanted = signed.transaction, self._anchor(proposer, signed.transaction.data)
+    def _check_call(self, signed: SignedTransaction, following: ValidatorSet | None) -> None:
+        if signed.sender != self._relayer.address:
+            raise ChainRefusal(f"transaction by {hex0x(signed.sender)}, the relayer is {hex0x(self._relayer.address)}")
+        size, found = self._known_size(), signed.transaction
+        if following is None:
+            name, selector = "anchor", contract.ANCHOR_SELECTOR
+            gas, limit = contract.anchor_gas(size), contract.anchor_call_limit_bytes(size)
+        else:
+            name, selector = "handover", contract.HANDOVER_SELECTOR
+            gas = contract.handover_gas(size, following.size)
+            limit = contract.handover_call_limit_bytes(size, following.size)
+        wanted = self._call(found.data, gas)
         if found.to != wanted.to:
             raise ChainRefusal(f"transaction to {hex0x(found.to)}, the anchor contract is {hex0x(wanted.to)}")
         for field in ("chain_id", "nonce", "max_priority_fee", "max_fee", "gas", "value"):
             have, want = getattr(found, field), getattr(wanted, field)
             if have != want:
                 raise ChainRefusal(f"transaction with {field} {have}, expected {want}")
-        limit = contract.anchor_call_limit_bytes(self._validators)
-        if found.data[:4] != contract.ANCHOR_SELECTOR or len(found.data) > limit:
-            raise ChainRefusal(f"transaction data of {len(found.data)} bytes is not a call of anchor")
+        if found.data[:4] != selector or len(found.data) > limit:
+            raise ChainRefusal(f"transaction data of {len(found.data)} bytes is not a call of {name}")
 
     def _nonce(self, address: Address) -> int:
         account, _ = self._prove(self.state_root(), keccak256(address))

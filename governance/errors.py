@@ -3,6 +3,7 @@
 GovernanceError
 ├── LogError        (PeerFault) a Merkle log or proof that does not hold; a mismatch names both roots
 ├── ReceiptError    (PeerFault) a receipt that does not verify: names the step and the field
+├── MotionError     (BlockError) a governance transaction that may not stand in a block
 ├── PolicyError     a policy or rubric that cannot be used
 ├── GenesisError    (UsageError) a genesis file that cannot be used
 ├── ChainError      (OwnFault)  the embedded chain cannot go on
@@ -49,6 +50,12 @@ class ReceiptError(GovernanceError, PeerFault):
         super().__init__(where + message, hint=hint)
         self.step = step
         self.field = field
+
+
+class MotionError(GovernanceError, BlockError):
+    """A governance transaction that may not stand in a block: what it asks for, or who approved it."""
+
+    code = "bad_motion"
 
 
 class PolicyError(GovernanceError):

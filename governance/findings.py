@@ -5,16 +5,17 @@ from __future__ import annotations
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.content import redact
 from nsllm.governance.genesis import Genesis
+from nsllm.governance.policy import Policy
 from nsllm.governance.receipt import Receipt
 from nsllm.governance.report import Finding
 from nsllm.ids import hex0x
 
 
-def findings_of(receipt: Receipt, genesis: Genesis, validators: ValidatorSet) -> tuple[Finding, ...]:
+def findings_of(receipt: Receipt, genesis: Genesis, policy: Policy, validators: ValidatorSet) -> tuple[Finding, ...]:
     """Findings of a verified receipt, in the order of the receipt's own fields."""
     return (
         *_record_findings(receipt, genesis),
-        *_certificate_findings(receipt, genesis, validators),
+        *_certificate_findings(receipt, policy, validators),
         *_log_findings(receipt, validators),
     )
 
@@ -59,18 +60,26 @@ def _record_findings(receipt: Receipt, genesis: Genesis) -> list[Finding]:
     return found
 
 
-def _certificate_findings(receipt: Receipt, genesis: Genesis, validators: ValidatorSet) -> list[Finding]:
+def _certificate_findings(receipt: Receipt, policy: Policy, validators: ValidatorSet) -> list[Finding]:
     leaf, certificate = receipt.leaf, receipt.certificate
     header, n = certificate.header, validators.size
+    whose = "the genesis's" if receipt.policy is None else "the epoch's"
     quorum = f"{len(certificate.precommits)} of {n} validators signed the header, the quorum is {validators.quorum}"
     median = f"lower median of {len(leaf.observers)} of {n} validators' observations; {quorum}"
     return [
         *(Finding(f"scores.{score.name}", f"{score.ppm} ppm", "attested", median) for score in leaf.scores),
-        Finding("score", f"{genesis.policy.hybrid_ppm(leaf)} ppm", "attested", "scores under the policy's weights"),
-        Finding("policy", hex0x(header.policy_digest), "proved", "the genesis's policy, named by the certified header"),
+        Finding("score", f"{policy.hybrid_ppm(leaf)} ppm", "attested", "scores under the policy's weights"),
+        Finding("epoch", str(header.epoch), "proved", _way(header.epoch)),
+        Finding("policy", hex0x(header.policy_digest), "proved", f"{whose} policy, named by the certified header"),
         Finding("height", str(header.height), "attested", quorum),
         Finding("time_ms", str(header.time_ms), "attested", "the proposer's clock, which the quorum found plausible"),
     ]
+
+
+def _way(epoch: int) -> str:
+    if epoch == 0:
+        return "its validators are the genesis's"
+    return f"{epoch} handovers from the genesis's validators, each certified by those whom it replaced"
 
 
 def _log_findings(receipt: Receipt, validators: ValidatorSet) -> list[Finding]:

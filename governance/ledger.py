@@ -31,8 +31,11 @@ from nsllm.governance.errors import LedgerError
 from nsllm.governance.genesis import Genesis
 from nsllm.governance.ledger_state import LedgerState
 from nsllm.governance.log_entry import SignedCheckpoint
+from nsllm.governance.motion import GovernanceTransaction
+from nsllm.governance.motion_pool import MotionPool
 from nsllm.governance.offences import OffenceRow
 from nsllm.governance.pending import RECENT_RECORDS, Pending
+from nsllm.governance.policy import Policy
 from nsllm.governance.record_proof import RecordProof
 from nsllm.ids import Address, Digest, Height, TimeMs, hex0x
 from nsllm.offload import Offload
@@ -82,7 +85,8 @@ class Ledger:
         self._offload = offload
         self._key = key
         self._lock = trio.Lock()
-        self._pending = Pending(state.rules, state.registry, recent)
+        motions = MotionPool(state.rules, [motion for motion, _ in state.store.decided_motions()])
+        self._pending = Pending(state.rules, state.registry, recent, motions)
         self._waiters: dict[Digest, list[trio.Event]] = {}
         self._observers: list[Callable[[DecidedBlock], None]] = []
         self.halted: str | None = None
@@ -164,6 +168,22 @@ class Ledger:
         """
         return self._pending.add_evidence(evidence, self._state, Height(self.height + 1))
 
+    def add_motion(self, transaction: GovernanceTransaction) -> bool:
+        """Take a motion, or further approvals of one; True if any is new. A block follows once it is carried.
+
+        Raises:
+            MotionError, SignatureError: see `MotionPool.add`.
+        """
+        return self._pending.motions.add(transaction, self._clock.now_ms())
+
+    def motions(self) -> tuple[GovernanceTransaction, ...]:
+        """Motions that no block holds yet, oldest first."""
+        return self._pending.motions.waiting(self._clock.now_ms())
+
+    async def decided_motions(self) -> list[tuple[Digest, Height]]:
+        """Motions that blocks hold and that have not expired."""
+        return await self._run(self._state.store.decided_motions)
+
     def observations_for(self, record: Digest) -> tuple[SignedObservation, ...]:
         """Pending observations of a record, ascending by validator."""
         return self._pending.of(record)
@@ -172,9 +192,11 @@ class Ledger:
 
     async def due_in(self) -> float | None:
         """Seconds until a block is wanted, or None while nothing is: no empty blocks."""
-        if self._key is None or self.halted is not None:
+        if self._key is None or self._key.address not in self.validators or self.halted is not None:
             return None
         if self._pending.admissions() or self._pending.evidence():
+            return self._paced(0.0)
+        if self._pending.motions.ready(self._state.registry.state, self._clock.now_ms()):
             return self._paced(0.0)
         self._pending.expire(trio.current_time())
         await self._look_up()
@@ -203,11 +225,13 @@ class Ledger:
         key = self._key
         if key is None or key.address != proposer:
             raise LedgerError(f"{hex0x(proposer)} cannot propose here: this ledger has no key of it")
+        if proposer not in self.validators:
+            raise LedgerError(f"{hex0x(proposer)} is not a validator of epoch {self.validators.epoch}")
         if height != self.height + 1:
             raise LedgerError(f"no proposal for height {height} after block {self.height}")
         await self._look_up()
-        draft = self._pending.draft(trio.current_time())
-        return await self._run(lambda: self._state.build(draft, now_ms=now_ms, proposer=proposer, key=key))
+        draft = self._pending.draft(trio.current_time(), now_ms)
+        return await self._run(lambda: self._state.build(draft, now_ms=now_ms, proposer=proposer))
 
     async def validate(self, block: Block, now_ms: TimeMs) -> None:
         """Pass silently if honest validators may prevote `block`.
@@ -242,6 +266,10 @@ class Ledger:
                 self._pending.scored(leaf.record)
             for admission in committed.admissions:
                 self._pending.admitted(admission.member.address)
+            for motion in committed.motions:
+                self._pending.motions.decided(motion)
+            if committed.epoch is not None:
+                self._pending.begin_epoch(self._state.rules, trio.current_time())
             self._pending.judged(self._state, Height(self.height + 1))
         for leaf in committed.leaves:
             for waiter in self._waiters.pop(leaf.record, ()):
@@ -290,8 +318,21 @@ class Ledger:
 
     @property
     def validators(self) -> ValidatorSet:
-        """The validator set in force."""
+        """The validators that decide the next height."""
         return self._state.rules.validators
+
+    def validators_of(self, epoch: int) -> ValidatorSet | None:
+        """The validators of an epoch; None if it has not begun, as far as this ledger knows."""
+        return self._state.validators_of(epoch)
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force at the next height."""
+        return self._state.rules.policy
+
+    def policy_of(self, epoch: int) -> Policy | None:
+        """The policy of an epoch; None if it has not begun, as far as this ledger knows."""
+        return self._state.policy_of(epoch)
 
     @property
     def registry(self) -> MemberRegistry:

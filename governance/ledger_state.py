@@ -20,18 +20,19 @@ from nsllm.consensus.header import Header
 from nsllm.consensus.observation import ScoreLeaf, SignedObservation
 from nsllm.consensus.registry import Admission, Member, MemberRegistry
 from nsllm.consensus.validators import ValidatorSet
-from nsllm.crypto import MemberKey
 from nsllm.databases import ON_DISK, Databases
 from nsllm.errors import NsllmError
 from nsllm.governance.anchoring import Anchoring
 from nsllm.governance.block_rules import BlockRules, Outcome, Parent, compare_headers
-from nsllm.governance.block_store import AnchorRow, BlockStore
+from nsllm.governance.block_store import AnchorRow, BlockStore, EpochRow
 from nsllm.governance.chain import EmbeddedChain
 from nsllm.governance.database import RECOVERY_HINT, Database
 from nsllm.governance.errors import ChainError, ChainRefusal, DamageError, LogError
 from nsllm.governance.genesis import Genesis
-from nsllm.governance.log_entry import AdmissionEntry, Checkpoint, EvidenceEntry, decode_entry
+from nsllm.governance.light_client import EpochProof, LightClient
+from nsllm.governance.log_entry import AdmissionEntry, Checkpoint, EvidenceEntry, GovernanceEntry, decode_entry
 from nsllm.governance.offences import OffenceRow
+from nsllm.governance.policy import Policy
 from nsllm.governance.proposal import Draft, select
 from nsllm.governance.proving import prove_record
 from nsllm.governance.record_proof import RecordProof
@@ -50,8 +51,12 @@ class Committed:
     leaves: tuple[ScoreLeaf, ...]
     admissions: tuple[Admission, ...]
     offences: tuple[OffenceRow, ...]
+    motions: tuple[Digest, ...]
+    """Decided by the block."""
     parent: Parent
     anchoring: Anchoring
+    epoch: EpochRow | None
+    """What the next height begins with, if the block ends its epoch."""
 
 
 class LedgerState:
@@ -66,11 +71,17 @@ class LedgerState:
         """
         self._database = database
         self._genesis = genesis
-        self.rules: Final = BlockRules(genesis)
+        self.rules: BlockRules = BlockRules.founding(genesis)
+        """Of the next height."""
         self.registry: Final[MemberRegistry] = genesis.registry()
         """Members after the last block."""
         with database.guarded():
             self.store: Final = BlockStore(database.connection, genesis)
+            self.epochs: tuple[EpochRow, ...] = self.store.epochs()
+            """All after the first."""
+            self._light = LightClient.begin(genesis)
+            for row in self.epochs:
+                self._enter(row)
             self._chain = self._open_chain()
             self.tip: DecidedBlock | None = self.store.tip()
             self.registry.state = self.store.registry() or self.registry.state
@@ -81,8 +92,8 @@ class LedgerState:
             """Every conviction, oldest first."""
             self._anchoring = Anchoring(self._chain.anchored_head()[0], self.store.last_transaction_ms())
             self._check_tip()
-        self._checked: tuple[Digest, Address, tuple[bytes, ...]] | None = None
-        """Last block, proposer and transactions that the chain would execute."""
+        self._checked: tuple[Digest, tuple[bytes, ...]] | None = None
+        """Last block and transactions that the chain would execute."""
 
     @classmethod
     def open(
@@ -131,13 +142,25 @@ class LedgerState:
         """The member with this address after the last block."""
         return self.registry.get(address)
 
+    def is_decided(self, motion: Digest) -> bool:
+        """Does a block hold this motion?"""
+        return self.store.is_decided(motion)
+
+    def validators_of(self, epoch: int) -> ValidatorSet | None:
+        """The validators of an epoch up to the present one."""
+        if epoch == 0:
+            return self._genesis.registry().validators()
+        return self.epochs[epoch - 1].change.validators if epoch <= len(self.epochs) else None
+
+    def policy_of(self, epoch: int) -> Policy | None:
+        """The policy of an epoch up to the present one."""
+        if epoch == 0:
+            return self._genesis.policy
+        return self.epochs[epoch - 1].policy if epoch <= len(self.epochs) else None
+
     def last_checkpoint(self, peer: Address) -> tuple[Checkpoint, TimeMs] | None:
         """The peer's newest checkpoint in the network log, and the time of its block."""
         return self.store.last_checkpoint(peer)
-
-    def validators_of(self, epoch: Epoch) -> ValidatorSet | None:
-        """The validator set of an epoch; None if there was none yet."""
-        return self.rules.validators if epoch == self.rules.validators.epoch else None
 
     def is_convicted(self, validator: Address, epoch: Epoch) -> bool:
         """Does a block hold evidence against the validator, of this epoch?"""
@@ -148,15 +171,17 @@ class LedgerState:
         return self.tip is not None and bool(self.tip.block.body.transactions)
 
     def anchor_in_ms(self, now_ms: TimeMs) -> int | None:
-        """Milliseconds until an anchor is due (0: now); None while the log has not grown since the last one."""
-        return self._anchoring.due_in_ms(self.parent.log.size, now_ms)
+        """Milliseconds until an anchor or a handover is due (0: now); None while neither has reason."""
+        behind = self._chain.epoch() < self.rules.validators.epoch
+        return self._anchoring.due_in_ms(self.parent.log.size, now_ms, handover=behind)
 
-    def build(self, draft: Draft, *, now_ms: TimeMs, proposer: Address, key: MemberKey) -> Block:
+    def build(self, draft: Draft, *, now_ms: TimeMs, proposer: Address) -> Block:
         """A valid block on top of the last one, from what is pending and still valid."""
         with self._database.guarded():
             time_ms = self.rules.time_after(self.parent, now_ms)
-            observations, entries = select(draft, self.rules, self, Height(self.parent.height + 1), time_ms)
-            body = Body(observations=observations, transactions=self._anchor(time_ms, proposer, key), entries=entries)
+            height = Height(self.parent.height + 1)
+            observations, entries = select(draft, self.rules, self.parent.registry, self, height, time_ms)
+            body = Body(observations=observations, transactions=self._anchor(time_ms), entries=entries)
             return Block(header=self._header(body, self.rules.outcome(self.parent, body), proposer, time_ms), body=body)
 
     def check(self, block: Block, *, now_ms: TimeMs, known: Callable[[SignedObservation], bool]) -> None:
@@ -173,7 +198,7 @@ class LedgerState:
                 allowed = self._anchoring.allowed_from_ms()
                 raise BlockError(f"body.transactions: an anchor at {header.time_ms}, allowed from {allowed}")
             try:
-                self._check_transactions(transactions, header.proposer)
+                self._check_transactions(transactions)
             except NsllmError as error:
                 raise BlockError(f"body.transactions: {error}") from None
 
@@ -195,7 +220,7 @@ class LedgerState:
                 return None
             if header.height != self.parent.height + 1:
                 raise BlockError(f"block {header.height} after block {self.parent.height}")
-            decided.certificate.check(self.rules.network, self.rules.validators)
+            self._light.check(decided.certificate)
             outcome = self._outcome_certified(decided)
             with self._database.transaction():
                 return self._store(decided, outcome)
@@ -208,24 +233,43 @@ class LedgerState:
         self.tip = committed.decided
         self.parent = committed.parent
         self._anchoring = committed.anchoring
+        if committed.epoch is not None:
+            self.epochs = (*self.epochs, committed.epoch)
+            self._enter(committed.epoch)
 
     def proof(self, record: Digest) -> RecordProof | None:
         """All that can be proved of a record; None if it was not scored."""
         with self._database.guarded():
-            return prove_record(self.store, record)
+            return prove_record(self.store, record, self._genesis.policy, self.epochs)
 
     def leaves(self, height: Height) -> tuple[ScoreLeaf, ...]:
         """Scores of one block, in its order."""
         with self._database.guarded():
             return self.store.leaves(height)
 
-    def _anchor(self, time_ms: TimeMs, proposer: Address, key: MemberKey) -> tuple[bytes, ...]:
-        """The anchor transaction that a block of `time_ms` shall carry, if one is due."""
+    def _enter(self, row: EpochRow) -> None:
+        """Judge by the validators and the policy of another epoch."""
+        change = row.change
+        self.rules = BlockRules(self._genesis, change.validators, row.policy)
+        self._light = LightClient(self.rules.network, change.validators, change.policy_digest, row.boundary)
+
+    def _anchor(self, time_ms: TimeMs) -> tuple[bytes, ...]:
+        """The anchor or handover transaction that a block of `time_ms` shall carry, if one is due."""
         if self.tip is None or self.anchor_in_ms(time_ms) != 0:
             return ()
-        transactions = (self._chain.anchor_transaction(key, self.tip.certificate),)
+        known = self._chain.epoch()
+        if known < self.rules.validators.epoch:
+            row = self.epochs[known]
+            boundary = self.store.block(row.boundary)
+            if boundary is None:
+                raise DamageError(f"block {row.boundary} is missing", hint=RECOVERY_HINT)
+            transactions = (
+                self._chain.handover_transaction(EpochProof(certificate=boundary.certificate, change=row.change)),
+            )
+        else:
+            transactions = (self._chain.anchor_transaction(self.tip.certificate),)
         try:
-            self._check_transactions(transactions, proposer)
+            self._check_transactions(transactions)
         except ChainRefusal as error:
             # Never propose what the others must refuse: scores go on without anchors, and somebody is told.
             log.error("anchor_refused log_size=%d error=%s", self.parent.log.size, error)
@@ -233,11 +277,13 @@ class LedgerState:
             return ()
         return transactions
 
-    def _check_transactions(self, transactions: tuple[bytes, ...], proposer: Address) -> None:
+    def _check_transactions(self, transactions: tuple[bytes, ...]) -> None:
         """The chain's check, once for each set: it executes them, and proposals come again in later rounds."""
-        about = (self.parent.id, proposer, transactions)
+        about = (self.parent.id, transactions)
         if transactions and about != self._checked:
-            self._chain.check(transactions, proposer)
+            known = self._chain.epoch()
+            following = self.validators_of(known + 1)
+            self._chain.check(transactions, following)
             self._checked = about
 
     def _header(self, body: Body, outcome: Outcome, proposer: Address, time_ms: TimeMs) -> Header:
@@ -248,7 +294,12 @@ class LedgerState:
         header = decided.block.header
         stored = self.store.row(header.height).header_id
         if stored != header.id():
-            decided.certificate.check(self.rules.network, self.rules.validators)
+            validators = self.validators_of(header.epoch)
+            if validators is None:
+                raise BlockError(
+                    f"block {header.height} of epoch {header.epoch}, ours is {self.rules.validators.epoch}"
+                )
+            decided.certificate.check(self.rules.network, validators)
             raise DivergenceError(
                 f"a second block is certified at height {header.height}: {hex0x(header.id())}, ours {hex0x(stored)}",
                 hint="more validators than f are faulty; keep both certificates as evidence",
@@ -272,6 +323,15 @@ class LedgerState:
         self.store.put(decided, outcome.leaves, self.parent.log.size)
         if outcome.registry != self.parent.registry:
             self.store.put_registry(outcome.registry)
+        motions = [e.transaction.motion for e in map(decode_entry, body.entries) if isinstance(e, GovernanceEntry)]
+        digests = tuple(motion.digest(self.rules.network) for motion in motions)
+        if motions:
+            expiries = [(digest, motion.expires_ms) for digest, motion in zip(digests, motions, strict=True)]
+            self.store.put_motions(expiries, header.height, header.time_ms)
+        epoch = None
+        if outcome.change is not None:
+            epoch = EpochRow(header.height, outcome.change, outcome.policy)
+            self.store.put_epoch(epoch)
         self.store.log.append(self.parent.log, header.height, outcome.entries)
         # This header certifies the present state root, so anchors executed below it are provable now.
         for log_size in self.store.unproved_anchors():
@@ -285,14 +345,19 @@ class LedgerState:
             leaves=outcome.leaves,
             admissions=tuple(entry.admission for entry in entries if isinstance(entry, AdmissionEntry)),
             offences=tuple(OffenceRow(o.validator, o.epoch, o.kind, o.height, header.height) for o in proved),
+            motions=digests,
             parent=Parent(header.height, header.id(), header.time_ms, outcome.log, outcome.registry),
             anchoring=anchoring,
+            epoch=epoch,
         )
 
     def _execute(self, decided: DecidedBlock) -> Anchoring:
         header, body = decided.block.header, decided.block.body
+        before = self._chain.epoch()
         result = self._chain.execute(body.transactions, header.time_ms)
         log_size, log_root = self._chain.anchored_head()
+        if log_size <= self._anchoring.size and self._chain.epoch() > before:
+            return self._anchoring.handed_over(header.time_ms)
         if log_size <= self._anchoring.size:
             log.warning("anchor_failed height=%d log_size=%d", header.height, log_size)
             return self._anchoring.executed(log_size, header.time_ms)
@@ -318,7 +383,7 @@ class LedgerState:
             return EmbeddedChain.open(
                 self._database.connection,
                 self.rules.network,
-                self.rules.validators,
+                self._genesis.registry().validators(),
                 self._genesis.chain_id,
                 self._genesis.created_ms,
             )

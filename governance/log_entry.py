@@ -1,8 +1,8 @@
 """Entries of the network log, and the signed checkpoints of peers' own logs. Pure values.
 
 An entry's leaf is `leaf_hash(canonical bytes of LogEntry)`. A block's score leaves come first, in body order, then the
-body's further entries: admissions ascending by address, then checkpoints ascending by peer, then evidence ascending by
-offender.
+body's further entries: admissions ascending by address, governance transactions ascending by their motions' digests,
+checkpoints ascending by peer, evidence ascending by offender.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from nsllm.consensus.evidence import Evidence
 from nsllm.consensus.observation import ScoreLeaf
 from nsllm.consensus.registry import Admission
 from nsllm.crypto import MemberKey
+from nsllm.governance.motion import GovernanceTransaction
 from nsllm.ids import AddressField, CountField, Digest, DigestField, NetworkId, SignatureField, TimeMsField
 
 MAX_ENTRY_BYTES: Final = 65536
@@ -60,6 +61,12 @@ class AdmissionEntry(Value, frozen=True, kw_only=True, tag="admission"):
     admission: Admission
 
 
+class GovernanceEntry(Value, frozen=True, kw_only=True, tag="governance"):
+    """Validators decided something about members or policy."""
+
+    transaction: GovernanceTransaction
+
+
 class CheckpointEntry(Value, frozen=True, kw_only=True, tag="checkpoint"):
     """A peer committed itself to the state of its own log."""
 
@@ -72,7 +79,7 @@ class EvidenceEntry(Value, frozen=True, kw_only=True, tag="evidence"):
     evidence: Evidence
 
 
-AnyEntry = CertifiedEntry | AdmissionEntry | CheckpointEntry | EvidenceEntry
+AnyEntry = CertifiedEntry | AdmissionEntry | GovernanceEntry | CheckpointEntry | EvidenceEntry
 
 
 class LogEntry(Value, frozen=True, kw_only=True):
@@ -89,6 +96,11 @@ def certified_entry(leaf: ScoreLeaf) -> bytes:
 def admission_entry(admission: Admission) -> bytes:
     """Canonical entry of an admission."""
     return canonical.encode(LogEntry(entry=AdmissionEntry(admission=admission)))
+
+
+def governance_entry(transaction: GovernanceTransaction) -> bytes:
+    """Canonical entry of a governance transaction."""
+    return canonical.encode(LogEntry(entry=GovernanceEntry(transaction=transaction)))
 
 
 def checkpoint_entry(signed: SignedCheckpoint) -> bytes:

@@ -68,6 +68,10 @@ class ObservationPool:
             return ()
         return tuple(pending.by_validator[validator] for validator in sorted(pending.by_validator))
 
+    def all(self) -> list[SignedObservation]:
+        """Everything that waits, oldest record first."""
+        return [signed for record in self._records for signed in self.of(record)]
+
     def enough(self) -> list[Digest]:
         """Records with enough observations, oldest first."""
         return [record for record, pending in self._records.items() if pending.enough_since is not None]

@@ -9,12 +9,13 @@ from typing import Final
 from nsllm.consensus.evidence import Evidence, offence_of
 from nsllm.consensus.observation import SignedObservation
 from nsllm.consensus.registry import Admission, MemberRegistry
-from nsllm.errors import PeerFault
+from nsllm.errors import NsllmError, PeerFault
 from nsllm.governance.block_rules import BlockRules, History
 from nsllm.governance.log_entry import SignedCheckpoint
+from nsllm.governance.motion_pool import MotionPool
 from nsllm.governance.observation_pool import ObservationPool
 from nsllm.governance.proposal import Draft
-from nsllm.ids import Address, Digest, Epoch, Height
+from nsllm.ids import Address, Digest, Epoch, Height, TimeMs
 
 RECENT_RECORDS: Final = 65_536
 """Scored records remembered in memory, so that late observations of them are refused at once: about 8 MB."""
@@ -24,17 +25,21 @@ MAX_ADMISSIONS: Final = 256
 class Pending:
     """Checked things on their way into a block; times are trio's seconds."""
 
-    def __init__(self, rules: BlockRules, registry: MemberRegistry, recent: Sequence[Digest]) -> None:
+    def __init__(
+        self, rules: BlockRules, registry: MemberRegistry, recent: Sequence[Digest], motions: MotionPool
+    ) -> None:
         """Nothing pending yet.
 
         Args:
             rules: what things are checked against.
             registry: members after the last block, kept up to date by the caller.
             recent: records scored last, oldest first.
+            motions: what validators have moved and approved.
         """
         self._rules = rules
         self._registry = registry
         self._recent: OrderedDict[Digest, None] = OrderedDict.fromkeys(recent)
+        self.motions: Final = motions
         self._pool = ObservationPool(rules.validators.size, rules.validators.enough_observations)
         self._unscored: set[Digest] = set()
         """Records that were looked up and not found scored; asked by membership only."""
@@ -42,6 +47,23 @@ class Pending:
         self._checkpoints: dict[Address, SignedCheckpoint] = {}
         self._evidence: dict[tuple[Address, Epoch], Evidence] = {}
         """At most one for each validator and epoch, so bounded by the validators there were."""
+
+    def begin_epoch(self, rules: BlockRules, now: float) -> None:
+        """Other validators or another policy are in force: keep what holds under them."""
+        old, self._rules = self._pool, rules
+        self._pool = ObservationPool(rules.validators.size, rules.validators.enough_observations)
+        for signed in old.all():
+            try:
+                rules.check_observation(signed)
+            except NsllmError:
+                continue
+            self._pool.add(signed, now)
+        self.motions.begin_epoch(rules)
+        for address, admission in list(self._admissions.items()):
+            try:
+                rules.check_admission(admission, self._registry.state)
+            except NsllmError:
+                del self._admissions[address]
 
     def add_observation(self, signed: SignedObservation, now: float) -> bool:
         """See `Ledger.add_observation`."""
@@ -121,12 +143,13 @@ class Pending:
         """For each record that may be scored, seconds until it is due."""
         return [self._pool.wait_s(record, now) for record in self._ready()]
 
-    def draft(self, now: float) -> Draft:
+    def draft(self, now: float, time_ms: TimeMs) -> Draft:
         """What a proposer may put into a block now."""
         due = [record for record in self._ready() if self._pool.wait_s(record, now) == 0.0]
         return Draft(
             observations=[self._pool.agreeing(record) for record in due],
             admissions=tuple(self._admissions.values()),
+            motions=self.motions.ready(self._registry.state, time_ms),
             checkpoints=tuple(self._checkpoints.values()),
             evidence=tuple(self._evidence.values()),
         )

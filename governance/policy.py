@@ -9,6 +9,7 @@ from msgspec import Meta
 from nsllm import canonical
 from nsllm.canonical import Value
 from nsllm.consensus.observation import DimensionScore, ScoreLeaf
+from nsllm.consensus.validators import ValidatorSet
 from nsllm.governance.errors import PolicyError
 from nsllm.ids import PPM_ONE, Digest, DigestField, NameField, Ppm, PpmField
 
@@ -48,6 +49,8 @@ class Policy(Value, frozen=True, kw_only=True):
     """Certified records whose hybrid score is below this are not served from the cache."""
     evidence_heights: Annotated[int, Meta(ge=1, le=2**32)] = 10_000
     """So many heights after an offence, evidence of it is admitted no more."""
+    approvals: Annotated[int, Meta(ge=0, le=256)] = 0
+    """Validators that must approve a motion; 0 stands for more than half of them."""
 
     def __post_init__(self) -> None:
         names = tuple(weight.name for weight in self.weights)
@@ -55,6 +58,10 @@ class Policy(Value, frozen=True, kw_only=True):
             raise ValueError("weights name each dimension of the rubric once, ascending")
         if sum(weight.ppm for weight in self.weights) != PPM_ONE:
             raise ValueError("weights sum to 1,000,000")
+
+    def approvals_needed(self, validators: ValidatorSet) -> int:
+        """How many of these validators carry a motion; all of them if the policy asks for more than there are."""
+        return min(self.approvals, validators.size) if self.approvals else validators.size // 2 + 1
 
     def digest(self) -> Digest:
         """The header's `policy_digest`."""

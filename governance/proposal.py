@@ -10,10 +10,18 @@ from nsllm import canonical
 from nsllm.consensus.block import MAX_BLOCK_BYTES, MAX_BLOCK_RECORDS
 from nsllm.consensus.evidence import Evidence
 from nsllm.consensus.observation import SignedObservation
-from nsllm.consensus.registry import Admission
+from nsllm.consensus.registry import Admission, RegistryState
 from nsllm.errors import NsllmError
-from nsllm.governance.block_rules import BlockRules, History
-from nsllm.governance.log_entry import SignedCheckpoint, admission_entry, checkpoint_entry, evidence_entry
+from nsllm.governance.block_rules import MAX_BLOCK_MOTIONS, BlockRules, History
+from nsllm.governance.errors import MotionError
+from nsllm.governance.log_entry import (
+    SignedCheckpoint,
+    admission_entry,
+    checkpoint_entry,
+    evidence_entry,
+    governance_entry,
+)
+from nsllm.governance.motion import GovernanceTransaction, apply
 from nsllm.governance.offences import MAX_BLOCK_EVIDENCE
 from nsllm.ids import Address, Height, TimeMs
 
@@ -33,12 +41,14 @@ class Draft:
     observations: Sequence[tuple[SignedObservation, ...]] = ()
     """One tuple a record, agreeing; most urgent record first."""
     admissions: Sequence[Admission] = ()
+    motions: Sequence[GovernanceTransaction] = ()
+    """Each carried and possible after the last block; ascending by the motion's digest."""
     checkpoints: Sequence[SignedCheckpoint] = ()
     evidence: Sequence[Evidence] = ()
 
 
 def select(
-    draft: Draft, rules: BlockRules, history: History, height: Height, time_ms: TimeMs
+    draft: Draft, rules: BlockRules, registry: RegistryState, history: History, height: Height, time_ms: TimeMs
 ) -> tuple[tuple[SignedObservation, ...], tuple[bytes, ...]]:
     """Observations and further entries for a block of `height` and `time_ms`, in body order.
 
@@ -49,6 +59,7 @@ def select(
     newcomers = [each for each in draft.admissions if history.member(each.member.address) is None]
     admissions = sorted(newcomers[:MAX_ADMISSIONS], key=lambda admission: admission.member.address)
     entries = [admission_entry(admission) for admission in admissions]
+    entries += _motions(draft.motions, rules, registry, admissions)
     budget = BODY_BUDGET_BYTES - sum(len(entry) + FRAMING_BYTES for entry in (*entries, *convicting))
     joining = [admission.member.address for admission in admissions]
     chosen, budget = _observations(draft.observations, history, joining, budget)
@@ -73,6 +84,25 @@ def _evidence(evidence: Sequence[Evidence], rules: BlockRules, history: History,
         if len(chosen) < MAX_BLOCK_EVIDENCE:
             chosen.setdefault(offender, evidence_entry(each))
     return [chosen[offender] for offender in sorted(chosen)]
+
+
+def _motions(
+    motions: Sequence[GovernanceTransaction],
+    rules: BlockRules,
+    registry: RegistryState,
+    admissions: Sequence[Admission],
+) -> list[bytes]:
+    """Entries of those motions that can be done one after the other."""
+    policy, entries = rules.policy, list[bytes]()
+    for admission in admissions:
+        registry = registry.with_member(admission.member)
+    for transaction in motions[:MAX_BLOCK_MOTIONS]:
+        try:
+            registry, policy = apply(transaction.motion.action, registry, policy)
+        except MotionError:
+            continue
+        entries.append(governance_entry(transaction))
+    return entries
 
 
 def _observations(

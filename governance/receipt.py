@@ -18,6 +18,8 @@ from nsllm.consensus.certified import Inclusion
 from nsllm.consensus.header import Header
 from nsllm.consensus.observation import ScoreLeaf
 from nsllm.governance.anchor_proof import AnchorProof
+from nsllm.governance.light_client import EpochProof
+from nsllm.governance.policy import Policy
 from nsllm.governance.record_proof import RecordProof
 from nsllm.ids import CountField, DigestField
 from nsllm.record import SignedRecord
@@ -73,8 +75,11 @@ class Receipt(Value, frozen=True, kw_only=True):
     """From the leaf up to the certified header's `scores_root`."""
     certificate: Certificate
     """A quorum's, of the header of the block that scored the record."""
-    epochs: Annotated[tuple[Certificate, ...], Meta(max_length=1024)]
-    """Headers that hand over from each validator set to the next; none in epoch 0, whose set is the genesis's."""
+    epochs: Annotated[tuple[EpochProof, ...], Meta(max_length=1024)]
+    """Handovers from the genesis's validators to those of the latest epoch that a certificate here is of, in order and
+    none beyond; none in epoch 0."""
+    policy: Policy | None
+    """In force when the record was scored; None if it is the genesis's."""
     entry: EntryProof | None
     """None below level `logged`."""
     anchor: ReceiptAnchor | None
@@ -113,10 +118,16 @@ def build_receipt(signed: SignedRecord, proof: RecordProof, level: Level | None 
         leaf=proof.leaf,
         scores=_sided(proof.scores),
         certificate=proof.certificate,
-        epochs=(),
+        epochs=proof.epochs[: _latest_epoch(proof.certificate, anchor)],
+        policy=proof.policy,
         entry=EntryProof(index=proof.entry.index, path=proof.entry.path) if logged else None,
         anchor=anchor,
     )
+
+
+def _latest_epoch(certificate: Certificate, anchor: ReceiptAnchor | None) -> int:
+    epoch = certificate.header.epoch
+    return max(epoch, anchor.certificate.header.epoch) if anchor is not None else epoch
 
 
 def receipt_text(receipt: Receipt) -> str:

@@ -9,6 +9,8 @@ from nsllm.consensus.certified import Inclusion
 from nsllm.consensus.header import Header
 from nsllm.consensus.observation import ScoreLeaf
 from nsllm.governance.anchor_proof import AnchorProof
+from nsllm.governance.light_client import EpochProof
+from nsllm.governance.policy import Policy
 from nsllm.ids import Digest, Height
 
 
@@ -39,3 +41,7 @@ class RecordProof:
     entry: Inclusion
     """Of the record's log entry under the same header's `log_root`."""
     anchor: AnchorEvidence | None
+    epochs: tuple[EpochProof, ...]
+    """Handovers from the genesis to the latest epoch that a certificate here is of, in order."""
+    policy: Policy | None
+    """In force when the record was scored; None if it is the genesis's."""

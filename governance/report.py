@@ -30,8 +30,9 @@ class Report:
     record: str
     """Digest, 0x…"""
     height: int
+    epoch: int
     score_ppm: int
-    """Hybrid score under the genesis's policy."""
+    """Hybrid score under the policy of that epoch."""
     validators: int
     signers: int
     steps: tuple[str, ...]
@@ -57,6 +58,7 @@ class Report:
             "level": self.level,
             "record": self.record,
             "height": self.height,
+            "epoch": self.epoch,
             "score_ppm": self.score_ppm,
             "validators": self.validators,
             "signers": self.signers,

@@ -6,9 +6,10 @@ Trust begins at the genesis alone. Every step leans on those before it:
     network      the record belongs to the network of this genesis
     record       the score leaf is this record's
     generator    the generator signed the record
-    certificate  a quorum of the genesis's validators signed the header, and no signature in it is invalid
-    epochs       the header is of epoch 0, whose validators are the genesis's
-    policy       the header names the genesis's policy, the leaf its rubric
+    epochs       each epoch's last header is certified by its validators and names those of the next, from the
+                 genesis's on, up to the epoch of the latest certificate in the receipt and no further
+    certificate  a quorum of its epoch's validators signed the header, and no signature in it is invalid
+    policy       the header names the policy that the receipt carries, or the genesis's; the leaf names its rubric
     scores       the leaf stands under the header's scores root, observed by enough validators
     log          the record's entry stands in the network log under the header's log root
     anchor       the contract holds a log root that covers the entry, in a state that a quorum certified
@@ -34,7 +35,9 @@ from nsllm.governance.anchor_proof import verify_anchor
 from nsllm.governance.errors import ReceiptError
 from nsllm.governance.findings import findings_of, notes_of
 from nsllm.governance.genesis import Genesis
+from nsllm.governance.light_client import LightClient
 from nsllm.governance.log_entry import certified_leaf_hash
+from nsllm.governance.policy import Policy
 from nsllm.governance.receipt import LEVELS, MAX_RECEIPT_BYTES, EntryProof, Level, Receipt, ReceiptAnchor
 from nsllm.governance.report import Report
 from nsllm.ids import Digest, NetworkId, hex0x
@@ -45,8 +48,8 @@ STEPS: Final = (
     "network",
     "record",
     "generator",
-    "certificate",
     "epochs",
+    "certificate",
     "policy",
     "scores",
     "log",
@@ -71,6 +74,7 @@ def verify_receipt(text: str, genesis: Genesis, require: Level = "certified") ->
     receipt = _parse(text)
     verifier = _Verifier(receipt, genesis)
     verifier.check_record()
+    verifier.check_epochs()
     verifier.check_certificate(receipt.certificate, "certificate")
     verifier.check_policy()
     verifier.check_scores()
@@ -90,11 +94,12 @@ def verify_receipt(text: str, genesis: Genesis, require: Level = "certified") ->
         level=receipt.level,
         record=hex0x(receipt.leaf.record),
         height=receipt.certificate.header.height,
-        score_ppm=genesis.policy.hybrid_ppm(receipt.leaf),
+        epoch=receipt.certificate.header.epoch,
+        score_ppm=verifier.policy.hybrid_ppm(receipt.leaf),
         validators=verifier.validators.size,
         signers=len(receipt.certificate.precommits),
         steps=tuple(step for step in STEPS if not skipped.get(step)),
-        findings=findings_of(receipt, genesis, verifier.validators),
+        findings=findings_of(receipt, genesis, verifier.policy, verifier.validators),
         notes=notes_of(receipt, verifier.validators),
     )
 
@@ -106,7 +111,15 @@ class _Verifier:
         self._receipt = receipt
         self._genesis = genesis
         self._network: NetworkId = genesis.network_id()
-        self.validators: ValidatorSet = genesis.registry().validators()
+        self._trust: list[LightClient] = [LightClient.begin(genesis)]
+        """By epoch."""
+        self.policy: Policy = receipt.policy or genesis.policy
+        """In force when the record was scored, once `check_policy` has passed."""
+
+    @property
+    def validators(self) -> ValidatorSet:
+        """Who certified the record."""
+        return self._trust[self._receipt.certificate.header.epoch].validators
 
     def check_record(self) -> None:
         signed, leaf = self._receipt.signed, self._receipt.leaf
@@ -118,16 +131,35 @@ class _Verifier:
         with _step("generator", "signed.signature"):
             signed.check(self._network)
 
-    def check_certificate(self, certificate: Certificate, field: str, step: str = "certificate") -> None:
-        header = certificate.header
-        if header.epoch != 0 or self._receipt.epochs:
+    def check_epochs(self) -> None:
+        receipt = self._receipt
+        latest, field = receipt.certificate.header.epoch, "certificate.header.epoch"
+        if receipt.anchor is not None and receipt.anchor.certificate.header.epoch > latest:
+            latest, field = receipt.anchor.certificate.header.epoch, "anchor.certificate.header.epoch"
+        if len(receipt.epochs) != latest:
             raise ReceiptError(
-                f"epoch {header.epoch} with {len(self._receipt.epochs)} epoch proofs; the genesis's validators"
-                " certify epoch 0, without any",
+                f"a certificate of epoch {latest} with {len(receipt.epochs)} handovers; one is needed for each epoch"
+                " from the genesis's on",
                 step="epochs",
-                field="epochs" if header.epoch == 0 else f"{field}.header.epoch",
+                field="epochs" if len(receipt.epochs) > latest else field,
             )
-        _same(step, f"{field}.header.validators_hash", header.validators_hash, self.validators.digest())
+        for i, proof in enumerate(receipt.epochs):
+            self._check_certificate(self._trust[-1], proof.certificate, f"epochs[{i}].certificate", "epochs")
+            with _step("epochs", f"epochs[{i}].change"):
+                self._trust.append(self._trust[-1].advance(proof))
+
+    def check_certificate(self, certificate: Certificate, field: str, step: str = "certificate") -> None:
+        # `check_epochs` saw to it that there is trust in every epoch up to this one.
+        self._check_certificate(self._trust[certificate.header.epoch], certificate, field, step)
+
+    def _check_certificate(self, trust: LightClient, certificate: Certificate, field: str, step: str) -> None:
+        header, validators = certificate.header, trust.validators
+        if header.epoch != validators.epoch:
+            raise ReceiptError(
+                f"epoch {header.epoch}, expected {validators.epoch}", step=step, field=f"{field}.header.epoch"
+            )
+        _same(step, f"{field}.header.validators_hash", header.validators_hash, validators.digest())
+        _same(step, f"{field}.header.policy_digest", header.policy_digest, trust.policy_digest)
         digest = precommit_digest(self._network, header.epoch, header.height, certificate.round, header.id())
         for i, vote in enumerate(certificate.precommits):
             with _step(step, f"{field}.precommits[{i}]"):
@@ -135,12 +167,14 @@ class _Verifier:
                 if found != vote.validator:
                     raise SignatureError(f"signed by {hex0x(found)}, expected {hex0x(vote.validator)}")
         with _step(step, f"{field}.precommits"):
-            certificate.check(self._network, self.validators)
+            trust.check(certificate)
 
     def check_policy(self) -> None:
-        header, leaf = self._receipt.certificate.header, self._receipt.leaf
-        policy = self._genesis.policy
-        _same("policy", "certificate.header.policy_digest", header.policy_digest, policy.digest())
+        header, leaf, policy = self._receipt.certificate.header, self._receipt.leaf, self.policy
+        field = "certificate.header.policy_digest" if self._receipt.policy is None else "policy"
+        _same("policy", field, policy.digest(), header.policy_digest)
+        if self._receipt.policy is not None and policy == self._genesis.policy:
+            raise ReceiptError("the genesis's policy is not repeated", step="policy", field="policy")
         _same("policy", "leaf.rubric", leaf.rubric, policy.rubric.digest())
         names = tuple(score.name for score in leaf.scores)
         if names != policy.rubric.dimensions:

@@ -158,7 +158,7 @@ async def test_a_body_that_breaks_one_rule_is_refused(net, autojump_clock, name)
     net.observe_all(ledger, net.record("more"))
     body = (await net.propose(ledger)).body
     await net.decide(ledger)
-    net.too_soon = ledger._state._chain.anchor_transaction(net.keys[0], ledger.tip_certificate)
+    net.too_soon = ledger._state._chain.anchor_transaction(ledger.tip_certificate)
     assert blocks
     body = replace(body, **{"observations": (), "transactions": (), "entries": (), **change(net)})
     block = remade(net, ledger, body) if name not in HEADERLESS else replace(await net.propose(ledger), body=body)

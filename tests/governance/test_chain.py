@@ -7,23 +7,29 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nsllm.consensus.certificate import Certificate
+from nsllm.consensus.epoch import EpochChange
+from nsllm.consensus.errors import CertificateError
+from nsllm.consensus.validators import ValidatorSet
 from nsllm.crypto import MemberKey, keccak256
+from nsllm.errors import SignatureError
 from nsllm.governance import anchor_contract
 from nsllm.governance.chain import MAX_FEE_WEI, EmbeddedChain
 from nsllm.governance.errors import ChainError, ChainRefusal, NotAnchoredError
 from nsllm.governance.evm_store import SqliteStore
+from nsllm.governance.light_client import EpochProof, LightClient
 from nsllm.governance.transaction import Transaction, parse_transaction, sign_transaction
-from nsllm.ids import ZERO_DIGEST, Digest, TimeMs
+from nsllm.ids import ZERO_DIGEST, Digest, Epoch, Height, TimeMs
 
 Networks = Callable[..., Any]
 
@@ -35,9 +41,8 @@ def memory() -> sqlite3.Connection:
 def anchor(chain: EmbeddedChain, net: Any, height: int, log_size: int) -> Digest:
     """Anchor one header through check and execute, as the ledger does; the new state root."""
     certificate = net.certify(net.header(height, log_size))
-    proposer = net.keys[height % len(net.keys)]
-    raw = chain.anchor_transaction(proposer, certificate)
-    chain.check([raw], proposer.address)
+    raw = chain.anchor_transaction(certificate)
+    chain.check([raw], None)
     result = chain.execute([raw], certificate.header.time_ms)
     assert result.receipts == ((keccak256(raw), True),)
     assert result.state_root == chain.state_root()
@@ -77,7 +82,7 @@ def test_replicas_agree_under_any_hash_seed(anchor_network: Networks) -> None:
     roots, blocks = [first.state_root()], []
     for height in (1, 2, 3):
         certificate = net.certify(net.header(height, height * 10), round_=height)
-        raw = first.anchor_transaction(net.keys[height], certificate)
+        raw = first.anchor_transaction(certificate)
         roots.append(first.execute([raw], certificate.header.time_ms).state_root)
         second.execute([raw], certificate.header.time_ms)
         blocks.append(f"{certificate.header.time_ms}:{raw.hex()}")
@@ -98,7 +103,7 @@ def test_no_transactions_no_block(anchor_network: Networks) -> None:
     before = chain.state_root()
     result = chain.execute([], TimeMs(1_800_000_000_000))
     assert (result.state_root, result.receipts) == (before, ())
-    chain.check([], anchor_network(1).keys[0].address)
+    chain.check([], None)
 
 
 def test_headers_within_one_second_still_execute(anchor_network: Networks) -> None:
@@ -113,13 +118,12 @@ def test_check_and_execute_agree_on_a_reverting_anchor(anchor_network: Networks)
     net = anchor_network(4)
     chain = net.chain()
     anchor(chain, net, 1, 10)
-    key = net.keys[0]
-    stale = chain.anchor_transaction(key, net.certify(net.header(2, 10)))
+    stale = chain.anchor_transaction(net.certify(net.header(2, 10)))
     before = chain.state_root()
-    with pytest.raises(ChainRefusal, match="refuses this anchor"):
-        chain.check([stale], key.address)
+    with pytest.raises(ChainRefusal, match="refuses this call"):
+        chain.check([stale], None)
     assert chain.state_root() == before
-    # A quorum that decides it all the same gets a failed receipt; the sender pays.
+    # A quorum that decides it all the same gets a failed receipt; the relayer pays.
     result = chain.execute([stale], TimeMs(1_700_000_100_000))
     assert result.receipts == ((keccak256(stale), False),)
     assert result.state_root != before
@@ -127,8 +131,8 @@ def test_check_and_execute_agree_on_a_reverting_anchor(anchor_network: Networks)
 
 
 def proposed(net: Any, chain: EmbeddedChain, **changes: Any) -> bytes:
-    key = changes.pop("key", net.keys[0])
-    good = parse_transaction(chain.anchor_transaction(net.keys[0], net.certify(net.header(1, 5)))).transaction
+    key = changes.pop("key", anchor_contract.deployer_key(net.network))
+    good = parse_transaction(chain.anchor_transaction(net.certify(net.header(1, 5)))).transaction
     return sign_transaction(key, replace(good, **changes))
 
 
@@ -136,7 +140,7 @@ def proposed(net: Any, chain: EmbeddedChain, **changes: Any) -> bytes:
     ("changes", "reason"),
     [
         ({"chain_id": 1}, "chain_id 1, expected 7777"),
-        ({"nonce": 1}, "nonce 1, expected 0"),
+        ({"nonce": 2}, "nonce 2, expected 1"),
         ({"gas": 30_000_000}, "gas 30000000, expected"),
         ({"gas": 21_000}, "gas 21000, expected"),
         ({"value": 1}, "value 1, expected 0"),
@@ -146,25 +150,25 @@ def proposed(net: Any, chain: EmbeddedChain, **changes: Any) -> bytes:
         ({"to": b"", "data": b"\x60\x00"}, "the anchor contract is"),
         ({"data": b"\x01\x02\x03\x04"}, "not a call of anchor"),
         ({"data": anchor_contract.ANCHOR_SELECTOR + bytes(4096)}, "not a call of anchor"),
-        ({"data": anchor_contract.ANCHOR_SELECTOR}, "refuses this anchor"),
-        ({"key": MemberKey(keccak256(b"stranger"))}, "the proposer is"),
+        ({"data": anchor_contract.ANCHOR_SELECTOR}, "refuses this call"),
+        ({"key": MemberKey(keccak256(b"stranger"))}, "the relayer is"),
     ],
 )
-def test_only_the_proposers_own_anchor_is_accepted(
+def test_only_the_relayers_very_anchor_is_accepted(
     anchor_network: Networks, changes: dict[str, Any], reason: str
 ) -> None:
     net = anchor_network(4)
     chain = net.chain()
-    chain.check([proposed(net, chain)], net.keys[0].address)
+    chain.check([proposed(net, chain)], None)
     with pytest.raises(ChainRefusal, match=reason):
-        chain.check([proposed(net, chain, **changes)], net.keys[0].address)
+        chain.check([proposed(net, chain, **changes)], None)
 
 
 def test_one_anchor_a_block(anchor_network: Networks) -> None:
     net = anchor_network(4)
     chain = net.chain()
     with pytest.raises(ChainRefusal, match="2 transactions"):
-        chain.check([proposed(net, chain)] * 2, net.keys[0].address)
+        chain.check([proposed(net, chain)] * 2, None)
 
 
 def test_malformed_transactions_are_refused_and_never_raise_in_execution(anchor_network: Networks) -> None:
@@ -189,7 +193,7 @@ def test_malformed_transactions_are_refused_and_never_raise_in_execution(anchor_
     }
     for name, raw in odd.items():
         with pytest.raises(ChainRefusal):
-            chain.check([raw], net.keys[0].address)
+            chain.check([raw], None)
         before = chain.state_root()
         result = chain.execute([raw], TimeMs(1_700_000_100_000))
         assert result.receipts == ((keccak256(raw), False),), name
@@ -265,9 +269,6 @@ def test_another_networks_file_is_refused(anchor_network: Networks) -> None:
     anchor_network(4).chain(connection)
     with pytest.raises(ChainError, match="no anchor contract"):
         anchor_network(4, "another").chain(connection)
-    same_network_fewer = replace(anchor_network(4), validators=anchor_network(3).validators)
-    with pytest.raises(ChainError, match="no anchor contract"):
-        same_network_fewer.chain(connection)
 
 
 def test_what_is_not_there_is_named(anchor_network: Networks) -> None:
@@ -310,9 +311,104 @@ def test_the_certificate_travels_whole(anchor_network: Networks) -> None:
     net = anchor_network(7)
     chain = net.chain()
     full: Certificate = net.certify(net.header(1, 5), signers=net.keys)
-    raw = chain.anchor_transaction(net.keys[0], full)
-    assert len(parse_transaction(raw).transaction.data) == anchor_contract.anchor_call_limit_bytes(net.validators)
-    chain.check([raw], net.keys[0].address)
+    raw = chain.anchor_transaction(full)
+    assert len(parse_transaction(raw).transaction.data) == anchor_contract.anchor_call_limit_bytes(net.validators.size)
+    chain.check([raw], None)
+
+
+def handed_over(net: Any, names: Sequence[str], *, log_size: int = 12, height: int = 3, epoch: int = 0) -> Any:
+    """A handover from a network's validators to others, and the network of those."""
+    keys = tuple(sorted((MemberKey(keccak256(name.encode())) for name in names), key=lambda key: key.address))
+    validators = ValidatorSet(epoch=Epoch(epoch + 1), members=tuple(key.address for key in keys))
+    change = EpochChange(validators=validators, policy_digest=keccak256(b"another policy"))
+    header = msgspec.structs.replace(net.header(height, log_size, epoch=epoch), next_epoch=change.digest())
+    return EpochProof(certificate=net.certify(header), change=change), replace(net, keys=keys, validators=validators)
+
+
+def test_the_contract_learns_the_next_validators_from_those_before(anchor_network: Networks) -> None:
+    net = anchor_network(4)
+    chain, replica = net.chain(), net.chain()
+    proof, following = handed_over(net, ["a", "b", "c", "d", "e"])
+    raw = chain.handover_transaction(proof)
+    chain.check([raw], following.validators)
+    for each in (chain, replica):
+        assert each.execute([raw], TimeMs(1_700_000_100_000)).receipts[0][1]
+        assert (each.epoch(), each.anchored_head()[0]) == (1, 12), "the boundary's log root is recorded with it"
+    assert chain.state_root() == replica.state_root()
+    # The validators before are strangers now, those after certify.
+    old = chain.anchor_transaction(net.certify(net.header(4, 20)))
+    with pytest.raises(ChainRefusal, match="refuses this call"):
+        chain.check([old], None)
+    new = chain.anchor_transaction(following.certify(following.header(4, 20, epoch=1)))
+    chain.check([new], None)
+    assert chain.execute([new], TimeMs(1_700_000_101_000)).receipts[0][1]
+    # And they hand over in turn, though the log has not grown meanwhile.
+    proof, last = handed_over(following, ["f"], log_size=20, height=5, epoch=1)
+    raw = chain.handover_transaction(proof)
+    chain.check([raw], last.validators)
+    assert chain.execute([raw], TimeMs(1_700_000_102_000)).receipts[0][1]
+    assert (chain.epoch(), chain.anchored_head()[0]) == (2, 20)
+
+
+def test_a_handover_comes_before_further_anchors(anchor_network: Networks) -> None:
+    net = anchor_network(4)
+    chain = net.chain()
+    proof, following = handed_over(net, ["a", "b"])
+    anchored = chain.anchor_transaction(proof.certificate)
+    with pytest.raises(ChainRefusal, match="transaction with gas"):
+        chain.check([anchored], following.validators)
+    with pytest.raises(ChainRefusal, match="transaction with gas"):
+        chain.check([chain.handover_transaction(proof)], None)
+    data = parse_transaction(anchored).transaction.data
+    gas = anchor_contract.handover_gas(4, 2)
+    with pytest.raises(ChainRefusal, match="not a call of handover"):
+        chain.check([proposed(net, chain, data=data, gas=gas)], following.validators)
+
+
+WRONG_HANDOVERS: dict[str, Callable[[Any, EpochProof], EpochProof]] = {
+    "other validators than the header names": lambda net, proof: msgspec.structs.replace(
+        proof, change=handed_over(net, ["x", "y", "z"])[0].change
+    ),
+    "another policy than the header names": lambda net, proof: msgspec.structs.replace(
+        proof, change=msgspec.structs.replace(proof.change, policy_digest=keccak256(b"x"))
+    ),
+    "a header within the epoch": lambda net, proof: msgspec.structs.replace(
+        proof, certificate=net.certify(msgspec.structs.replace(proof.certificate.header, next_epoch=ZERO_DIGEST))
+    ),
+    "too few signatures": lambda net, proof: msgspec.structs.replace(
+        proof, certificate=net.certify(proof.certificate.header, signers=net.keys[:2])
+    ),
+    "signed by those who come": lambda net, proof: msgspec.structs.replace(
+        proof, certificate=handed_over(net, ["a", "b", "c"])[1].certify(proof.certificate.header)
+    ),
+    "an epoch skipped": lambda net, proof: handed_over(net, ["a", "b", "c"], epoch=1)[0],
+}
+
+
+@pytest.mark.parametrize("name", WRONG_HANDOVERS)
+def test_contract_and_light_client_refuse_a_wrong_handover_alike(anchor_network: Networks, name: str) -> None:
+    net = anchor_network(4)
+    chain = net.chain()
+    proof, following = handed_over(net, ["a", "b", "c"])
+    trust = LightClient(net.network, net.validators, proof.certificate.header.policy_digest, Height(0))
+    assert trust.advance(proof).validators == following.validators
+    wrong = WRONG_HANDOVERS[name](net, proof)
+    assert wrong != proof
+    with pytest.raises((CertificateError, SignatureError)):
+        trust.advance(wrong)
+    with pytest.raises(ChainRefusal, match="refuses this call"):
+        chain.check([chain.handover_transaction(wrong)], following.validators)
+    chain.check([chain.handover_transaction(proof)], following.validators)
+
+
+def test_256_validators_hand_over_to_as_many(anchor_network: Networks) -> None:
+    net = anchor_network(256)
+    chain = net.chain()
+    proof, following = handed_over(net, [f"next {i}" for i in range(256)])
+    proof = msgspec.structs.replace(proof, certificate=net.certify(proof.certificate.header, signers=net.keys))
+    raw = chain.handover_transaction(proof)
+    assert len(parse_transaction(raw).transaction.data) == anchor_contract.handover_call_limit_bytes(256, 256)
+    chain.check([raw], following.validators)
 
 
 def test_importing_the_chain_leaves_the_recursion_limit_alone():

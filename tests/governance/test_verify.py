@@ -90,6 +90,8 @@ async def test_no_byte_changes_unnoticed(net, texts) -> None:
     assert {"format", "network", "record", "generator", "certificate", "scores", "log", "anchor"} <= seen
 
 
+CHANGE = {"policy_digest": "0x" + "11" * 32, "validators": {"epoch": 1, "members": ["0x" + "22" * 20]}}
+
 TAMPERING = {
     "unknown field": (lambda r: r | {"extra": 1}, "format", "extra"),
     "missing field": (lambda r: {k: v for k, v in r.items() if k != "epochs"}, "format", "epochs"),
@@ -104,7 +106,16 @@ TAMPERING = {
     "another epoch": (lambda r: put(r, "certificate.header.epoch", 1), "epochs", "certificate.header.epoch"),
     "another round": (lambda r: put(r, "certificate.round", 1), "certificate", "certificate.precommits[0]"),
     "another time": (lambda r: put(r, "certificate.header.time_ms", 5), "certificate", "certificate.precommits[0]"),
-    "an epoch proof": (lambda r: put(r, "epochs", [r["certificate"]]), "epochs", "epochs"),
+    "an epoch proof": (
+        lambda r: put(r, "epochs", [{"certificate": r["certificate"], "change": CHANGE}]),
+        "epochs",
+        "epochs",
+    ),
+    "a bare certificate for an epoch proof": (
+        lambda r: put(r, "epochs", [r["certificate"]]),
+        "format",
+        "epochs[0].header",
+    ),
     "another index": (lambda r: put(r, "entry.index", 0), "log", "entry"),
     "a longer log path": (lambda r: put(r, "entry.path", [*r["entry"]["path"], "0x" + "00" * 32]), "log", "entry"),
     "a shorter log path": (lambda r: put(r, "entry.path", r["entry"]["path"][:-1]), "log", "entry"),
@@ -230,7 +241,7 @@ def requorumed(net, text: str, header: dict[str, object], leaf: dict[str, object
 @pytest.mark.parametrize(
     ("header", "leaf", "step", "field"),
     [
-        ({"policy_digest": keccak256(b"x")}, {}, "policy", "certificate.header.policy_digest"),
+        ({"policy_digest": keccak256(b"x")}, {}, "certificate", "certificate.header.policy_digest"),
         ({"validators_hash": keccak256(b"x")}, {}, "certificate", "certificate.header.validators_hash"),
         ({}, {"rubric": keccak256(b"x")}, "policy", "leaf.rubric"),
         ({}, {"scores": (DimensionScore(name="zeal", ppm=Ppm(1)),)}, "policy", "leaf.scores"),
