@@ -14,7 +14,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import assert_never
+from typing import Final, assert_never
 
 import trio
 
@@ -40,7 +40,7 @@ from nsllm.consensus.guard import SignerGuard
 from nsllm.consensus.horizon import Horizon
 from nsllm.consensus.inbox import Inbox
 from nsllm.consensus.inputs import Input, Start, TimedOut, TimerStep, ValueBuilt, encode_input
-from nsllm.consensus.intake import Asked, Behind, Counted, Intake, Noted
+from nsllm.consensus.intake import Ahead, Asked, Behind, Counted, Intake, Noted
 from nsllm.consensus.message import (
     Body,
     HeightCertificate,
@@ -57,12 +57,17 @@ from nsllm.consensus.signing import sign
 from nsllm.consensus.sync import Tip, check_decided, fetch_batch, load_tip, tip_of
 from nsllm.consensus.timeouts import Timeouts
 from nsllm.consensus.validators import ValidatorSet
-from nsllm.consensus.vote import Proposal, Vote
+from nsllm.consensus.vote import Proposal
 from nsllm.consensus.wal import WriteAheadLog
 from nsllm.errors import PeerFault
 from nsllm.ids import Address, Digest, Height, NetworkId, Round, hex0x, short
 
 LOGGER = logging.getLogger(__name__)
+
+MAX_MISSES: Final = 5
+"""Fetches in a row that an unproved claim which brings nothing is worth."""
+MAX_EARLY: Final = 64
+"""Messages of the next epoch's first height that are kept while we are not there."""
 
 
 class Driver:
@@ -71,8 +76,8 @@ class Driver:
     Args:
         network: salt of every signature.
         guard: holds the validator's key.
-        validators: the epoch's set; the guard's address is in it.
-        application: proposes, validates and commits blocks; this task is its only committer.
+        application: proposes, validates and commits blocks; this task is its only committer. It says who the validators
+            of each height are; the guard's address is among them.
         mesh: takes messages for other validators; its authenticated incoming messages go to `receive`.
         source: decided blocks, for catching up.
         clock: wall time for headers.
@@ -91,7 +96,6 @@ class Driver:
         *,
         network: NetworkId,
         guard: SignerGuard,
-        validators: ValidatorSet,
         application: Application,
         mesh: Mesh,
         source: BlockSource,
@@ -101,11 +105,11 @@ class Driver:
         observer: Callable[[ConsensusEvent], None],
         checkpoint: Callable[[str], None] = lambda _moment: None,
     ) -> None:
+        validators = application.validators
         if guard.address not in validators:
             raise ConsensusError(f"{hex0x(guard.address)} is not a validator of epoch {validators.epoch}")
         self._network = network
         self._guard = guard
-        self._validators = validators
         self._application = application
         self._mesh = mesh
         self._source = source
@@ -114,18 +118,21 @@ class Driver:
         self._timeouts = timeouts
         self._observer = observer
         self._checkpoint = checkpoint
-        self._others = tuple(member for member in validators.members if member != guard.address)
-        self._inbox = Inbox(self._others)
-        self._horizon = Horizon(validators, guard.address)
-        self._intake = Intake(
-            network=network, validators=validators, application=application, clock=clock, horizon=self._horizon
-        )
+        self._inbox = Inbox(())
+        self._enter(validators)
+        self._claimed = Height(0)
+        """Highest height that somebody says is decided, unproved."""
+        self._misses = 0
+        """Fetches in a row that a claim brought nothing for."""
+        self._early: deque[tuple[Address, Body]] = deque(maxlen=MAX_EARLY)
+        """Messages of the next height in a later epoch, unchecked."""
         self._wake = trio.Event()
         self._tip = Tip(Height(0), Digest(network), None)
         self._state = State(validators=validators, me=guard.address, height=Height(1))
         self._abstaining = False
         self._halted: str | None = None
-        self._held: deque[tuple[Address, Proposal | Vote]] = deque()
+        self._held: deque[tuple[Address, Body, bool]] = deque()
+        """Messages to be handled at this height, and whether they are checked already."""
         self._answers = AnswerRate(self._timeouts.resend_s / 2)
         self._timers: dict[tuple[TimerStep, Round], float] = {}
         self._relays: deque[tuple[float, PolkaCertificate | RoundCertificate]] = deque()
@@ -145,6 +152,14 @@ class Driver:
         self._ask_at = -math.inf
         self._wake.set()
 
+    def announce(self, height: Height) -> None:
+        """Somebody says that `height` is decided. Unproved, so we look a little later, unless we are there by then."""
+        if height > max(self._claimed, self._tip.height):
+            self._claimed = height
+            self._misses = 0
+            self._fetch_at = min(self._fetch_at, trio.current_time() + self._timeouts.resend_s)
+            self._wake.set()
+
     def status(self) -> ConsensusStatus:
         """How it stands."""
         state = self._state
@@ -161,7 +176,7 @@ class Driver:
         )
 
     async def run(self) -> None:
-        """Take part until cancelled.
+        """Take part until cancelled, or until an epoch begins in which we do not validate.
 
         Raises:
             DivergenceError: our state differs from a quorum's; the validator has halted.
@@ -170,7 +185,7 @@ class Driver:
         """
         try:
             await self._recover()
-            while True:
+            while self._guard.address in self._application.validators:
                 await self._turn()
         except DivergenceError as error:
             self._halted = str(error)
@@ -207,7 +222,23 @@ class Driver:
         self._ask_at = now
         self._resend_at = now + self._timeouts.idle_s
         self._fetch_at = now if self._horizon.decided > height else now + self._timeouts.grace_s
-        self._held.extend(self._horizon.release(height))
+        self._held.extend((sender, body, True) for sender, body in self._horizon.release(height))
+        self._held.extend((sender, body, False) for sender, body in self._early)
+        self._early.clear()
+
+    def _enter(self, validators: ValidatorSet) -> None:
+        """Hear and judge by an epoch's validators; what was known of later heights was judged by those before."""
+        self._validators = validators
+        self._others = tuple(member for member in validators.members if member != self._guard.address)
+        self._inbox.admit_only(self._others)
+        self._horizon = Horizon(validators, self._guard.address)
+        self._intake = Intake(
+            network=self._network,
+            validators=validators,
+            application=self._application,
+            clock=self._clock,
+            horizon=self._horizon,
+        )
 
     def _abstain_if(self, unknown: bool) -> None:
         self._abstaining = unknown
@@ -226,7 +257,7 @@ class Driver:
             step, round_ = timer[1]
             del self._timers[timer[1]]
             await self._apply(TimedOut(step=step, round=round_))
-        elif self._horizon.decided > self._tip.height and now >= self._fetch_at:
+        elif self._others_decided() > self._tip.height and now >= self._fetch_at:
             await self._catch_up()
         elif now >= self._ask_at:
             await self._ask_application()
@@ -235,8 +266,8 @@ class Driver:
         elif self._relays and now >= self._relays[0][0]:
             self._say(self._others, self._relays.popleft()[1])
         elif self._held:
-            sender, body = self._held.popleft()
-            await self._handle(sender, body, checked=True)
+            sender, body, checked = self._held.popleft()
+            await self._handle(sender, body, checked=checked)
         elif (raw := self._inbox.take()) is not None:
             await self._open(*raw)
         else:
@@ -244,7 +275,7 @@ class Driver:
 
     async def _sleep(self) -> None:
         self._wake = trio.Event()
-        fetch_at = self._fetch_at if self._horizon.decided > self._tip.height else math.inf
+        fetch_at = self._fetch_at if self._others_decided() > self._tip.height else math.inf
         relay_at = self._relays[0][0] if self._relays else math.inf
         deadline = min(self._ask_at, self._resend_at, fetch_at, relay_at, *self._timers.values())
         with trio.move_on_at(deadline):
@@ -287,17 +318,28 @@ class Driver:
                 if fault is not None:
                     self._blame(body.proposer if isinstance(body, Proposal) else sender, fault)
                 await self._count(inputs)
+            case Ahead(decided=decided):
+                self._hear_of(decided, sender, body)
             case Behind(height=lower):
                 self._help(sender, lower)
             case Asked(request=request):
-                if self._answers.take(sender, trio.current_time()):
-                    for answer in answer_to(self._state, request):
-                        self._say((sender,), answer)
+                self._answer(sender, request)
             case Noted():
                 if (self._horizon.decided, self._horizon.certificate) != known:
                     self._plan_fetch(proved=self._horizon.certificate is not known[1])
             case _:
                 assert_never(admitted)
+
+    def _hear_of(self, decided: Height, sender: Address, body: Body) -> None:
+        """A message of a later epoch: a claim that we are behind; at the next height, one that we keep for then."""
+        self.announce(decided)
+        if decided == self._state.height:
+            self._early.append((sender, body))
+
+    def _answer(self, sender: Address, request: Request) -> None:
+        if self._answers.take(sender, trio.current_time()):
+            for answer in answer_to(self._state, request):
+                self._say((sender,), answer)
 
     async def _count(self, inputs: Iterable[Input]) -> None:
         """Feed the core; begin the height if the others have."""
@@ -307,6 +349,10 @@ class Driver:
                 await self._apply(event)
         if self._state.height == height and self._state.step is Step.NEW and core.is_begun(self._state):
             await self._apply(Start())
+
+    def _others_decided(self) -> Height:
+        """Highest height that others have decided, or so somebody says."""
+        return max(self._horizon.decided, self._claimed)
 
     def _plan_fetch(self, *, proved: bool) -> None:
         """Others are ahead. By votes alone and one height only, what decides ours is probably under way: wait a bit."""
@@ -405,6 +451,12 @@ class Driver:
         self._decided_at = trio.current_time()
         LOGGER.info("event=committed height=%d round=%d", self._tip.height, decided.certificate.round)
         self._observer(BlockCommitted(decided, synced=synced))
+        validators = self._application.validators
+        if validators != self._validators:
+            LOGGER.info("event=epoch epoch=%d validators=%d", validators.epoch, validators.size)
+            if self._guard.address not in validators:
+                return  # `run` sees it and ends
+            self._enter(validators)
         self._begin()
 
     # Repair
@@ -426,8 +478,15 @@ class Driver:
                 self._blame(None, error)
                 break
             await self._commit(decided, synced=True)
-        if self._tip.height == before:
-            self._fetch_at = trio.current_time() + self._timeouts.resend_s
+            if self._guard.address not in self._application.validators:
+                return
+        if self._tip.height > before:
+            self._misses = 0
+            return
+        self._fetch_at = trio.current_time() + self._timeouts.resend_s
+        self._misses += 1
+        if self._misses >= MAX_MISSES:
+            self._claimed = self._tip.height  # whoever said so was wrong, or will say so again
 
     def _resend(self) -> None:
         """Say again what was said last; while nothing is wanted, ask where the others stand."""

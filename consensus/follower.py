@@ -12,9 +12,8 @@ from nsllm.consensus.errors import DivergenceError
 from nsllm.consensus.events import BlockCommitted, ConsensusEvent, Halted, PeerBlamed
 from nsllm.consensus.ports import Application, BlockSource
 from nsllm.consensus.sync import SYNC_BATCH, check_decided, fetch_batch, load_tip, tip_of
-from nsllm.consensus.validators import ValidatorSet
 from nsllm.errors import PeerFault
-from nsllm.ids import Height, NetworkId
+from nsllm.ids import Address, Height, NetworkId
 
 LOGGER = logging.getLogger(__name__)
 
@@ -32,10 +31,11 @@ class Follower:
 
     Args:
         network: its blocks.
-        validators: whose certificates count.
-        application: what the blocks are committed to; this task is its only committer.
+        application: what the blocks are committed to; this task is its only committer. It says whose certificates
+            count at each height.
         source: where blocks come from, unverified.
         observer: told of every committed block and every bad one.
+        me: the member that follows; once it is a validator, `run` returns.
         patience: seconds to wait after an announcement, asked for each. In a large network followers that fetched
             every block at once would ask before their neighbours have it; what is decided meanwhile comes along.
     """
@@ -44,15 +44,15 @@ class Follower:
         self,
         *,
         network: NetworkId,
-        validators: ValidatorSet,
         application: Application,
         source: BlockSource,
         observer: Callable[[ConsensusEvent], None],
+        me: Address,
         patience: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._patience = patience
         self._network = network
-        self._validators = validators
+        self._me = me
         self._application = application
         self._source = source
         self._observer = observer
@@ -66,21 +66,21 @@ class Follower:
             self._wake.set()
 
     async def run(self) -> None:
-        """Follow until cancelled.
+        """Follow until cancelled, or until we are a validator ourselves.
 
         Raises:
             DivergenceError: our state differs from what a quorum certified.
         """
         tip = await load_tip(self._network, self._application)
         misses = 0
-        while True:
+        while self._me not in self._application.validators:
             self._wake = trio.Event()
             announced = self._announced
             blocks = await fetch_batch(self._source, tip, FETCH_S)
             before = tip
             for decided in blocks:
                 try:
-                    check_decided(self._network, self._validators, tip, decided)
+                    check_decided(self._network, self._application.validators, tip, decided)
                 except PeerFault as error:
                     LOGGER.warning("event=sync_refused height=%d code=%s", tip.next(), error.code)
                     self._observer(PeerBlamed(None, error.code, str(error)))
@@ -92,6 +92,8 @@ class Follower:
                     raise
                 tip = tip_of(decided)
                 self._observer(BlockCommitted(decided, synced=True))
+                if self._me in self._application.validators:
+                    return
             if tip.height > before.height:
                 misses = 0
                 if tip.height < announced or len(blocks) >= SYNC_BATCH:

@@ -27,6 +27,14 @@ class Inbox:
         self._turns = deque(self._queues)
         self._size = 0
 
+    def admit_only(self, senders: Iterable[Address]) -> None:
+        """Other validators are in force: their messages are taken from now on, those of former ones are dropped."""
+        chosen = sorted(senders)
+        self._queues = {sender: self._queues.get(sender, deque()) for sender in chosen}
+        self._bytes = {sender: self._bytes.get(sender, 0) for sender in chosen}
+        self._turns = deque(chosen)
+        self._size = sum(map(len, self._queues.values()))
+
     def __len__(self) -> int:
         """Messages waiting."""
         return self._size

@@ -51,7 +51,15 @@ class Asked:
     request: Request
 
 
-Admitted = Counted | Behind | Noted | Asked
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """It is of an epoch whose validators we do not know yet, so that nothing in it can be checked: a claim."""
+
+    decided: Height
+    """Height that its sender says is decided."""
+
+
+Admitted = Counted | Behind | Noted | Asked | Ahead
 
 
 class Intake:
@@ -94,6 +102,11 @@ class Intake:
             PeerFault: it breaks a rule.
             DivergenceError: see `Application.validate`.
         """
+        if (claim := self._later_epoch(state, body)) is not None:
+            return claim
+        return await self._judge(state, parent, sender, body, checked=checked)
+
+    async def _judge(self, state: State, parent: Digest, sender: Address, body: Body, *, checked: bool) -> Admitted:
         match body:
             case Request():
                 return Asked(body) if body.height == state.height else self._elsewhen(state, body.height)
@@ -142,6 +155,22 @@ class Intake:
             except BlockError as error:
                 fault = error
         return Counted((*polka, ProposalReceived(proposal=proposal, valid=fault is None)), fault)
+
+    def _later_epoch(self, state: State, body: Body) -> Ahead | None:
+        """The claim that lies in a message of a later epoch and height."""
+        match body:
+            case HeightCertificate(certificate=certificate):
+                epoch, height = certificate.header.epoch, Height(certificate.header.height + 1)
+            case Proposal() | Vote():
+                epoch, height = body.epoch, body.height
+            case PolkaCertificate() | RoundCertificate():
+                epoch, height = body.votes[0].epoch, body.votes[0].height
+            case Request():
+                return None
+            case _:
+                assert_never(body)
+        later = epoch > self._validators.epoch and height > state.height
+        return Ahead(Height(height - 1)) if later else None
 
     def _elsewhen(self, state: State, height: Height) -> Admitted:
         return Behind(height) if height < state.height else Noted()

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from nsllm.consensus.block import Block, DecidedBlock
 from nsllm.consensus.evidence import Evidence
+from nsllm.consensus.validators import ValidatorSet
 from nsllm.ids import Address, Height, TimeMs
 
 
@@ -15,6 +16,11 @@ class Application(Protocol):
 
     Implemented by `nsllm.governance.ledger`. `height` is always one above the last committed block.
     """
+
+    @property
+    def validators(self) -> ValidatorSet:
+        """The validators that decide the height above the last committed block."""
+        ...
 
     async def due_in(self) -> float | None:
         """Seconds until a block is wanted (0.0: now), or None while nothing is: no empty blocks."""

@@ -151,6 +151,7 @@ class MemberRegistry:
         self._founders = frozenset(member.address for member in members)
         self.state = RegistryState(members=tuple(members))
         """What is in force; whoever owns the registry replaces it."""
+        self._followed = self.state
 
     def admit(self, admission: Admission) -> bool:
         """Take an admission; True if it is new.
@@ -186,6 +187,16 @@ class MemberRegistry:
         if member.address in self.state.revoked:
             raise ConsensusError(f"admission of {hex0x(member.address)}, whose membership was revoked")
         crypto.verify(Admission.digest(self._network, member), admission.signature, admission.by)
+
+    def follow(self, certified: RegistryState) -> None:
+        """Take over a certified registry, keeping those whose admission is still on its way into a block."""
+        if certified is self._followed:
+            return
+        self._followed, before = certified, self.state
+        self.state = certified
+        for member in before.members:
+            if certified.get(member.address) is None and member.address not in certified.revoked:
+                self.state = self.state.with_member(member)
 
     def get(self, address: Address) -> Member | None:
         """The member with this address."""

@@ -25,6 +25,7 @@ from nsllm.governance.errors import MotionError
 from nsllm.governance.genesis import Genesis
 from nsllm.governance.log_entry import (
     AdmissionEntry,
+    AnyEntry,
     CertifiedEntry,
     Checkpoint,
     CheckpointEntry,
@@ -47,9 +48,8 @@ MAX_AHEAD_MS: Final = 5_000
 CHECKPOINT_INTERVAL_MS: Final = 60_000
 """A peer's log is checkpointed in the network log at most once in this interval, by header times."""
 
-
-EVIDENCE: Final = 3
-"""Place of evidence among a body's kinds of entries."""
+ADMISSION, GOVERNANCE, CHECKPOINT, EVIDENCE = range(4)
+"""Places of the kinds of entries in a body."""
 
 
 class History(Protocol):
@@ -339,38 +339,45 @@ class BlockRules:
         joining: list[Address] = []
         for data in entries:
             entry = decode_entry(data)
-            match entry:
-                case AdmissionEntry(admission=admission):
-                    address = admission.member.address
-                    if history.member(address) is not None:
-                        raise BlockError(f"admission of {hex0x(address)}, who is a member already")
-                    self.check_admission(admission, registry)
-                    joining.append(address)
-                    order.append((0, address))
-                case GovernanceEntry(transaction=transaction):
-                    self.check_motion(transaction, history, header.time_ms)
-                    order.append((1, transaction.motion.digest(self.network)))
-                case CheckpointEntry(signed=signed):
-                    peer = signed.checkpoint.peer
-                    if history.member(peer) is None and peer not in joining:
-                        raise BlockError(f"checkpoint of {hex0x(peer)}, who is not a member")
-                    self.check_checkpoint(signed, history, header.time_ms)
-                    order.append((2, peer))
-                case EvidenceEntry(evidence=evidence):
-                    order.append((EVIDENCE, self.check_evidence(evidence, history, header.height).validator))
-                case CertifiedEntry():
-                    raise BlockError("body.entries: scores come from observations, never as an entry")
-                case _:
-                    assert_never(entry)
+            if isinstance(entry, AdmissionEntry):
+                joining.append(entry.admission.member.address)
+            order.append(self._check_entry(entry, registry, history, header, joining))
         if order != sorted(set(order)):
             raise BlockError(
                 "body.entries: not admissions, governance transactions, checkpoints, evidence, each ascending by whom"
                 " or what it is about"
             )
-        if sum(kind == 1 for kind, _ in order) > MAX_BLOCK_MOTIONS:
+        if sum(kind == GOVERNANCE for kind, _ in order) > MAX_BLOCK_MOTIONS:
             raise BlockError(f"body.entries: more than {MAX_BLOCK_MOTIONS} governance transactions")
         if sum(kind == EVIDENCE for kind, _ in order) > MAX_BLOCK_EVIDENCE:
             raise BlockError(f"body.entries: more than {MAX_BLOCK_EVIDENCE} entries of evidence")
+
+    def _check_entry(
+        self, entry: AnyEntry, registry: RegistryState, history: History, header: Header, joining: Sequence[Address]
+    ) -> tuple[int, bytes]:
+        """Pass if the entry may stand in the block; its kind's place, and whom or what it is about."""
+        match entry:
+            case AdmissionEntry(admission=admission):
+                address = admission.member.address
+                if history.member(address) is not None:
+                    raise BlockError(f"admission of {hex0x(address)}, who is a member already")
+                self.check_admission(admission, registry)
+                return ADMISSION, address
+            case GovernanceEntry(transaction=transaction):
+                self.check_motion(transaction, history, header.time_ms)
+                return GOVERNANCE, transaction.motion.digest(self.network)
+            case CheckpointEntry(signed=signed):
+                peer = signed.checkpoint.peer
+                if history.member(peer) is None and peer not in joining:
+                    raise BlockError(f"checkpoint of {hex0x(peer)}, who is not a member")
+                self.check_checkpoint(signed, history, header.time_ms)
+                return CHECKPOINT, peer
+            case EvidenceEntry(evidence=evidence):
+                return EVIDENCE, self.check_evidence(evidence, history, header.height).validator
+            case CertifiedEntry():
+                raise BlockError("body.entries: scores come from observations, never as an entry")
+            case _:
+                assert_never(entry)
 
     def _check_observations(
         self,

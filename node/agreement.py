@@ -82,7 +82,7 @@ class Agreement:
         self._take_up()
 
     async def run(self) -> None:
-        """Take part until cancelled.
+        """Take part until cancelled: as a validator in the epochs that list us, else as a follower.
 
         Trouble of our own is told and tried again, from what is on disk, as after a restart. A diverged state halts
         this part loudly for good. The rest of the peer goes on in both cases.
@@ -90,6 +90,7 @@ class Agreement:
         Raises:
             WalError, GuardError: their files are damaged, or another validator's.
         """
+        context = self._context
         while True:
             try:
                 if self._driver is None and self._follower is None:
@@ -98,6 +99,11 @@ class Agreement:
                     await self._driver.run()
                 elif self._follower is not None:
                     await self._follower.run()
+                self._driver = self._follower = None
+                self.close()
+                log.info("consensus_role epoch=%d validates=%s", context.validators.epoch, context.is_validator)
+                context.events.emit("epoch_role", epoch=context.validators.epoch, validates=context.is_validator)
+                continue
             except DivergenceError as error:
                 self.halted = str(error)
                 log.critical("consensus_halted reason=%s", error)
@@ -118,10 +124,10 @@ class Agreement:
         if not context.is_validator:
             self._follower = Follower(
                 network=context.network_id,
-                validators=context.validators,
                 application=self._ledger,
                 source=self._feed,
                 observer=self._observe,
+                me=context.address,
                 patience=self._patience,
             )
             return
@@ -131,7 +137,6 @@ class Agreement:
         self._driver = Driver(
             network=context.network_id,
             guard=guard,
-            validators=context.validators,
             application=self._ledger,
             mesh=self._mesh,
             source=self._feed,
@@ -162,6 +167,8 @@ class Agreement:
         """Somebody says that `height` was decided."""
         if self._follower is not None:
             self._follower.announce(height)
+        if self._driver is not None:
+            self._driver.announce(height)
 
     def view(self) -> dict[str, Any]:
         """For the status page."""

@@ -85,6 +85,8 @@ class Examiner:
 
     def accept(self, signed: SignedRecord) -> str | None:
         """Take a record; None if it is on the desk (also if it was before), else the reason of the refusal."""
+        if not self._context.is_validator:
+            return "this peer does not validate in the present epoch"
         digest = signed.record.digest()
         if digest in self._cases or self._ledger.is_certified(digest):
             return None

@@ -166,7 +166,7 @@ class FederatedCache:
         """
         record = certified.signed.record
         key = certified.leaf.request_key
-        certified.check(self._context.network_id, self._context.validators)
+        certified.check(self._context.network_id, self._context.validators_of(certified.certificate))
         shards = placement.shards_of(record, key, self._placement.shards)
         mine = [shard for shard in shards if self._context.address in self.holders_of(shard)]
         if check_placement and not mine:
@@ -260,7 +260,8 @@ class FederatedCache:
         context = self._context
         try:
             hybrid = self._hybrid(certified)
-            check_found(certified, key, context.network_id, context.validators, hybrid, context.policy.reuse_min_ppm)
+            validators = context.validators_of(certified.certificate)
+            check_found(certified, key, context.network_id, validators, hybrid, context.policy.reuse_min_ppm)
         except (PeerFault, PolicyError) as error:
             self._refuse(certified, holder, error)
             return None

@@ -93,7 +93,7 @@ class Keeper:
             self._context.validators.members,
             key=lambda address: hashlib.sha256(certified.leaf.record + address).digest(),
         )
-        return order.index(self._context.address)
+        return order.index(self._context.address) if self._context.is_validator else len(order)
 
     async def _has(self, holder: Address, certified: CertifiedRecord) -> bool:
         """Whether the holder shows this very record; one that has a better answer to the same request may not."""

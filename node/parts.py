@@ -65,8 +65,7 @@ class Parts:
         self.context = context = PeerContext(
             genesis=genesis,
             network_id=genesis.network_id(),
-            registry=ledger.registry,
-            validators=genesis.registry().validators(),
+            standing=ledger,
             key=identity.member,
             clock=world.clock,
             offload=world.offload,
@@ -95,10 +94,8 @@ class Parts:
         self._restocker = Restocker(
             context=context, ledger=ledger, store=stores.records, cache=self.cache, shelves=links
         )
-        self._examiner = self._make_examiner() if context.is_validator else None
-        self._keeper = (
-            Keeper(context=context, ledger=ledger, cache=self.cache, shelves=links) if context.is_validator else None
-        )
+        self._examiner = self._make_examiner()
+        self._keeper = Keeper(context=context, ledger=ledger, cache=self.cache, shelves=links)
         self._publisher = Publisher(
             context=context,
             completions=stores.completions,
@@ -159,10 +156,7 @@ class Parts:
             ("cache", self.cache.announce),
             ("restocker", self._restocker.run),
         ]
-        if self._examiner is not None:
-            tasks.append(("examiner", self._examiner.run))
-        if self._keeper is not None:
-            tasks.append(("keeper", self._keeper.run))
+        tasks += [("examiner", self._examiner.run), ("keeper", self._keeper.run)]
         return tuple(tasks)
 
     def _watch(self) -> None:
@@ -200,18 +194,17 @@ class Parts:
         network.handle(FETCH, serve_fetch(directory, self._look_up))
         network.handle(PUSH, serve_push(directory, self._hold))
         network.handle(GENERATE, serve_generate(directory, self._executors.execute))
-        if self.context.is_validator:
-            network.handle(MESH, serve_mesh(directory, self._deliver))
-            network.handle(SUBMIT, serve_submit(directory, self._submitted))
+        network.handle(MESH, serve_mesh(directory, self._deliver))
+        network.handle(SUBMIT, serve_submit(directory, self._submitted))
 
     async def _deliver(self, sender: Address, kind: MeshKind, payload: bytes) -> None:
         if kind == "consensus":
             self.agreement.receive(sender, payload)
-        elif self._examiner is not None:
+        elif self.context.is_validator:
             self._examiner.hear(sender, payload)
 
     async def _submitted(self, signed: SignedRecord, member: Member) -> str | None:
-        if self._examiner is None:
+        if not self.context.is_validator:
             return f"{hex0x(member.address)} asked a peer that does not validate"
         return self._examiner.accept(signed)
 
@@ -228,11 +221,11 @@ class Parts:
         return None
 
     def _decided(self, decided: DecidedBlock) -> None:
-        if self._examiner is not None and self._keeper is not None:
-            for record in sorted({signed.observation.record for signed in decided.block.body.observations}):
-                signed = self._examiner.release(record)
-                if signed is not None:
-                    self._keeper.keep(signed)
+        for record in sorted({signed.observation.record for signed in decided.block.body.observations}):
+            signed = self._examiner.release(record)
+            if signed is not None:
+                self._keeper.keep(signed)
+        self.directory.follow(self.context.registry.state)
         self._restocker.decided(decided)
         header = decided.block.header
         if header.proposer == self.context.address:

@@ -143,7 +143,7 @@ class Publisher:
             "certified",
             record=short(digest),
             height=certified.certificate.header.height,
-            score_ppm=self._context.policy.hybrid_ppm(certified.leaf),
+            score_ppm=self._context.score_of(certified.leaf, certified.certificate.header.epoch),
             signers=len(certified.certificate.precommits),
         )
         await self.spread(certified)

@@ -48,7 +48,7 @@ class Receipts:
             # the log root stands in the certified header: what is certified is logged by the same block
             state="anchored" if anchor is not None else "logged",
             detail="",
-            score_ppm=self._context.policy.hybrid_ppm(proof.leaf),
+            score_ppm=self._context.score_of(proof.leaf, certificate.header.epoch),
             height=certificate.header.height,
             signers=tuple(hex0x(vote.validator) for vote in certificate.precommits),
             anchor_tx=hex0x(anchor.transaction_hash) if anchor is not None else None,

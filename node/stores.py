@@ -31,14 +31,13 @@ class Stores:
         genesis, identity = settled.genesis, settled.identity
         folder, clock, offload, databases = world.folder, world.clock, world.offload, world.databases
         max_bytes = settled.config.cache.max_mb << 20
-        validates = identity.address in genesis.registry().validators()
         return cls(
             ledger=await Ledger.open(
                 folder / "ledger.sqlite",
                 genesis,
                 clock=clock,
                 offload=offload,
-                key=identity.member if validates else None,
+                key=identity.member,
                 recover=True,
                 databases=databases,
             ),

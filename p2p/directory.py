@@ -11,7 +11,7 @@ import trio
 
 from nsllm.clock import Clock
 from nsllm.consensus.errors import ConsensusError
-from nsllm.consensus.registry import Admission, Member, MemberRegistry, Role
+from nsllm.consensus.registry import Admission, Member, MemberRegistry, RegistryState, Role
 from nsllm.errors import SignatureError
 from nsllm.ids import Address, Height, NetworkId, PeerId, hex0x
 from nsllm.p2p.card import PeerCard, SignedCard
@@ -86,6 +86,10 @@ class PeerDirectory:
         self._cards[card.peer_id] = signed
         self._forget_strangers()
         return True
+
+    def follow(self, certified: RegistryState) -> None:
+        """Know the members that a block certified, and those besides whose admission no block holds yet."""
+        self._registry.follow(certified)
 
     def card_of(self, peer: PeerId) -> PeerCard | None:
         """The peer's latest card, unless it expired."""

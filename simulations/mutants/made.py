@@ -41,7 +41,7 @@ def make_block(
     """A block that the application knows nothing of; `salt` tells blocks apart."""
     body = Body(entries=tuple(entries))
     header = Header(
-        epoch=Epoch(0),
+        epoch=validators.epoch,
         height=Height(height),
         time_ms=TimeMs(time_ms),
         parent=Digest(NETWORK if parent is None else parent),

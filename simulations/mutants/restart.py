@@ -147,7 +147,7 @@ class _Life:
 
     def __init__(self, folder: Path, cut: int | None) -> None:
         self._keys = make_keys(4)
-        self._validators = make_set(self._keys)
+        self.validators = make_set(self._keys)
         self._me = self._keys[1]
         self._folder = folder
         self._cut = cut
@@ -164,7 +164,6 @@ class _Life:
         self._driver = Driver(
             network=NETWORK,
             guard=SignerGuard(self._me, NETWORK, self._folder / "guard"),
-            validators=self._validators,
             application=self,
             mesh=self,
             source=self,
@@ -215,7 +214,7 @@ class _Life:
         del now_ms
         self._built += 1
         salt = 2 * self._built + (self._cut is None)
-        return make_block(self._validators, height, proposer=proposer, salt=salt)
+        return make_block(self.validators, height, proposer=proposer, salt=salt)
 
     async def validate(self, block: Block, now_ms: TimeMs) -> None:
         """Every block will do."""

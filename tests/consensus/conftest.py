@@ -46,7 +46,10 @@ def read_evidence(entry: bytes) -> Evidence:
 
 @dataclass
 class MemoryApplication:
-    """Blocks in a list. A block is wanted while `wanted` is above the number of committed ones, or evidence waits."""
+    """Blocks in a list. A block is wanted while `wanted` is above the number of committed ones, or evidence waits.
+
+    After the block at height h the validators are those of `sets[h]`, if it names any.
+    """
 
     validators: ValidatorSet
     wanted: int = 0
@@ -59,6 +62,7 @@ class MemoryApplication:
     """By offender: what waits for a block."""
     convicted: dict[bytes, Evidence] = field(default_factory=dict)
     """By offender: what a block holds."""
+    sets: dict[int, ValidatorSet] = field(default_factory=dict)
 
     async def due_in(self):
         if len(self.chain) >= self.wanted and not self.accused:
@@ -99,6 +103,7 @@ class MemoryApplication:
             return
         assert height == len(self.chain) + 1
         self.chain.append(decided)
+        self.validators = self.sets.get(height, self.validators)
         for evidence in map(read_evidence, decided.block.body.entries):
             who = offence_of(evidence).validator
             self.convicted[who] = evidence
@@ -187,7 +192,6 @@ class Peer:
         self.driver = Driver(
             network=NETWORK,
             guard=SignerGuard(self.key, NETWORK, self.folder / "guard"),
-            validators=self.house.validators,
             application=self.application,
             mesh=self.house.mesh.port(self.address),
             source=SimpleNamespace(fetch=self.house.fetch),

@@ -426,7 +426,7 @@ def test_a_stranger_cannot_drive(house, kit):
     with pytest.raises(ConsensusError, match="is not a validator"):
         Driver(
             network=kit.NETWORK, guard=SignerGuard(stranger.key, kit.NETWORK, stranger.folder / "guard"),
-            validators=town.validators, application=None, mesh=None, source=None, clock=None, wal=None,
+            application=kit.Application(town.validators), mesh=None, source=None, clock=None, wal=None,
             timeouts=Timeouts(), observer=print,
         )  # fmt: skip
 

@@ -33,10 +33,10 @@ def town(kit):
             self.application = kit.Application(self.validators)
             self.follower = Follower(
                 network=kit.NETWORK,
-                validators=self.validators,
                 application=self.application,
                 source=self.source,
                 observer=self.events.append,
+                me=kit.keys(5)[4].address,
             )
 
         def grow(self, count):

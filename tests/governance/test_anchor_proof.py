@@ -32,7 +32,7 @@ def anchored(net: Any, sizes: range) -> tuple[EmbeddedChain, list[Header], list[
     chain, headers, roots = net.chain(), [], []
     for height, size in enumerate(sizes, start=1):
         header = net.header(height, size)
-        raw = chain.anchor_transaction(net.keys[0], net.certify(header))
+        raw = chain.anchor_transaction(net.certify(header))
         roots.append(chain.execute([raw], TimeMs(header.time_ms)).state_root)
         headers.append(header)
     return chain, headers, roots

@@ -182,6 +182,26 @@ async def test_certificates_of_another_epoch_count_for_nothing(net, epochs, name
         await ledger.commit(decided)
 
 
+def forged(net):
+    good = carried(net, Suspend(address=net.keys[3].address))
+    first, second, *rest = good.approvals
+    return replace(good, approvals=(first, replace(second, signature=first.signature), *rest))
+
+
+def foreign(net):
+    good = carried(net, Suspend(address=net.keys[3].address))
+    approvals = tuple(approve(key, keccak256(b"another"), good.motion) for key in net.keys[:3])
+    return replace(good, approvals=approvals)
+
+
+def turned(transaction):
+    return replace(transaction, approvals=transaction.approvals[::-1])
+
+
+def doubled(transaction):
+    return replace(transaction, approvals=(transaction.approvals[0], *transaction.approvals))
+
+
 WRONG_MOTIONS = {
     "too few approvals": (
         lambda n: carried(n, Suspend(address=n.keys[3].address), n.keys[:2]), "2 approvals, 3 are needed"),
@@ -210,26 +230,6 @@ WRONG_MOTIONS = {
     "a suspension of nobody": (lambda n: carried(n, Suspend(address=n.stranger.address)), "is not a member"),
     "the policy in force": (lambda n: carried(n, ChangePolicy(policy=n.genesis.policy)), "in force already"),
 }  # fmt: skip
-
-
-def forged(net):
-    good = carried(net, Suspend(address=net.keys[3].address))
-    first, second, *rest = good.approvals
-    return replace(good, approvals=(first, replace(second, signature=first.signature), *rest))
-
-
-def foreign(net):
-    good = carried(net, Suspend(address=net.keys[3].address))
-    approvals = tuple(approve(key, keccak256(b"another"), good.motion) for key in net.keys[:3])
-    return replace(good, approvals=approvals)
-
-
-def turned(transaction):
-    return replace(transaction, approvals=transaction.approvals[::-1])
-
-
-def doubled(transaction):
-    return replace(transaction, approvals=(transaction.approvals[0], *transaction.approvals))
 
 
 @pytest.mark.parametrize("name", WRONG_MOTIONS)

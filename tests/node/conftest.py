@@ -173,6 +173,21 @@ class Cast:
         )
 
 
+class Founding:
+    """The standing of a network in its first epoch."""
+
+    def __init__(self, genesis) -> None:
+        self.registry = genesis.registry()
+        self.validators = self.registry.validators()
+        self.policy = genesis.policy
+
+    def validators_of(self, epoch):
+        return self.validators if epoch == 0 else None
+
+    def policy_of(self, epoch):
+        return self.policy if epoch == 0 else None
+
+
 @pytest.fixture
 def cast() -> Cast:
     """The makings of one peer's parts: context with recorded events, signed and certified records."""
@@ -183,8 +198,7 @@ def cast() -> Cast:
     context = PeerContext(
         genesis=genesis,
         network_id=genesis.network_id(),
-        registry=genesis.registry(),
-        validators=genesis.registry().validators(),
+        standing=Founding(genesis),
         key=identities[0].member,
         clock=clock,
         offload=InlineOffload(),
