@@ -14,7 +14,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Final, assert_never
+from typing import assert_never
 
 import trio
 
@@ -37,6 +37,7 @@ from nsllm.consensus.events import (
 )
 from nsllm.consensus.evidence import Evidence
 from nsllm.consensus.guard import SignerGuard
+from nsllm.consensus.hearsay import Hearsay
 from nsllm.consensus.horizon import Horizon
 from nsllm.consensus.inbox import Inbox
 from nsllm.consensus.inputs import Input, Start, TimedOut, TimerStep, ValueBuilt, encode_input
@@ -63,11 +64,6 @@ from nsllm.errors import PeerFault
 from nsllm.ids import Address, Digest, Height, NetworkId, Round, hex0x, short
 
 LOGGER = logging.getLogger(__name__)
-
-MAX_MISSES: Final = 5
-"""Fetches in a row that an unproved claim which brings nothing is worth."""
-MAX_EARLY: Final = 64
-"""Messages of the next epoch's first height that are kept while we are not there."""
 
 
 class Driver:
@@ -120,12 +116,7 @@ class Driver:
         self._checkpoint = checkpoint
         self._inbox = Inbox(())
         self._enter(validators)
-        self._claimed = Height(0)
-        """Highest height that somebody says is decided, unproved."""
-        self._misses = 0
-        """Fetches in a row that a claim brought nothing for."""
-        self._early: deque[tuple[Address, Body]] = deque(maxlen=MAX_EARLY)
-        """Messages of the next height in a later epoch, unchecked."""
+        self._hearsay = Hearsay()
         self._wake = trio.Event()
         self._tip = Tip(Height(0), Digest(network), None)
         self._state = State(validators=validators, me=guard.address, height=Height(1))
@@ -154,9 +145,7 @@ class Driver:
 
     def announce(self, height: Height) -> None:
         """Somebody says that `height` is decided. Unproved, so we look a little later, unless we are there by then."""
-        if height > max(self._claimed, self._tip.height):
-            self._claimed = height
-            self._misses = 0
+        if self._hearsay.claim(height, self._tip.height):
             self._fetch_at = min(self._fetch_at, trio.current_time() + self._timeouts.resend_s)
             self._wake.set()
 
@@ -223,8 +212,7 @@ class Driver:
         self._resend_at = now + self._timeouts.idle_s
         self._fetch_at = now if self._horizon.decided > height else now + self._timeouts.grace_s
         self._held.extend((sender, body, True) for sender, body in self._horizon.release(height))
-        self._held.extend((sender, body, False) for sender, body in self._early)
-        self._early.clear()
+        self._held.extend((sender, body, False) for sender, body in self._hearsay.release())
 
     def _enter(self, validators: ValidatorSet) -> None:
         """Hear and judge by an epoch's validators; what was known of later heights was judged by those before."""
@@ -334,7 +322,7 @@ class Driver:
         """A message of a later epoch: a claim that we are behind; at the next height, one that we keep for then."""
         self.announce(decided)
         if decided == self._state.height:
-            self._early.append((sender, body))
+            self._hearsay.keep(sender, body)
 
     def _answer(self, sender: Address, request: Request) -> None:
         if self._answers.take(sender, trio.current_time()):
@@ -352,7 +340,7 @@ class Driver:
 
     def _others_decided(self) -> Height:
         """Highest height that others have decided, or so somebody says."""
-        return max(self._horizon.decided, self._claimed)
+        return max(self._horizon.decided, self._hearsay.claimed)
 
     def _plan_fetch(self, *, proved: bool) -> None:
         """Others are ahead. By votes alone and one height only, what decides ours is probably under way: wait a bit."""
@@ -480,13 +468,9 @@ class Driver:
             await self._commit(decided, synced=True)
             if self._guard.address not in self._application.validators:
                 return
-        if self._tip.height > before:
-            self._misses = 0
-            return
-        self._fetch_at = trio.current_time() + self._timeouts.resend_s
-        self._misses += 1
-        if self._misses >= MAX_MISSES:
-            self._claimed = self._tip.height  # whoever said so was wrong, or will say so again
+        self._hearsay.fetched(self._tip.height, news=self._tip.height > before)
+        if self._tip.height == before:
+            self._fetch_at = trio.current_time() + self._timeouts.resend_s
 
     def _resend(self) -> None:
         """Say again what was said last; while nothing is wanted, ask where the others stand."""

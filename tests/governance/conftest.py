@@ -158,8 +158,12 @@ class LedgerNetwork:
 
     def observe_all(self, ledger: Ledger, *records: SignedRecord) -> None:
         for signed in records:
-            for key in self.keys:
+            for key in self.validating(ledger):
                 ledger.add_observation(self.observe(key, signed))
+
+    def validating(self, ledger: Ledger) -> list[MemberKey]:
+        """Keys of the validators that decide the ledger's next height."""
+        return [key for key in self.keys if key.address in ledger.validators]
 
     def checkpoint(self, key: MemberKey, size: int = 1) -> SignedCheckpoint:
         """Of a peer's own log."""
@@ -188,7 +192,7 @@ class LedgerNetwork:
     async def decide(self, ledger: Ledger, *others: Ledger, by: int = 0) -> DecidedBlock:
         """One block, made by `ledger` (whose key is number `by`), judged and committed by all."""
         block = await self.propose(ledger, by)
-        decided = self.certify(block)
+        decided = self.certify(block, self.validating(ledger))
         for each in (ledger, *others):
             await each.validate(block, self.clock.now_ms())
             await each.commit(decided)

@@ -71,8 +71,10 @@ async def test_evidence_makes_a_block_and_every_ledger_knows_the_offender(net, a
     row = OffenceRow(net.keys[2].address, Epoch(0), "amnesia", Height(1), Height(1))
     for each in (ledger, other):
         assert (await each.summary()).offences == (row,)
-        assert each.registry.get(net.keys[2].address).weight == 0, "suspended from the next epoch on"
-        assert each.validators == net.validators, "until then the set stays"
+        assert each.registry.get(net.keys[2].address).weight == 0
+        assert decided.block.header.ends_epoch, "it validated until then"
+        assert each.validators.epoch == 1
+        assert set(each.validators.members) == set(net.validators.members) - {net.keys[2].address}
     assert not ledger.add_evidence(doubled(net, 2)), "convicted in this epoch already"
     await net.run_until_quiet(ledger, other)
     assert [row.records for row in (await ledger.summary()).blocks] == [0] * ledger.height
@@ -122,7 +124,7 @@ BAD: dict[str, tuple[Callable[[Any], dict[str, Any]], str]] = {
         "canonical order",
     ),
     "a later height's": (lambda n: _entries(doubled(n, 2, height=4)), "evidence of height 4 in block 3"),
-    "another epoch's": (lambda n: _entries(doubled(n, 2, epoch=1)), "epoch 1, which has no validators"),
+    "another epoch's": (lambda n: _entries(doubled(n, 2, epoch=2)), "epoch 2, which has no validators"),
     "the convicted one's": (lambda n: _entries(doubled(n, 1)), "is convicted in epoch 0 already"),
     "twice": (lambda n: _entries(forgetful(n, 2), doubled(n, 2)), "ascending by whom"),
     "descending": (lambda n: _entries(doubled(n, 3), doubled(n, 2)), "ascending by whom"),
@@ -157,13 +159,14 @@ async def test_a_block_with_bad_evidence_is_refused(net, autojump_clock, case) -
 
 async def test_too_much_evidence_for_a_block_waits(ledger_network, autojump_clock) -> None:
     net = ledger_network(MAX_BLOCK_EVIDENCE + 3)
-    ledger = await net.open()
-    for who in range(MAX_BLOCK_EVIDENCE + 2):
+    honest = MAX_BLOCK_EVIDENCE + 2
+    ledger = await net.open(by=honest)
+    for who in range(honest):
         assert ledger.add_evidence(doubled(net, who))
-    first = (await net.decide(ledger)).block
+    first = (await net.decide(ledger, by=honest)).block
     assert len(first.body.entries) == MAX_BLOCK_EVIDENCE
     assert await ledger.due_in() == 0.0
-    assert len((await net.decide(ledger)).block.body.entries) == 2
+    assert len((await net.decide(ledger, by=honest)).block.body.entries) == 2
     fresh = await net.open()
     much = sorted((doubled(net, who) for who in range(MAX_BLOCK_EVIDENCE + 1)), key=lambda each: each.first.validator)
     with pytest.raises(BlockError, match="more than 16 entries of evidence"):
