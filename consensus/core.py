@@ -74,6 +74,10 @@ class Step(IntEnum):
     DECIDED = 4
 
 
+NEW, PROPOSE, PREVOTE, PRECOMMIT, DECIDED = Step
+"""For the rules: a member by the name of its class takes longer than a whole rule that does not fire."""
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A block that was proposed, the last proposal that carried it, and the application's verdict."""
@@ -89,7 +93,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     me: Address
     height: Height
     round: Round = FIRST_ROUND
-    step: Step = Step.NEW
+    step: Step = NEW
     locked: Choice | None = None
     """lockedValue and lockedRound."""
     valid: Choice | None = None
@@ -129,7 +133,7 @@ def step(state: State, event: Input) -> Turn:
 
     An event that changes nothing returns `state` itself, and no effects.
     """
-    if state.step is Step.DECIDED:
+    if state.step is DECIDED:
         return state, ()
     after, effects = _take(state, event)
     if after is state and not effects:
@@ -153,7 +157,7 @@ def wants(state: State, proposal: Proposal) -> bool:
     """Whether this proposal could change the state: asked before the application is made to judge its block."""
     known = state.candidates.get(proposal.value)
     first = proposal.round not in state.proposals
-    if proposal.round > state.horizon or state.step is Step.DECIDED:
+    if proposal.round > state.horizon or state.step is DECIDED:
         return False
     if proposal.round >= state.round and first:
         return True
@@ -174,7 +178,7 @@ def _take(state: State, event: Input) -> Turn:  # noqa: PLR0911 - one return an 
     match event:
         case Start():
             # line 10
-            return _start_round(state, FIRST_ROUND) if state.step is Step.NEW else (state, ())
+            return _start_round(state, FIRST_ROUND) if state.step is NEW else (state, ())
         case ProposalReceived():
             return _take_proposal(state, event)
         case VoteReceived(vote=vote):
@@ -183,7 +187,7 @@ def _take(state: State, event: Input) -> Turn:  # noqa: PLR0911 - one return an 
             return _take_votes(state, votes, certified=_is_certificate(state, votes))
         case ValueBuilt(round=round_, block=block):
             # line 18: the answer to getValue()
-            if state.step is Step.PROPOSE and round_ == state.round and round_ not in state.proposals:
+            if state.step is PROPOSE and round_ == state.round and round_ not in state.proposals:
                 return state, (SignProposal(round_, block, None, ()),)
             return state, ()
         case TimedOut(step=timer, round=round_):
@@ -236,17 +240,17 @@ def _time_out(state: State, timer: TimerStep, round_: Round) -> Turn:  # noqa: P
     match timer:
         case "propose":
             # lines 57-60
-            if state.step is not Step.PROPOSE:
+            if state.step is not PROPOSE:
                 return state, ()
-            return replace(state, step=Step.PREVOTE), (SignVote("prevote", round_, None, state.locked),)
+            return replace(state, step=PREVOTE), (SignVote("prevote", round_, None, state.locked),)
         case "prevote":
             # lines 61-64
-            if state.step is not Step.PREVOTE:
+            if state.step is not PREVOTE:
                 return state, ()
-            return replace(state, step=Step.PRECOMMIT), (SignVote("precommit", round_, None),)
+            return replace(state, step=PRECOMMIT), (SignVote("precommit", round_, None),)
         case "precommit":
             # lines 65-67, and the precommits that let us go
-            if state.step is Step.NEW or not state.precommit_timer:
+            if state.step is NEW or not state.precommit_timer:
                 return state, ()
             proof = Relay(RoundCertificate(votes=state.tally.votes("precommit", round_)))
             after, effects = _start_round(state, Round(round_ + 1))
@@ -258,7 +262,7 @@ def _time_out(state: State, timer: TimerStep, round_: Round) -> Turn:  # noqa: P
 def _start_round(state: State, round_: Round) -> Turn:
     """Lines 11-21: StartRound(round)."""
     state, accusations = _prune(
-        replace(state, round=round_, step=Step.PROPOSE, prevote_timer=False, precommit_timer=False),
+        replace(state, round=round_, step=PROPOSE, prevote_timer=False, precommit_timer=False),
     )
     effects = (*accusations, Schedule("propose", round_))
     if state.validators.proposer(state.height, round_) != state.me:
@@ -297,7 +301,7 @@ def _is_certificate(state: State, votes: tuple[Vote, ...]) -> bool:
 
 def _settle(state: State, effects: tuple[Effect, ...]) -> Turn:
     """Apply the rules until none of them fires."""
-    while state.step is not Step.NEW and state.step is not Step.DECIDED:
+    while state.step is not NEW and state.step is not DECIDED:
         for rule in RULES:
             turn = rule(state)
             if turn is not None:
@@ -322,7 +326,7 @@ def _decide(state: State) -> Turn | None:
             )
             certificate = Certificate(header=block.header, round=round_, precommits=precommits)
             decided = Decide(DecidedBlock(block=block, certificate=certificate))
-            return replace(state, step=Step.DECIDED), (decided,)
+            return replace(state, step=DECIDED), (decided,)
     return None
 
 
@@ -335,7 +339,7 @@ def _skip(state: State) -> Turn | None:
 def _prevote(state: State) -> Turn | None:
     """Lines 22-33: the round's proposal, new or proposed again with its polka."""
     proposal = state.proposals.get(state.round)
-    if state.step is not Step.PROPOSE or proposal is None:
+    if state.step is not PROPOSE or proposal is None:
         return None
     value, earlier, locked = proposal.value, proposal.valid_round, state.locked
     if earlier is None:
@@ -350,12 +354,12 @@ def _prevote(state: State) -> Turn | None:
     # lines 24-26, 30-32
     vote = value if free and state.candidates[value].valid else None
     proof = None if vote is None else earlier
-    return replace(state, step=Step.PREVOTE), (SignVote("prevote", state.round, vote, locked, proof),)
+    return replace(state, step=PREVOTE), (SignVote("prevote", state.round, vote, locked, proof),)
 
 
 def _polka(state: State) -> Turn | None:
     """Lines 36-43: a valid proposal and a quorum of prevotes for it, for the first time in this round."""
-    if state.step < Step.PREVOTE or (state.valid is not None and state.valid.round == state.round):
+    if state.step < PREVOTE or (state.valid is not None and state.valid.round == state.round):
         return None
     for value in state.tally.leaders("prevote", state.round, state.quorum):
         candidate = state.candidates.get(value)
@@ -364,25 +368,25 @@ def _polka(state: State) -> Turn | None:
         choice = Choice(round=state.round, value=value)
         # lines 42-43
         after = replace(state, valid=choice)
-        if state.step is not Step.PREVOTE:
+        if state.step is not PREVOTE:
             return after, ()
         # lines 37-41
         proof = PolkaCertificate(votes=state.tally.votes_for("prevote", state.round, value))
-        after = replace(after, locked=choice, step=Step.PRECOMMIT)
+        after = replace(after, locked=choice, step=PRECOMMIT)
         return after, (SignVote("precommit", state.round, value), Relay(proof))
     return None
 
 
 def _nil(state: State) -> Turn | None:
     """Lines 44-46: a quorum of prevotes for nil. The lock stays: nothing here unlocks."""
-    if state.step is not Step.PREVOTE or state.tally.count("prevote", state.round, None) < state.quorum:
+    if state.step is not PREVOTE or state.tally.count("prevote", state.round, None) < state.quorum:
         return None
-    return replace(state, step=Step.PRECOMMIT), (SignVote("precommit", state.round, None),)
+    return replace(state, step=PRECOMMIT), (SignVote("precommit", state.round, None),)
 
 
 def _wait_prevotes(state: State) -> Turn | None:
     """Lines 34-35: a quorum of prevotes for anything."""
-    if state.prevote_timer or state.step is not Step.PREVOTE:
+    if state.prevote_timer or state.step is not PREVOTE:
         return None
     if state.tally.voters("prevote", state.round) < state.quorum:
         return None

@@ -146,7 +146,7 @@ class Tally(msgspec.Struct, frozen=True):
     def rounds(self, kind: VoteKind, enough: int) -> tuple[Round, ...]:
         """Rounds in which at least `enough` validators cast a vote of `kind`, ascending."""
         rounds = [slot[1] for slot, voters in self.slots.items() if len(voters) >= enough and slot[0] == kind]
-        return tuple(sorted(rounds))
+        return tuple(sorted(rounds)) if rounds else ()
 
     def holds(self, vote: Vote) -> bool:
         """Whether exactly this vote is counted already (so its signature need not be checked again)."""
@@ -154,6 +154,5 @@ class Tally(msgspec.Struct, frozen=True):
 
     def reached_by(self, count: int) -> int:
         """Highest round that at least `count` validators have reached; -1 if fewer were heard at all."""
-        if len(self.reached) < count:
-            return -1
-        return sorted(self.reached.values(), reverse=True)[count - 1]
+        rounds = sorted(self.reached.values())
+        return rounds[-count] if len(rounds) >= count else -1

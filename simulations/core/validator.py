@@ -16,7 +16,7 @@ from typing import Final
 from nsllm import merkle
 from nsllm.consensus import core
 from nsllm.consensus.block import Block, Body, DecidedBlock
-from nsllm.consensus.core import State, Step
+from nsllm.consensus.core import NEW, PROPOSE, State
 from nsllm.consensus.effects import Accuse, BuildValue, Decide, Effect, Relay, Schedule, SignProposal, SignVote
 from nsllm.consensus.header import Header
 from nsllm.consensus.horizon import Horizon
@@ -97,16 +97,21 @@ class Validator:
 
     def receive(self, sender: int, body: Message) -> None:
         """A message arrives; its signatures are genuine, whoever passes it on."""
-        if isinstance(body, HeightCertificate):
+        if isinstance(body, Vote):  # most are
+            if body.height != self.state.height:
+                self._elsewhen(sender, body)
+            elif _keeps(body):
+                self.hear_vote(body)
+        elif isinstance(body, HeightCertificate):
             self._hear_height(body)
         elif isinstance(body, Request):
             self._hear_request(sender, body)
         else:
-            first = body if isinstance(body, Vote | Proposal) else body.votes[0]
-            if first.height == self.state.height:
-                self._hear_now(body)
-            else:
+            first = body if isinstance(body, Proposal) else body.votes[0]
+            if first.height != self.state.height:
                 self._elsewhen(sender, first)
+            else:
+                self._hear_now(body)
 
     def hear_vote(self, vote: Vote) -> None:
         """A vote of the height that is being decided."""
@@ -269,15 +274,12 @@ class Validator:
         for event in inputs:
             if self.state.height == height:
                 self.apply(event)
-        if self.state.height == height and self.state.step is Step.NEW and core.is_begun(self.state):
+        if self.state.height == height and self.state.step is NEW and core.is_begun(self.state):
             self.apply(Start())
 
-    def _hear_now(self, body: Vote | Proposal | PolkaCertificate | RoundCertificate) -> None:
+    def _hear_now(self, body: Proposal | PolkaCertificate | RoundCertificate) -> None:
         """What the screen lets in of a message of this height: no vote against the lock that it states."""
-        if isinstance(body, Vote):
-            if _keeps(body):
-                self.hear_vote(body)
-        elif isinstance(body, Proposal):
+        if isinstance(body, Proposal):
             if all(map(_keeps, body.polka)):
                 self.hear_proposal(body)
         elif all(map(_keeps, body.votes)):
@@ -320,7 +322,7 @@ class Validator:
             self.world.later(self, seconds, self._fetch)
 
     def _start(self, height: Height) -> None:
-        if height == self.state.height and self.state.step is Step.NEW:
+        if height == self.state.height and self.state.step is NEW:
             self.apply(Start())
 
     def _time_out(self, height: Height, event: TimedOut) -> None:
@@ -397,7 +399,7 @@ class Validator:
             case Relay(certificate=certificate):
                 self.world.later(self, TIMEOUTS.relay_s, partial(self._relay, state.height, certificate))
             case BuildValue(round=round_):
-                if round_ == state.round and state.step is Step.PROPOSE:
+                if round_ == state.round and state.step is PROPOSE:
                     return ValueBuilt(round=round_, block=self.build(state.height)), False
             case Accuse():
                 self.world.accuses(self, effect)

@@ -43,7 +43,7 @@ class Mutant:
 
 
 _NIL_RULE: Final = (
-    'return replace(state, {}step=Step.PRECOMMIT), (SignVote("precommit", state.round, None),)\n\n\ndef _wait_prevotes'
+    'return replace(state, {}step=PRECOMMIT), (SignVote("precommit", state.round, None),)\n\n\ndef _wait_prevotes'
 )
 _GUARD_WRITES: Final = "            self._file.write(canonical.encode(wanted))\n"
 _STATED: Final = 'SignVote("prevote", state.round, vote, locked, proof)'

@@ -11,10 +11,16 @@ from nsllm.simulations.core.plan import HEIGHTS, plan_from_json, plan_to_json
 from nsllm.simulations.core.schedules import Series, played, run_schedules
 from nsllm.simulations.errors import PlanError
 
+SERIES = [
+    *((4, seed, 1500) for seed in (1, 1501, 3001, 4501)),
+    *((peers, 1, schedules) for peers, schedules in ((5, 500), (6, 400), (7, 600), (10, 40), (13, 10))),
+]
+"""Peers, first seed, schedules: about a minute of one core, in parts that several can share."""
 
-@pytest.mark.parametrize(("peers", "schedules"), [(4, 400), (5, 60), (7, 60), (10, 5)])
-def test_nothing_is_violated(peers, schedules):
-    summary = run_schedules(Series(peers, 1, schedules))
+
+@pytest.mark.parametrize(("peers", "seed", "schedules"), SERIES)
+def test_nothing_is_violated(peers, seed, schedules):
+    summary = run_schedules(Series(peers, seed, schedules))
     assert summary.violations == ()
     assert summary.events / summary.schedules > 150
     assert summary.broken == 0
@@ -25,7 +31,7 @@ def test_nothing_is_violated_where_nobody_may_be_byzantine():
         assert run_schedules(Series(peers, 1, 50)).violations == ()
 
 
-@pytest.mark.parametrize(("peers", "byzantine", "schedules"), [(4, 2, 120), (5, 3, 40), (6, 2, 40), (7, 3, 40)])
+@pytest.mark.parametrize(("peers", "byzantine", "schedules"), [(4, 2, 400), (5, 3, 60), (6, 2, 60), (7, 3, 60)])
 def test_who_breaks_agreement_is_named(peers, byzantine, schedules):
     """More than f conspire: agreement breaks, and then f+1 of them are named, and nobody else."""
     summary = run_schedules(Series(peers, 1, schedules, byzantine))
