@@ -1,4 +1,4 @@
-"""What the engine and the server are to reach on two cores with the default model, and whether a run did."""
+"""What engine, server and agreement are to reach on two cores with the default model, and whether a run did."""
 
 from __future__ import annotations
 
@@ -38,6 +38,14 @@ SERVING: Final = {
     "failed": Goal(most=0.0),
     "itl_p95_ms": Goal(most=80.0),
     "ttft_p95_ms": Goal(most=1000.0),
+}
+CONSENSUS: Final = {
+    "n4.p50_ms": Goal(most=60.0),
+    "n4.p99_ms": Goal(most=250.0),
+    "n4.decisions_per_s": Goal(least=20.0),
+    "n4.scores_per_s": Goal(least=1000.0),
+    "real_answers_scored_per_s": Goal(least=4.0),
+    "real_certificate_p50_ms": Goal(most=3000.0),
 }
 
 

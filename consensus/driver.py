@@ -458,18 +458,19 @@ class Driver:
                 block = candidate.proposal.block
                 await self._commit(DecidedBlock(block=block, certificate=certificate), synced=True)
                 return
-        before = self._tip.height
+        before, others_left = self._tip.height, False
         for decided in await fetch_batch(self._source, self._tip, self._timeouts.fetch_s):
             try:
                 check_decided(self._network, self._validators, self._tip, decided)
             except PeerFault as error:
                 self._blame(None, error)
+                others_left = self._source.refuse()
                 break
             await self._commit(decided, synced=True)
             if self._guard.address not in self._application.validators:
                 return
         self._hearsay.fetched(self._tip.height, news=self._tip.height > before)
-        if self._tip.height == before:
+        if self._tip.height == before and not others_left:
             self._fetch_at = trio.current_time() + self._timeouts.resend_s
 
     def _resend(self) -> None:

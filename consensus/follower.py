@@ -77,13 +77,14 @@ class Follower:
             self._wake = trio.Event()
             announced = self._announced
             blocks = await fetch_batch(self._source, tip, FETCH_S)
-            before = tip
+            before, others_left = tip, False
             for decided in blocks:
                 try:
                     check_decided(self._network, self._application.validators, tip, decided)
                 except PeerFault as error:
                     LOGGER.warning("event=sync_refused height=%d code=%s", tip.next(), error.code)
                     self._observer(PeerBlamed(None, error.code, str(error)))
+                    others_left = self._source.refuse()
                     break
                 try:
                     await self._application.commit(decided)
@@ -94,6 +95,8 @@ class Follower:
                 self._observer(BlockCommitted(decided, synced=True))
                 if self._me in self._application.validators:
                     return
+            if others_left:
+                continue
             if tip.height > before.height:
                 misses = 0
                 if tip.height < announced or len(blocks) >= SYNC_BATCH:

@@ -81,3 +81,7 @@ class BlockSource(Protocol):
     async def fetch(self, start: Height, count: int) -> Sequence[DecidedBlock]:
         """Decided blocks from any peer that has them, unverified; empty if nobody answers in time."""
         ...
+
+    def refuse(self) -> bool:
+        """What came last is no part of the chain: whoever gave it is not asked for a while. True if others are left."""
+        ...

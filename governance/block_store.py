@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from nsllm import canonical
 from nsllm.consensus.block import MAX_BLOCK_BYTES, DecidedBlock
@@ -35,6 +35,9 @@ from nsllm.ids import Address, Digest, Height, NetworkId, TimeMs
 MAX_DECIDED_BYTES: Final = MAX_BLOCK_BYTES + 64 * 1024
 MAX_EPOCH_BYTES: Final = 64 * 1024
 MAX_REGISTRY_BYTES: Final = 32 * 1024 * 1024
+REMEMBERED: Final = 8
+"""Blocks that were read last; none is larger than 1 MiB."""
+R = TypeVar("R")
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS block (
@@ -155,6 +158,8 @@ class BlockStore:
                 hint="use the genesis that this data folder was made with, or another data folder",
             )
         self.log: Final = NetworkLog(connection)
+        self._read_blocks: dict[Height, DecidedBlock] = {}
+        self._read_leaves: dict[Height, tuple[ScoreLeaf, ...]] = {}
 
     def put(self, decided: DecidedBlock, leaves: Sequence[ScoreLeaf], log_start: int) -> None:
         """Store a block and index what it decided; its log entries are appended apart."""
@@ -193,9 +198,13 @@ class BlockStore:
         return None if row[0] is None else self.block(Height(row[0]))
 
     def block(self, height: Height) -> DecidedBlock | None:
-        """The decided block at `height`."""
-        found = self.blocks(height, 1)
-        return found[0] if found else None
+        """The decided block at `height`; the last ones are remembered, since proofs of a block come together."""
+        if height not in self._read_blocks:
+            found = self.blocks(height, 1)
+            if not found:
+                return None
+            _remember(self._read_blocks, height, found[0])
+        return self._read_blocks[height]
 
     def blocks(self, start: Height, count: int) -> list[DecidedBlock]:
         """At most `count` decided blocks from `start`, ascending.
@@ -262,10 +271,13 @@ class BlockStore:
         return [Digest(row[0]) for row in self._connection.execute(query, (floor,))]
 
     def leaves(self, height: Height) -> tuple[ScoreLeaf, ...]:
-        """A block's score leaves in body order."""
-        row = self.row(height)
-        entries = (decode_entry(data) for data in self.log.entries(row.log_start, row.records))
-        return tuple(entry.leaf for entry in entries if isinstance(entry, CertifiedEntry))
+        """A block's score leaves in body order; remembered as blocks are."""
+        if height not in self._read_leaves:
+            row = self.row(height)
+            entries = (decode_entry(data) for data in self.log.entries(row.log_start, row.records))
+            leaves = tuple(entry.leaf for entry in entries if isinstance(entry, CertifiedEntry))
+            _remember(self._read_leaves, height, leaves)
+        return self._read_leaves[height]
 
     def put_epoch(self, row: EpochRow) -> None:
         """Keep what begins after a boundary."""
@@ -378,3 +390,9 @@ class BlockStore:
         """The newest anchors, newest first."""
         rows = self._connection.execute("SELECT * FROM anchor ORDER BY log_size DESC LIMIT ?", (count,))
         return tuple(AnchorRow(*row) for row in rows)
+
+
+def _remember(read: dict[Height, R], height: Height, value: R) -> None:
+    read[height] = value
+    if len(read) > REMEMBERED:
+        del read[next(iter(read))]

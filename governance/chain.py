@@ -98,13 +98,14 @@ class EmbeddedChain:
         """
         return self._evm.execute(transactions, time_ms)
 
-    def check(self, transactions: Sequence[bytes], following: ValidatorSet | None) -> None:
+    def check(self, transactions: Sequence[bytes], following: ValidatorSet | None, time_ms: TimeMs) -> None:
         """Pass silently if honest validators may execute a proposed block's transactions. Writes nothing.
 
         Args:
             transactions: raw signed transactions of the block.
             following: the validators of the epoch after the one that the contract knows, if that has begun: then the
                 contract must learn them before it records anything else.
+            time_ms: the block's time.
 
         Raises:
             ChainRefusal: more than one, not exactly as `anchor_transaction` or `handover_transaction` makes it, or one
@@ -114,7 +115,7 @@ class EmbeddedChain:
             raise ChainRefusal(f"{len(transactions)} transactions, a block carries {MAX_ANCHORS_PER_BLOCK} at most")
         for raw in transactions:
             self._check_call(parse_transaction(raw), following)
-            for digest, success in self._evm.rehearse([raw]).receipts:
+            for digest, success in self._evm.rehearse([raw], time_ms).receipts:
                 if not success:
                     raise ChainRefusal(f"transaction {digest.hex()} would fail: the contract refuses this call")
 

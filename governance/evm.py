@@ -99,9 +99,9 @@ class Evm:
             changes.apply_to(self._store)
         return result
 
-    def rehearse(self, transactions: Sequence[bytes]) -> ExecutionResult:
-        """What `execute` would do at the next possible time; writes nothing."""
-        return self._transition(transactions, 0)[0]
+    def rehearse(self, transactions: Sequence[bytes], time_ms: int) -> ExecutionResult:
+        """What `execute` would do; writes nothing, and is not computed again if the very same is executed next."""
+        return self._transition(transactions, time_ms)[0]
 
     def _transition(self, transactions: Sequence[bytes], time_ms: int) -> tuple[ExecutionResult, DBDiff]:
         """Result of the transactions at the newest block, and what they write; nothing is written yet."""

@@ -198,7 +198,7 @@ class LedgerState:
                 allowed = self._anchoring.allowed_from_ms()
                 raise BlockError(f"body.transactions: an anchor at {header.time_ms}, allowed from {allowed}")
             try:
-                self._check_transactions(transactions)
+                self._check_transactions(transactions, header.time_ms)
             except NsllmError as error:
                 raise BlockError(f"body.transactions: {error}") from None
 
@@ -269,7 +269,7 @@ class LedgerState:
         else:
             transactions = (self._chain.anchor_transaction(self.tip.certificate),)
         try:
-            self._check_transactions(transactions)
+            self._check_transactions(transactions, time_ms)
         except ChainRefusal as error:
             # Never propose what the others must refuse: scores go on without anchors, and somebody is told.
             log.error("anchor_refused log_size=%d error=%s", self.parent.log.size, error)
@@ -277,13 +277,13 @@ class LedgerState:
             return ()
         return transactions
 
-    def _check_transactions(self, transactions: tuple[bytes, ...]) -> None:
+    def _check_transactions(self, transactions: tuple[bytes, ...], time_ms: TimeMs) -> None:
         """The chain's check, once for each set: it executes them, and proposals come again in later rounds."""
         about = (self.parent.id, transactions)
         if transactions and about != self._checked:
             known = self._chain.epoch()
             following = self.validators_of(known + 1)
-            self._chain.check(transactions, following)
+            self._chain.check(transactions, following, time_ms)
             self._checked = about
 
     def _header(self, body: Body, outcome: Outcome, proposer: Address, time_ms: TimeMs) -> Header:

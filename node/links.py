@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Final
+
+import trio
 
 from nsllm.consensus.block import DecidedBlock
 from nsllm.consensus.certified import CertifiedRecord
@@ -21,6 +24,8 @@ from nsllm.record import SignedRecord
 log = logging.getLogger(__name__)
 
 SOURCES_TRIED = 3
+REFUSED_S: Final = 600.0
+"""A peer that lied may have been damaged, and repaired since."""
 
 
 class ConsensusMesh:
@@ -38,6 +43,7 @@ class BlockFeed:
     """`nsllm.consensus.ports.BlockSource` over the sync protocol: asks the peers that claim to be furthest ahead.
 
     Claims cost nothing. Whoever was asked for a height that is then asked for again did not help: he comes last.
+    Whoever gave blocks that are no part of the chain is not asked at all for a while.
     """
 
     def __init__(self, network: Network, directory: PeerDirectory) -> None:
@@ -45,12 +51,18 @@ class BlockFeed:
         self._directory = directory
         self._start = Height(0)
         self._asked: dict[PeerId, None] = {}
+        self._gave: PeerId | None = None
+        """Who gave the last blocks."""
+        self._refused: dict[PeerId, float] = {}
+        """Until when, on trio's clock."""
 
     async def fetch(self, start: Height, count: int) -> Sequence[DecidedBlock]:
         """Decided blocks from the first of three peers that has any, unverified; empty if none has."""
         if start != self._start:
             self._start = start
             self._asked = {}
+        if not self._ranked():
+            self._refused = {}  # nobody is left: perhaps it was not their fault
         for peer in self._ranked()[:SOURCES_TRIED]:
             self._asked[peer] = None
             try:
@@ -59,12 +71,27 @@ class BlockFeed:
                 log.info("sync_failed peer=%s start=%d error=%s", peer, start, error)
                 continue
             if blocks:
+                self._gave = peer
                 return blocks
         return ()
 
+    def refuse(self) -> bool:
+        """Do not ask whoever gave the last blocks for `REFUSED_S`; True if there are others to ask."""
+        if self._gave is not None:
+            log.warning("sync_peer_refused peer=%s start=%d", self._gave, self._start)
+            self._refused[self._gave] = trio.current_time() + REFUSED_S
+            self._gave = None
+        return bool(self._ranked())
+
     def _ranked(self) -> list[PeerId]:
-        """Connected members, those not asked yet first, then by the height that they claim."""
-        members = [peer for peer in self._network.connected() if self._directory.member_of(peer) is not None]
+        """Connected members but refused ones, those not asked yet first, then by the height that they claim."""
+        now = trio.current_time()
+        self._refused = {peer: until for peer, until in self._refused.items() if until > now}
+        members = [
+            peer
+            for peer in self._network.connected()
+            if peer not in self._refused and self._directory.member_of(peer) is not None
+        ]
         if all(peer in self._asked for peer in members):
             self._asked = {}
         return sorted(

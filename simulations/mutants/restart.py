@@ -233,6 +233,10 @@ class _Life:
         del start, count
         return ()
 
+    def refuse(self) -> bool:
+        """Nobody else."""
+        return False
+
     async def tip(self) -> Height:
         """The genesis."""
         return Height(0)

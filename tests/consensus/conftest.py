@@ -194,7 +194,7 @@ class Peer:
             guard=SignerGuard(self.key, NETWORK, self.folder / "guard"),
             application=self.application,
             mesh=self.house.mesh.port(self.address),
-            source=SimpleNamespace(fetch=self.house.fetch),
+            source=SimpleNamespace(fetch=self.house.fetch, refuse=self.house.refuse),
             clock=TrioClock(START_MS),
             wal=wal,
             timeouts=self.house.timeouts,
@@ -241,6 +241,8 @@ class House:
         self.source_broken = False
         self.tamper: Callable[[list[DecidedBlock]], list[DecidedBlock]] = lambda blocks: blocks
         self.peers = []
+        self.refused = 0
+        self.others_left = False
         for i in range(count):
             home = folder / f"peer-{i}"
             home.mkdir(parents=True)
@@ -252,6 +254,10 @@ class House:
             return []
         best = max(self.peers, key=lambda peer: peer.height)
         return self.tamper(best.application.chain[start - 1 : start - 1 + count])
+
+    def refuse(self) -> bool:
+        self.refused += 1
+        return self.others_left
 
     def want(self, count: int) -> None:
         for peer in self.peers:

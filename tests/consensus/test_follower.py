@@ -14,12 +14,16 @@ class Source:
     """A chain that grows, and counts its askers."""
 
     def __init__(self):
-        self.chain, self.asked, self.answer = [], 0, lambda blocks: blocks
+        self.chain, self.asked, self.refused, self.answer = [], 0, 0, lambda blocks: blocks
 
     async def fetch(self, start, count):
         self.asked += 1
         await trio.sleep(0.01)
         return self.answer(self.chain[start - 1 : start - 1 + count])
+
+    def refuse(self):
+        self.refused += 1
+        return False
 
 
 @pytest.fixture

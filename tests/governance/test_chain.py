@@ -26,6 +26,7 @@ from nsllm.errors import SignatureError
 from nsllm.governance import anchor_contract
 from nsllm.governance.chain import MAX_FEE_WEI, EmbeddedChain
 from nsllm.governance.errors import ChainError, ChainRefusal, NotAnchoredError
+from nsllm.governance.evm import Evm
 from nsllm.governance.evm_store import SqliteStore
 from nsllm.governance.light_client import EpochProof, LightClient
 from nsllm.governance.transaction import Transaction, parse_transaction, sign_transaction
@@ -42,7 +43,7 @@ def anchor(chain: EmbeddedChain, net: Any, height: int, log_size: int) -> Digest
     """Anchor one header through check and execute, as the ledger does; the new state root."""
     certificate = net.certify(net.header(height, log_size))
     raw = chain.anchor_transaction(certificate)
-    chain.check([raw], None)
+    chain.check([raw], None, TimeMs(0))
     result = chain.execute([raw], certificate.header.time_ms)
     assert result.receipts == ((keccak256(raw), True),)
     assert result.state_root == chain.state_root()
@@ -103,7 +104,7 @@ def test_no_transactions_no_block(anchor_network: Networks) -> None:
     before = chain.state_root()
     result = chain.execute([], TimeMs(1_800_000_000_000))
     assert (result.state_root, result.receipts) == (before, ())
-    chain.check([], None)
+    chain.check([], None, TimeMs(0))
 
 
 def test_headers_within_one_second_still_execute(anchor_network: Networks) -> None:
@@ -121,7 +122,7 @@ def test_check_and_execute_agree_on_a_reverting_anchor(anchor_network: Networks)
     stale = chain.anchor_transaction(net.certify(net.header(2, 10)))
     before = chain.state_root()
     with pytest.raises(ChainRefusal, match="refuses this call"):
-        chain.check([stale], None)
+        chain.check([stale], None, TimeMs(0))
     assert chain.state_root() == before
     # A quorum that decides it all the same gets a failed receipt; the relayer pays.
     result = chain.execute([stale], TimeMs(1_700_000_100_000))
@@ -159,16 +160,16 @@ def test_only_the_relayers_very_anchor_is_accepted(
 ) -> None:
     net = anchor_network(4)
     chain = net.chain()
-    chain.check([proposed(net, chain)], None)
+    chain.check([proposed(net, chain)], None, TimeMs(0))
     with pytest.raises(ChainRefusal, match=reason):
-        chain.check([proposed(net, chain, **changes)], None)
+        chain.check([proposed(net, chain, **changes)], None, TimeMs(0))
 
 
 def test_one_anchor_a_block(anchor_network: Networks) -> None:
     net = anchor_network(4)
     chain = net.chain()
     with pytest.raises(ChainRefusal, match="2 transactions"):
-        chain.check([proposed(net, chain)] * 2, None)
+        chain.check([proposed(net, chain)] * 2, None, TimeMs(0))
 
 
 def test_malformed_transactions_are_refused_and_never_raise_in_execution(anchor_network: Networks) -> None:
@@ -193,7 +194,7 @@ def test_malformed_transactions_are_refused_and_never_raise_in_execution(anchor_
     }
     for name, raw in odd.items():
         with pytest.raises(ChainRefusal):
-            chain.check([raw], None)
+            chain.check([raw], None, TimeMs(0))
         before = chain.state_root()
         result = chain.execute([raw], TimeMs(1_700_000_100_000))
         assert result.receipts == ((keccak256(raw), False),), name
@@ -313,7 +314,7 @@ def test_the_certificate_travels_whole(anchor_network: Networks) -> None:
     full: Certificate = net.certify(net.header(1, 5), signers=net.keys)
     raw = chain.anchor_transaction(full)
     assert len(parse_transaction(raw).transaction.data) == anchor_contract.anchor_call_limit_bytes(net.validators.size)
-    chain.check([raw], None)
+    chain.check([raw], None, TimeMs(0))
 
 
 def handed_over(net: Any, names: Sequence[str], *, log_size: int = 12, height: int = 3, epoch: int = 0) -> Any:
@@ -330,7 +331,7 @@ def test_the_contract_learns_the_next_validators_from_those_before(anchor_networ
     chain, replica = net.chain(), net.chain()
     proof, following = handed_over(net, ["a", "b", "c", "d", "e"])
     raw = chain.handover_transaction(proof)
-    chain.check([raw], following.validators)
+    chain.check([raw], following.validators, TimeMs(0))
     for each in (chain, replica):
         assert each.execute([raw], TimeMs(1_700_000_100_000)).receipts[0][1]
         assert (each.epoch(), each.anchored_head()[0]) == (1, 12), "the boundary's log root is recorded with it"
@@ -338,14 +339,14 @@ def test_the_contract_learns_the_next_validators_from_those_before(anchor_networ
     # The validators before are strangers now, those after certify.
     old = chain.anchor_transaction(net.certify(net.header(4, 20)))
     with pytest.raises(ChainRefusal, match="refuses this call"):
-        chain.check([old], None)
+        chain.check([old], None, TimeMs(0))
     new = chain.anchor_transaction(following.certify(following.header(4, 20, epoch=1)))
-    chain.check([new], None)
+    chain.check([new], None, TimeMs(0))
     assert chain.execute([new], TimeMs(1_700_000_101_000)).receipts[0][1]
     # And they hand over in turn, though the log has not grown meanwhile.
     proof, last = handed_over(following, ["f"], log_size=20, height=5, epoch=1)
     raw = chain.handover_transaction(proof)
-    chain.check([raw], last.validators)
+    chain.check([raw], last.validators, TimeMs(0))
     assert chain.execute([raw], TimeMs(1_700_000_102_000)).receipts[0][1]
     assert (chain.epoch(), chain.anchored_head()[0]) == (2, 20)
 
@@ -356,13 +357,13 @@ def test_a_handover_comes_before_further_anchors(anchor_network: Networks) -> No
     proof, following = handed_over(net, ["a", "b"])
     anchored = chain.anchor_transaction(proof.certificate)
     with pytest.raises(ChainRefusal, match="transaction with gas"):
-        chain.check([anchored], following.validators)
+        chain.check([anchored], following.validators, TimeMs(0))
     with pytest.raises(ChainRefusal, match="transaction with gas"):
-        chain.check([chain.handover_transaction(proof)], None)
+        chain.check([chain.handover_transaction(proof)], None, TimeMs(0))
     data = parse_transaction(anchored).transaction.data
     gas = anchor_contract.handover_gas(4, 2)
     with pytest.raises(ChainRefusal, match="not a call of handover"):
-        chain.check([proposed(net, chain, data=data, gas=gas)], following.validators)
+        chain.check([proposed(net, chain, data=data, gas=gas)], following.validators, TimeMs(0))
 
 
 WRONG_HANDOVERS: dict[str, Callable[[Any, EpochProof], EpochProof]] = {
@@ -397,8 +398,8 @@ def test_contract_and_light_client_refuse_a_wrong_handover_alike(anchor_network:
     with pytest.raises((CertificateError, SignatureError)):
         trust.advance(wrong)
     with pytest.raises(ChainRefusal, match="refuses this call"):
-        chain.check([chain.handover_transaction(wrong)], following.validators)
-    chain.check([chain.handover_transaction(proof)], following.validators)
+        chain.check([chain.handover_transaction(wrong)], following.validators, TimeMs(0))
+    chain.check([chain.handover_transaction(proof)], following.validators, TimeMs(0))
 
 
 def test_256_validators_hand_over_to_as_many(anchor_network: Networks) -> None:
@@ -408,7 +409,7 @@ def test_256_validators_hand_over_to_as_many(anchor_network: Networks) -> None:
     proof = msgspec.structs.replace(proof, certificate=net.certify(proof.certificate.header, signers=net.keys))
     raw = chain.handover_transaction(proof)
     assert len(parse_transaction(raw).transaction.data) == anchor_contract.handover_call_limit_bytes(256, 256)
-    chain.check([raw], following.validators)
+    chain.check([raw], following.validators, TimeMs(0))
 
 
 def test_importing_the_chain_leaves_the_recursion_limit_alone():
@@ -419,3 +420,19 @@ def test_importing_the_chain_leaves_the_recursion_limit_alone():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     before, after = done.stdout.split()
     assert after == before
+
+
+def test_what_was_checked_is_not_computed_again(anchor_network: Networks, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = anchor_network(4, "checked, then executed")
+    chain, time_ms = net.chain(), TimeMs(1_700_000_100_000)
+    raw = chain.anchor_transaction(net.certify(net.header(1, 10)))
+    computed = []
+
+    def counted(evm: Evm, *arguments: Any, real: Any = Evm.run) -> Any:
+        computed.append(arguments)
+        return real(evm, *arguments)
+
+    monkeypatch.setattr(Evm, "run", counted)
+    chain.check([raw], None, time_ms)
+    assert chain.execute([raw], time_ms).receipts == ((keccak256(raw), True),)
+    assert computed == [((raw,), time_ms)]

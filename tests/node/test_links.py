@@ -77,3 +77,23 @@ async def test_without_members_there_is_nothing(asked) -> None:
 
     assert await BlockFeed(Alone(), Alone()).fetch(7, 16) == ()
     assert asked == []
+
+
+async def test_whoever_gave_what_is_no_chain_is_not_asked_for_a_while(asked, autojump_clock) -> None:
+    feed = BlockFeed(Town(), Town())
+    for start in range(7, 10):
+        if await feed.fetch(start, 16) == ["liar's blocks"]:
+            assert feed.refuse()
+    assert asked.count("liar") == 1
+    await trio.sleep(links.REFUSED_S)
+    assert await feed.fetch(10, 16) == ["liar's blocks"]
+
+
+async def test_when_all_were_refused_it_begins_anew(asked, autojump_clock) -> None:
+    class Village(Town):
+        heights = {"only": 7}  # noqa: RUF012 - read only
+
+    feed = BlockFeed(Village(), Village())
+    for _ in range(2):
+        assert await feed.fetch(7, 16) == ["only's blocks"]
+        assert not feed.refuse()

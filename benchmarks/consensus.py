@@ -1,0 +1,139 @@
+"""Agreement: decisions and scores a second, latency, messages, bytes and CPU time; then real answers, and disk.
+
+Validators are processes on loopback (`benchmarks.validator`): the peer's own consensus stack over libp2p, every vote
+and block synced to disk, with a stand-in in the language model's place that scores at once. Latency is measured one
+answer at a time, from submission to the moment its generator holds the certificate; rates under load. Then whole
+networks in memory, a devnet that scores real answers with the real models, and the growth of the databases.
+
+    python -m benchmarks.consensus --quick --json
+    python -m benchmarks.consensus
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from benchmarks import goals, in_memory, real_answers, validators
+from benchmarks.report import facts, machine, table
+from benchmarks.serving import quantile
+
+SIZES: Final = (4, 7, 16)
+ANSWERS: Final = {4: 200, 7: 98, 16: 64}
+"""One at a time, by number of validators."""
+QUICK_ANSWERS: Final = {4: 60}
+IN_MEMORY: Final = (4, 7, 16, 32)
+NESTED: Final = {"goals", "machine", "memory", "disk_mb_by_table"}
+PER_SIZE: Final = (
+    "p50_ms",
+    "p99_ms",
+    "answers",
+    "decisions_per_s",
+    "scores_per_s",
+    "messages_per_decision",
+    "writes_per_decision",
+    "wire_kb_per_decision",
+    "cpu_ms_per_decision",
+    "cpu_split",
+)
+
+
+def among(count: int, *, answers: int, seconds: float, rounds: int) -> dict[str, Any]:
+    """Figures of `count` validators; rates are medians of `rounds` loads of some seconds."""
+    with validators.running(count) as network:
+        network.latencies_s(count)  # the first ones open streams
+        network.split()
+        before = network.counted()
+        latencies_ms = [took * 1000 for took in network.latencies_s(answers)]
+        alone = validators.between(before, network.counted())
+        one = [network.load(seconds, batch=1, lanes=1) for _ in range(rounds)]
+        many = [network.load(seconds, batch=validators.BATCH, lanes=validators.LANES) for _ in range(rounds)]
+    found = {
+        "p50_ms": quantile(latencies_ms, 0.5),
+        "p99_ms": quantile(latencies_ms, 0.99),
+        "answers": len(latencies_ms),
+        "decisions_per_s": statistics.median(load["decisions_per_s"] for load in one),
+        "scores_per_s": statistics.median(load["scores_per_s"] for load in many),
+        **{name: alone[name] for name in PER_SIZE if name in alone and name.endswith("_per_decision")},
+        "cpu_split": alone["cpu_split"],
+        "scores_cpu_split": many[-1]["cpu_split"],
+        "scores_cpus": statistics.median(load["cpus"] for load in many),
+    }
+    said = f"{found['p50_ms']:.0f} ms, {found['decisions_per_s']:.1f} decisions/s, {found['scores_per_s']:.0f} scores/s"
+    print(f"{count} validators: {said}", file=sys.stderr, flush=True)
+    return found
+
+
+def flat(sizes: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """`n4.p50_ms` and so on; None for sizes that were left out."""
+    found: dict[str, Any] = {}
+    for count in SIZES:
+        figures = sizes.get(count)
+        names = PER_SIZE if figures is None else tuple(figures)
+        found |= {f"n{count}.{name}": None if figures is None else figures[name] for name in names}
+    return found
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The figures, as people read them."""
+    plain = {name: value for name, value in result.items() if name not in NESTED and not name.endswith("cpu_split")}
+    parts = [table(result["goals"]), facts(plain), "CPU time by kind of work:", split_table(result)]
+    if result["memory"]:
+        parts += ["In memory:", table(result["memory"])]
+    parts += ["Disk by table, MB in 1,000 answers:", facts(_largest(result["disk_mb_by_table"]))]
+    return "\n\n".join([*parts, facts(result["machine"])])
+
+
+def split_table(result: Mapping[str, Any]) -> str:
+    """Shares of CPU time, a column a load."""
+    splits = {
+        f"n{count}, {words}": result[f"n{count}.{name}"]
+        for count in SIZES
+        for name, words in (("cpu_split", "one by one"), ("scores_cpu_split", "many scores"))
+        if result.get(f"n{count}.{name}")
+    }
+    if not splits:
+        return "no data"
+    kinds = sorted({kind for split in splits.values() for kind in split})
+    rows = [{"work": kind, **{name: f"{split.get(kind, 0):.0%}" for name, split in splits.items()}} for kind in kinds]
+    return table(rows)
+
+
+def _largest(tables: Mapping[str, float]) -> dict[str, float]:
+    return {name: size for name, size in list(tables.items())[:8] if size > 0}
+
+
+def _memory(sizes: Sequence[int], answers: int) -> list[dict[str, Any]]:
+    return [{"validators": count, **in_memory.agreed(count, answers)} for count in sizes]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of Markdown")
+    parser.add_argument("--quick", action="store_true", help="four validators only, fewer answers: about a minute")
+    parser.add_argument("--without-models", action="store_true", help="leave the devnet with real models out")
+    options = parser.parse_args()
+    quick = options.quick
+    about = machine()
+    load = {"seconds": 4.0, "rounds": 1} if quick else {"seconds": 8.0, "rounds": 3}
+    answers = QUICK_ANSWERS if quick else ANSWERS
+    result: dict[str, Any] = flat({count: among(count, answers=answers[count], **load) for count in answers})
+    result["memory"] = [] if quick else _memory(IN_MEMORY, 6)
+    result |= in_memory.disk(*((4, 12) if quick else (20, 60)))
+    real = {"real_answers_scored_per_s": None, "real_certificate_p50_ms": None}
+    if not options.without_models:
+        real = real_answers.measured(1.0, 6 if quick else 40, 8.0 if quick else 40.0)
+    result |= real
+    result["goals"] = goals.judged(goals.CONSENSUS, result)
+    result["machine"] = about | {"load_at_end": [round(load, 2) for load in os.getloadavg()]}
+    print(json.dumps(result, indent=1) if options.json else markdown(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
