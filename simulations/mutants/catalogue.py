@@ -24,6 +24,7 @@ SYNC: Final = "nsllm.consensus.sync"
 CERTIFICATE: Final = "nsllm.consensus.certificate"
 HEADER: Final = "nsllm.consensus.header"
 CANONICAL: Final = "nsllm.canonical"
+LIGHT_CLIENT: Final = "nsllm.governance.light_client"
 OBSERVATION: Final = "nsllm.consensus.observation"
 
 GUIDED: Final = "guided_schedules_hold"
@@ -409,6 +410,42 @@ MUTANTS: Final = (
         'keccak256(b"1") + network',
         'keccak256(b"1") + bytes(32)',
         ("a_signature_is_for_one_network",),
+    ),
+    # epochs
+    Mutant(
+        "handover without a certificate",
+        LIGHT_CLIENT,
+        "        self.check(certificate)\n",
+        "",
+        ("a_handover_is_certified",),
+    ),
+    Mutant(
+        "handover to whomever",
+        LIGHT_CLIENT,
+        "        if not header.ends_epoch or header.next_epoch != change.digest():\n",
+        "        if not header.ends_epoch:\n",
+        ("a_handover_names_its_validators",),
+    ),
+    Mutant(
+        "epoch left out",
+        LIGHT_CLIENT,
+        "        if change.validators.epoch != self.validators.epoch + 1:\n",
+        "        if change.validators.epoch <= self.validators.epoch:\n",
+        ("epochs_follow_each_other",),
+    ),
+    Mutant(
+        "certificate of another epoch",
+        LIGHT_CLIENT,
+        "        if header.epoch != epoch:\n",
+        "        if False:\n",
+        ("a_certificate_is_of_its_epoch",),
+    ),
+    Mutant(
+        "certificate from before the epoch",
+        LIGHT_CLIENT,
+        "        if header.height <= self.since:\n",
+        "        if False:\n",
+        ("a_certificate_is_of_its_epoch",),
     ),
     # scores
     Mutant(

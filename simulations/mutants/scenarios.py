@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Final
 
 from nsllm.simulations.errors import InvariantError
-from nsllm.simulations.mutants import guided, proofs, restart, rules, scores
+from nsllm.simulations.mutants import epochs, guided, proofs, restart, rules, scores
 
 Scenario = Callable[[], None]
 
@@ -18,7 +18,9 @@ def _of(module: ModuleType) -> dict[str, Scenario]:
 
 
 SCENARIOS: Final[dict[str, Scenario]] = {
-    name: scenario for module in (guided, rules, restart, proofs, scores) for name, scenario in _of(module).items()
+    name: scenario
+    for module in (guided, rules, restart, proofs, epochs, scores)
+    for name, scenario in _of(module).items()
 }
 
 
