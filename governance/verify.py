@@ -6,8 +6,7 @@ Trust begins at the genesis alone. Every step leans on those before it:
     network      the record belongs to the network of this genesis
     record       the score leaf is this record's
     generator    the generator signed the record
-    epochs       each epoch's last header is certified by its validators and names those of the next, from the
-                 genesis's on, up to the epoch of the latest certificate in the receipt and no further
+    epochs       from the genesis on, each epoch's validators certified the header that names the next one's
     certificate  a quorum of its epoch's validators signed the header, and no signature in it is invalid
     policy       the header names the policy that the receipt carries, or the genesis's; the leaf names its rubric
     scores       the leaf stands under the header's scores root, observed by enough validators

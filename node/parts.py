@@ -32,6 +32,7 @@ from nsllm.node.keeper import Keeper
 from nsllm.node.links import BlockFeed, ConsensusMesh, MemberLinks
 from nsllm.node.membership import Membership
 from nsllm.node.metrics import PeerMetrics
+from nsllm.node.motions import Motions
 from nsllm.node.orchestrator import Orchestrator
 from nsllm.node.presence import Presence
 from nsllm.node.publisher import Publisher
@@ -95,6 +96,12 @@ class Parts:
             context=context, ledger=ledger, store=stores.records, cache=self.cache, shelves=links
         )
         self._examiner = self._make_examiner()
+        self.motions = Motions(
+            context=context,
+            ledger=ledger,
+            share=lambda to, payload: self._mesh.send(to, "motion", payload),
+            due=self.agreement.poke,
+        )
         self._keeper = Keeper(context=context, ledger=ledger, cache=self.cache, shelves=links)
         self._publisher = Publisher(
             context=context,
@@ -156,7 +163,7 @@ class Parts:
             ("cache", self.cache.announce),
             ("restocker", self._restocker.run),
         ]
-        tasks += [("examiner", self._examiner.run), ("keeper", self._keeper.run)]
+        tasks += [("examiner", self._examiner.run), ("keeper", self._keeper.run), ("motions", self.motions.run)]
         return tuple(tasks)
 
     def _watch(self) -> None:
@@ -200,6 +207,8 @@ class Parts:
     async def _deliver(self, sender: Address, kind: MeshKind, payload: bytes) -> None:
         if kind == "consensus":
             self.agreement.receive(sender, payload)
+        elif kind == "motion":
+            self.motions.hear(payload)
         elif self.context.is_validator:
             self._examiner.hear(sender, payload)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from nsllm import __version__
 from nsllm.governance.ledger import Ledger
-from nsllm.ids import Address, hex0x
+from nsllm.ids import Address, Digest, hex0x
 from nsllm.node.api.server import ApiServer
 from nsllm.node.api.settings import ApiSettings
 from nsllm.node.config import PeerConfig
@@ -30,6 +30,7 @@ from nsllm.node.service import (
     Readiness,
     ReceiptStatus,
     Status,
+    Wish,
 )
 from nsllm.node.status import anchor_row, certificate_row, offence_row, peer_rows, policy_view
 from nsllm.node.stores import Stores
@@ -213,6 +214,18 @@ class Peer:
         if self._world.models is None:
             raise InvalidRequestError("this peer's models cannot be changed while it runs")
         return self._world.models
+
+    async def governance(self) -> dict[str, Any]:
+        """Motions, members and the policy in force."""
+        return await self.parts.motions.view()
+
+    def propose_motion(self, wish: Wish) -> Digest:
+        """Make a motion and approve it."""
+        return self.parts.motions.propose(wish)
+
+    def approve_motion(self, digest: str) -> None:
+        """Approve a waiting motion."""
+        self.parts.motions.approve(digest)
 
     async def invite(self) -> str:
         """One-time invite text."""

@@ -12,10 +12,27 @@ from typing import Any, Literal, Protocol
 
 import trio
 
+from nsllm.ids import Digest
 from nsllm.node.attachments.attached import Attached
 from nsllm.node.attachments.attend import Note
 from nsllm.node.engine.port import EngineInfo, LoadedModel, ModelInfo, TokenLogprob
 from nsllm.record import Guide, Message, Sampling, Tool, Visibility
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What an operator asks for, as text."""
+
+    kind: str
+    """`admit`, `policy`, `revoke` or `suspend`."""
+    address: str | None = None
+    """0x and 40 hex digits: whom it is about."""
+    peer_id: str | None = None
+    """For `admit` of somebody who is no member yet."""
+    roles: tuple[str, ...] = ()
+    """For `admit`: all that the member shall have; none: those that it has."""
+    policy: str | None = None
+    """For `policy`: its JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +311,18 @@ class PeerService(Protocol):
 
     async def unload_model(self, name: str) -> None:
         """Unload a model; generations that run end first, or with an error. Raises `ServiceError`."""
+        ...
+
+    async def governance(self) -> dict[str, Any]:
+        """Motions, members and the policy in force; needs the admin key at the HTTP side."""
+        ...
+
+    def propose_motion(self, wish: Wish) -> Digest:
+        """Make a motion and approve it; needs the admin key at the HTTP side. Raises `ServiceError` if we cannot."""
+        ...
+
+    def approve_motion(self, digest: str) -> None:
+        """Approve a waiting motion; needs the admin key at the HTTP side. Raises `ServiceError` if we cannot."""
         ...
 
     async def invite(self) -> str:

@@ -48,6 +48,14 @@ ENDPOINTS: Final = (
     Endpoint("GET", "/session", "open", "What the page's session may do, and its CSRF token"),
     Endpoint("POST", "/session", "open", "Log the page in: API key as bearer, admin key as `X-NSLLM-Admin-Key`"),
     Endpoint("POST", "/admin/invite", "admin", "A one-time invite for another machine"),
+    Endpoint("GET", "/admin/governance", "admin", "Motions that wait or were decided, members, the policy in force"),
+    Endpoint(
+        "POST",
+        "/admin/governance",
+        "admin",
+        'Moves and approves: `{"kind": "suspend", "address": "0x…"}`; kinds `admit`, `policy`, `revoke`, `suspend`',
+    ),
+    Endpoint("POST", "/admin/governance/approve", "admin", 'Approves a waiting motion: `{"motion": "0x…"}`'),
     Endpoint("GET", "/admin/models", "admin", "Text models that are loaded, what they take, and the memory budget"),
     Endpoint(
         "POST",

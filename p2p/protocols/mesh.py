@@ -1,4 +1,4 @@
-"""`/nsllm/mesh/1`: validators' direct streams for consensus messages and observations, every frame acknowledged.
+"""`/nsllm/mesh/1`: validators' direct streams for consensus messages, observations and motions, every frame acknowledged.
 
 One long-lived stream to each validator. Nothing waits for an acknowledgement before it is sent: frames leave as they
 come, what is queued at one moment in one write. An acknowledgement says that the receiver's consensus has every frame
@@ -48,7 +48,7 @@ ACK_S: Final = 10.0
 IDLE_S: Final = 600.0
 """A stream without a frame for this long is closed; the sender opens another when it has something to say."""
 
-MeshKind = Literal["consensus", "observation"]
+MeshKind = Literal["consensus", "observation", "motion"]
 Deliver = Callable[[Address, MeshKind, bytes], Awaitable[None]]
 """Takes (sender, kind, canonical payload); returning acknowledges, raising costs the stream."""
 

@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "init": "Make a data folder: keys, settings, genesis.",
     "invite": "Print a one-time invite for another machine.",
     "join": "Join the network of an invite.",
+    "governance": "Motions of the validators: list, propose, approve.",
     "doctor": "Check this machine and say what to do.",
     "sim": "Run a simulated network from a seed.",
     "model": "Fetch, list, add, convert and describe models.",
@@ -41,7 +42,7 @@ SECTIONS: Final = (
     ("Run", ("up", "devnet", "demo")),
     ("Ask and verify", ("ask", "receipt", "verify")),
     ("Look", ("status", "peers", "doctor")),
-    ("Set up", ("init", "invite", "join", "model", "completion")),
+    ("Set up", ("init", "invite", "join", "governance", "model", "completion")),
     ("Study", ("sim",)),
 )
 

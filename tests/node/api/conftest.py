@@ -87,6 +87,8 @@ class FakeService:
     senders: list[trio.MemorySendChannel[PeerEvent]] = field(default_factory=list)
     event_readers: int = 0
     invite_error: NsllmError | None = None
+    wishes: list = field(default_factory=list)
+    approved: list = field(default_factory=list)
     status_error: Exception | None = None
     status_now: Status | None = None
 
@@ -216,6 +218,17 @@ class FakeService:
         finally:
             self.event_readers -= 1
             self.senders.remove(send)
+
+    async def governance(self) -> dict:
+        await trio.lowlevel.checkpoint()
+        return {"object": "governance", "waiting": [repr(wish) for wish in self.wishes]}
+
+    def propose_motion(self, wish):
+        self.wishes.append(wish)
+        return bytes(32)
+
+    def approve_motion(self, digest):
+        self.approved.append(digest)
 
     async def invite(self) -> str:
         await trio.lowlevel.checkpoint()
