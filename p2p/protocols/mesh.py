@@ -1,4 +1,4 @@
-"""`/nsllm/mesh/1`: validators' direct streams for consensus messages, observations and motions, every frame acknowledged.
+"""`/nsllm/mesh/1`: validators' direct streams for votes, observations and motions, every frame acknowledged.
 
 One long-lived stream to each validator. Nothing waits for an acknowledgement before it is sent: frames leave as they
 come, what is queued at one moment in one write. An acknowledgement says that the receiver's consensus has every frame

@@ -50,9 +50,16 @@ def list_motions(*, data_dir: Path | None, as_json: bool) -> None:
 
 @governance.command(epilog=examples("nsllm governance policy > policy.json"))
 @data_dir_option
-def policy(*, data_dir: Path | None) -> None:
-    """Print the policy in force, to be edited and proposed."""
-    click.echo(_asked(data_dir, "GET", "/admin/governance", None)["policy"], nl=False)
+@json_option
+def policy(*, data_dir: Path | None, as_json: bool) -> None:
+    """Print the policy in force, to be edited and proposed: JSON in any case."""
+    found = _asked(data_dir, "GET", "/admin/governance", None)
+    if as_json:
+        import json
+
+        emit(json.loads(found["policy"]))
+        return
+    click.echo(found["policy"], nl=False)
 
 
 @governance.command(
