@@ -28,7 +28,7 @@ from nsllm.clock import SystemClock
 from nsllm.consensus.block import DecidedBlock
 from nsllm.governance.genesis import load_genesis
 from nsllm.governance.hybrid_score import AnswerItem
-from nsllm.governance.ports import Likelihood
+from nsllm.governance.ports import JUDGED_TOKENS, Likelihood
 from nsllm.ids import Ppm
 from nsllm.node.agreement import describe
 from nsllm.node.config import P2pConfig, PeerConfig
@@ -60,10 +60,12 @@ class Judge(StandInEngine):
         await trio.lowlevel.checkpoint()
         return [(1.0, *[0.0] * (EMBEDDING_DIMENSIONS - 1))] * len(texts)
 
-    async def likelihoods(self, items: Sequence[tuple[tuple[Message, ...], str]]) -> list[Likelihood]:
+    async def likelihoods(
+        self, items: Sequence[tuple[tuple[Message, ...], str]], *, most_tokens: int = JUDGED_TOKENS
+    ) -> list[Likelihood]:
         """The same for every answer."""
         await trio.lowlevel.checkpoint()
-        return [Likelihood(-1.0, 16)] * len(items)
+        return [Likelihood(mean_logprob=-1.0, tokens=min(16, most_tokens), head_logprob=-1.0)] * len(items)
 
 
 class Scorers(InlinePluginHost):
