@@ -22,7 +22,7 @@ REPEATS: Final = 4
 """One question of so many was asked before, of another peer."""
 
 
-async def churn(network: SimulatedNetwork, nursery: trio.Nursery) -> dict[str, str | int]:
+async def churn(network: SimulatedNetwork, nursery: trio.Nursery) -> dict[str, str | int | float]:
     """Ten minutes, a question a peer, a tenth of all peers goes and comes; every answer ends anchored.
 
     Raises:

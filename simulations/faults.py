@@ -32,7 +32,7 @@ CONVERGE_S: Final = 600.0
 Fault = Callable[[SimulatedNetwork, trio.Nursery, random.Random], Awaitable[None]]
 
 
-async def faults(network: SimulatedNetwork, nursery: trio.Nursery) -> dict[str, str | int]:
+async def faults(network: SimulatedNetwork, nursery: trio.Nursery) -> dict[str, str | int | float]:
     """Ask through faults; in the end every answer that was promised a receipt is anchored on every peer.
 
     Raises:
@@ -102,14 +102,12 @@ async def restart(network: SimulatedNetwork, nursery: trio.Nursery, rng: random.
 async def partition(network: SimulatedNetwork, _nursery: trio.Nursery, rng: random.Random) -> None:
     """The network falls into two halves that do not hear each other, and heals."""
     await trio.sleep(rng.uniform(0.0, 3.0))
-    names = [simulated.settled.identity.peer_id for simulated in network.peers]
+    names = list(range(len(network.peers)))
     rng.shuffle(names)
     size = rng.randrange(len(names) + 1)
-    for one in names[:size]:
-        for other in names[size:]:
-            network.space.cut(one, other)
+    network.part(names[:size], names[size:])
     await trio.sleep(rng.uniform(*AWAY_S))
-    network.space.heal()
+    network.heal()
 
 
 KINDS: Final[tuple[Fault, ...]] = (crash, blackout, restart, partition)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
-from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +17,10 @@ from nsllm.consensus.registry import Role
 from nsllm.databases import ON_DISK
 from nsllm.files import private_folder
 from nsllm.governance.defaults import default_policy
-from nsllm.ids import TimeMs
+from nsllm.ids import PeerId, TimeMs
 from nsllm.node.config import P2pConfig, PeerConfig
 from nsllm.node.data_folder import Settled
+from nsllm.node.engine.port import Engine
 from nsllm.node.founding import ALL_ROLES, found, founder
 from nsllm.node.identity import Identity, new_identity
 from nsllm.node.peer import Peer
@@ -29,11 +28,13 @@ from nsllm.node.service import PeerEvent
 from nsllm.node.world import World
 from nsllm.offload import InlineOffload
 from nsllm.p2p.memory import MemoryNetwork
-from nsllm.p2p.memory_world import MemoryWorld, TraceEvent
+from nsllm.p2p.memory_world import MemoryWorld
 from nsllm.plugins.inline import InlinePluginHost
 from nsllm.simulations.disk import MemoryDatabases
 from nsllm.simulations.standin import StandInEngine, stand_in_digest
+from nsllm.simulations.trace import Trace
 from nsllm.simulations.virtual import EPOCH_MS, seeded
+from nsllm.simulations.watch import Watch
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
@@ -42,39 +43,6 @@ if TYPE_CHECKING:
 MAX_VALIDATORS: Final = 16
 """Of a simulated network, unless told otherwise."""
 FOLLOWER_ROLES: Final[tuple[Role, ...]] = ("contributor", "data")
-
-
-class Trace:
-    """Digest over everything that happened: messages and state changes, each with its virtual time, in order."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-        self.messages = 0
-        self.by_label: Counter[str] = Counter()
-        """Messages by protocol or topic."""
-        self.message_bytes = 0
-        self.changes = 0
-
-    def message(self, event: TraceEvent) -> None:
-        """A message arrived or was lost."""
-        self.messages += 1
-        self.by_label[f"{event[1]} {event[4]}"] += 1
-        self.message_bytes += event[5]
-        self._hash.update(repr(event).encode())
-
-    def change(self, peer: int, event: PeerEvent) -> None:
-        """Something happened in a peer."""
-        self.changes += 1
-        at_us = round(trio.current_time() * 1e6)
-        self._hash.update(repr((at_us, peer, event.kind, sorted(event.fields.items()))).encode())
-
-    def state(self, name: str, value: bytes) -> None:
-        """A state that the network ended in."""
-        self._hash.update(repr((name, value.hex())).encode())
-
-    def hexdigest(self) -> str:
-        """SHA-256 so far."""
-        return self._hash.hexdigest()
 
 
 @dataclass(slots=True)
@@ -104,6 +72,7 @@ class SimulatedNetwork:
         gossip_loss: float = 0.0,
         validators: int = MAX_VALIDATORS,
         on_disk: bool = False,
+        keep_events: bool = False,
     ) -> None:
         """Make identities and a genesis; nothing runs yet.
 
@@ -114,9 +83,10 @@ class SimulatedNetwork:
             gossip_loss: chance that an announcement misses a receiver.
             validators: how many of them validate, the first ones; the others follow.
             on_disk: SQLite databases are files, which can be damaged; else they are in memory.
+            keep_events: the trace keeps every event of every peer.
         """
         self.seed = seed
-        self.trace = Trace()
+        self.trace = Trace(keep_events=keep_events)
         self.space = MemoryWorld(seeded(seed, "space"), gossip_loss=gossip_loss, on_event=self.trace.message)
         identities = [new_identity(seeded(seed, "keys", number).randbytes) for number in range(count)]
         policy = default_policy(stand_in_digest("text"), stand_in_digest("encoder"))
@@ -125,6 +95,13 @@ class SimulatedNetwork:
             for number, identity in enumerate(identities)
         ]
         self.genesis = found(f"sim-{seed}", members, policy, TimeMs(EPOCH_MS), local=True)
+        self.validators = min(validators, count)
+        """The first so many peers validate."""
+        self.watch = Watch(self.genesis.network_id())
+        self.engines: dict[int, Engine] = {}
+        """Engines of peers that have another than the usual stand-in."""
+        self.twists: dict[int, Callable[[Peer], None]] = {}
+        """What is done to a peer before it runs, to make it Byzantine."""
         self._folder = folder
         self._on_disk = on_disk
         self._first = f"/memory/first/p2p/{identities[0].peer_id}"
@@ -147,6 +124,11 @@ class SimulatedNetwork:
             await simulated.ended.wait()
         simulated.starts += 1
         simulated.peer = peer = await Peer.open(simulated.settled, self._world(simulated))
+        twist = self.twists.get(number)
+        if twist is not None:
+            twist(peer)
+        if simulated.starts > 1:
+            self.trace.mark("started", (number,))
         simulated.scope = scope = trio.CancelScope()
         simulated.ended = ended = trio.Event()
 
@@ -163,10 +145,9 @@ class SimulatedNetwork:
     def stop(self, number: int) -> None:
         """Stop one peer, as SIGTERM would."""
         simulated = self.peers[number]
-        for scope in (simulated.scope, *simulated.callers):
-            if scope is not None:
-                scope.cancel()
-        simulated.peer = None
+        if simulated.peer is not None:
+            self.trace.mark("stopped", (number,))
+        self._end(simulated)
 
     async def crash(self, number: int) -> None:
         """Kill one peer, as SIGKILL would: nothing that it had not on disk by now is there when it starts again."""
@@ -180,11 +161,29 @@ class SimulatedNetwork:
         shutil.copytree(folder, kept)
         stored = simulated.disk.left()
         self.space.kill(simulated.settled.identity.peer_id)
-        self.stop(number)
+        self.trace.mark("killed", (number,))
+        self._end(simulated)
         await simulated.ended.wait()
         shutil.rmtree(folder)
         kept.rename(folder)
         simulated.disk.restore(stored)
+
+    def part(self, one: Iterable[int], other: Iterable[int]) -> None:
+        """Cut every link between two groups of peers."""
+        one, other = tuple(one), tuple(other)
+        self.trace.mark("parted", one)
+        for number in one:
+            for beyond in other:
+                self.space.cut(self._name(number), self._name(beyond))
+
+    def isolate(self, number: int) -> None:
+        """Cut every link of a peer: nobody hears it, it hears nobody, as if its process were suspended."""
+        self.part((number,), (beyond.number for beyond in self.peers if beyond.number != number))
+
+    def heal(self) -> None:
+        """Undo every cut."""
+        self.trace.mark("healed", ())
+        self.space.heal()
 
     @contextmanager
     def caller(self, number: int) -> Generator[Peer]:
@@ -202,6 +201,22 @@ class SimulatedNetwork:
     def running(self) -> list[Peer]:
         """Peers that run now, in order of number."""
         return [simulated.peer for simulated in self.peers if simulated.peer is not None]
+
+    def _name(self, number: int) -> PeerId:
+        return self.peers[number].settled.identity.peer_id
+
+    @staticmethod
+    def _end(simulated: SimulatedPeer) -> None:
+        for scope in (simulated.scope, *simulated.callers):
+            if scope is not None:
+                scope.cancel()
+        simulated.peer = None
+
+    def _observe(self, number: int, event: PeerEvent) -> None:
+        self.trace.change(number, event)
+        peer = self.peers[number].peer
+        if peer is not None and number not in self.twists:
+            self.watch.event(number, peer, event)
 
     def _settle(self, number: int, identity: Identity) -> Settled:
         config = PeerConfig(
@@ -222,13 +237,13 @@ class SimulatedNetwork:
             offload=InlineOffload(),
             rng=seeded(self.seed, "peer", number, simulated.starts),
             network=network,
-            engine=StandInEngine(),
+            engine=self.engines.get(number) or StandInEngine(),
             plugins=InlinePluginHost(),
             services=(),
             databases=ON_DISK if self._on_disk else simulated.disk,
             folder=simulated.settled.config.data_dir,
             serve_api=False,
-            observer=lambda event: self.trace.change(number, event),
+            observer=lambda event: self._observe(number, event),
         )
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import trio
 
+from nsllm.ids import hex0x
 from nsllm.node.peer import Peer
 from nsllm.node.service import ChatCommand, ChatFinished, ChatStarted
 from nsllm.record import Message, Sampling
 from nsllm.simulations.errors import ScenarioError
+
+if TYPE_CHECKING:
+    from nsllm.simulations.network import SimulatedNetwork
 
 SETTLE_S: Final = 120.0
 """Virtual seconds within which what a scenario waits for must come true."""
@@ -88,3 +92,55 @@ def one_history(peers: list[Peer]) -> None:
     roots = {peer.ledger.log_root for peer in peers}
     if len(heights) != 1 or len(roots) != 1:
         raise ScenarioError(f"{len(roots)} different log roots at heights {sorted(heights)}")
+
+
+async def start_all(network: SimulatedNetwork, nursery: trio.Nursery) -> None:
+    """Start every peer, and wait until all are connected."""
+    for number in range(len(network.peers)):
+        await network.start(nursery, number)
+    await until(lambda: all(peer.readiness().ready for peer in network.running()), "the network connected")
+
+
+async def all_anchored(peers: list[Peer], given: list[Given]) -> None:
+    """Wait until every answer's receipt is anchored.
+
+    Raises:
+        ScenarioError: one is not in time.
+    """
+    for answer in given:
+        await anchored(peers[answer.peer], answer.completion_id)
+
+
+def undecided_since(peers: list[Peer], height: int) -> None:
+    """Nobody has decided anything above a height.
+
+    Raises:
+        ScenarioError: somebody has, without a quorum.
+    """
+    highest = max(peer.ledger.height for peer in peers)
+    if highest > height:
+        raise ScenarioError(f"block {highest} was decided where no part of the network has a quorum")
+
+
+async def next_decision(peers: list[Peer], above: int, within_s: float) -> float:
+    """Wait for a block above a height on every peer; seconds until the first peer had one.
+
+    Raises:
+        ScenarioError: there is none in time.
+    """
+    began_s = trio.current_time()
+    await until(lambda: any(p.ledger.height > above for p in peers), f"a block above {above} somewhere", within_s)
+    first_s = trio.current_time() - began_s
+    await until(lambda: all(p.ledger.height > above for p in peers), f"a block above {above} everywhere")
+    return round(first_s, 3)
+
+
+def outcome(peers: list[Peer]) -> dict[str, str | int | float]:
+    """Where the network ended: one height, one log.
+
+    Raises:
+        ScenarioError: it did not end in one history.
+    """
+    one_history(peers)
+    ledger = peers[0].ledger
+    return {"height": ledger.height, "log_size": ledger.log_size, "log_root": hex0x(ledger.log_root)}

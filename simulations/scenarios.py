@@ -11,12 +11,17 @@ from typing import Final
 
 import trio
 
+from nsllm.simulations.byzantine import byzantine
 from nsllm.simulations.churn import churn
+from nsllm.simulations.colluding import colluding_scorers
 from nsllm.simulations.errors import ScenarioError, UnknownScenarioError
 from nsllm.simulations.faults import GOSSIP_LOSS, faults
 from nsllm.simulations.network import MAX_VALIDATORS, SimulatedNetwork, quiet
+from nsllm.simulations.partition import partition
 from nsllm.simulations.standin import NAME
 from nsllm.simulations.steady import steady
+from nsllm.simulations.suspended import suspended
+from nsllm.simulations.trace import Trace
 from nsllm.simulations.virtual import run_virtual
 
 Result = dict[str, str | int | float]
@@ -26,7 +31,7 @@ Result = dict[str, str | int | float]
 class Scenario:
     """What happens, and in what kind of world."""
 
-    play: Callable[[SimulatedNetwork, trio.Nursery], Awaitable[dict[str, str | int]]]
+    play: Callable[[SimulatedNetwork, trio.Nursery], Awaitable[dict[str, str | int | float]]]
     """Starts peers in the nursery, returns what it saw; raises `ScenarioError` when something does not hold."""
     gossip_loss: float = 0.0
     validators: int = MAX_VALIDATORS
@@ -37,11 +42,24 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "steady": Scenario(steady),
     "faults": Scenario(faults, gossip_loss=GOSSIP_LOSS),
     "churn": Scenario(churn, validators=7),
+    "partition": Scenario(partition),
+    "byzantine": Scenario(byzantine),
+    "colluding-scorers": Scenario(colluding_scorers),
+    "suspended": Scenario(suspended),
 }
 
 
-def run(name: str, *, peers: int, seed: int) -> Result:
+def run(
+    name: str, *, peers: int, seed: int, validators: int | None = None, trace: Callable[[Trace], None] | None = None
+) -> Result:
     """Run a scenario from a seed; the same arguments give the same result, digest included.
+
+    Args:
+        name: one of `SCENARIOS`.
+        peers: how many.
+        seed: determines everything.
+        validators: at most so many of them validate; None: as many as the scenario says.
+        trace: given what happened, every event of every peer included, also if the scenario fails.
 
     Raises:
         UnknownScenarioError: there is no such scenario; names those that there are.
@@ -52,17 +70,42 @@ def run(name: str, *, peers: int, seed: int) -> Result:
         raise UnknownScenarioError(f"there is no scenario {name!r}", hint=f"choose one of {', '.join(SCENARIOS)}")
     with tempfile.TemporaryDirectory(prefix="nsllm-sim-", dir=_memory_folder()) as folder, quiet():
         try:
-            result = run_virtual(seed, lambda: _staged(scenario, peers, seed, Path(folder)))
+            most = scenario.validators if validators is None else validators
+            result = run_virtual(seed, lambda: _staged(scenario, peers, seed, most, Path(folder), trace))
         except Exception as error:  # a bug in a peer fails the scenario too, with its trace behind it
-            replay = f"replay with: nsllm sim {name} --peers {peers} --seed {seed}"
+            chosen = "" if validators is None else f" --validators {validators}"
+            replay = f"replay with: nsllm sim {name} --peers {peers} --seed {seed}{chosen} --events"
             raise ScenarioError(f"{name} failed with seed {seed}: {_cause(error)}", hint=replay) from error
     return {"scenario": name, "peers": peers, "seed": seed, "model": NAME, **result}
 
 
-async def _staged(scenario: Scenario, peers: int, seed: int, folder: Path) -> Result:
-    network = SimulatedNetwork(peers, seed, folder, gossip_loss=scenario.gossip_loss, validators=scenario.validators)
+async def _staged(
+    scenario: Scenario,
+    peers: int,
+    seed: int,
+    validators: int,
+    folder: Path,
+    trace: Callable[[Trace], None] | None,
+) -> Result:
+    network = SimulatedNetwork(
+        peers,
+        seed,
+        folder,
+        gossip_loss=scenario.gossip_loss,
+        validators=validators,
+        keep_events=trace is not None,
+    )
+    try:
+        return await _played(scenario, network)
+    finally:
+        if trace is not None:
+            trace(network.trace)
+
+
+async def _played(scenario: Scenario, network: SimulatedNetwork) -> Result:
     async with trio.open_nursery() as nursery:
         result = await scenario.play(network, nursery)
+        network.watch.check()
         for peer in network.running():
             header = await peer.ledger.header(peer.ledger.height)
             if header is not None:
@@ -73,6 +116,8 @@ async def _staged(scenario: Scenario, peers: int, seed: int, folder: Path) -> Re
         nursery.cancel_scope.cancel()
     return {
         **result,
+        "validators": network.validators,
+        "commits_checked": network.watch.blocks,
         "virtual_s": round(trio.current_time(), 6),
         "messages": network.trace.messages,
         "message_bytes": network.trace.message_bytes,

@@ -12,7 +12,7 @@ from nsllm.simulations.questions import TOPICS, Given, anchored, ask, one_histor
 from nsllm.simulations.virtual import seeded
 
 
-async def steady(network: SimulatedNetwork, nursery: trio.Nursery) -> dict[str, str | int]:
+async def steady(network: SimulatedNetwork, nursery: trio.Nursery) -> dict[str, str | int | float]:
     """Everybody asks; every fourth question was asked elsewhere before. All answers end anchored, receipts verify.
 
     Raises:

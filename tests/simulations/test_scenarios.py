@@ -43,12 +43,38 @@ def test_a_run_in_this_process_is_the_same_as_one_in_another() -> None:
     assert run("steady", peers=4, seed=1)["digest"] == simulate("steady", 1, "0")["digest"]
 
 
+@pytest.mark.parametrize("name", ["partition", "byzantine", "colluding-scorers"])
+def test_what_goes_wrong_is_as_determined(name: str) -> None:
+    here = run(name, peers=4, seed=3)
+    assert here == simulate(name, 3, "5")
+    assert here["digest"] != run(name, peers=4, seed=4)["digest"]
+    assert here["commits_checked"] >= 3 * here["height"] > 0
+
+
+def test_a_suspended_third_comes_back() -> None:
+    result = run("suspended", peers=4, seed=1)
+    assert result["suspended"] == 2
+    assert result["questions"] == 4
+    assert 0 < result["decided_after_s"] < 120
+
+
+def test_false_scores_are_really_outside_of_the_honest_range() -> None:
+    assert run("colluding-scorers", peers=4, seed=1)["scores_the_lie_was_outside_of"] > 0
+
+
+def test_a_network_of_more_than_neighbours_can_be() -> None:
+    here = run("churn", peers=34, seed=1, validators=4)
+    assert here["questions"] + here["cut_off"] == 34
+    assert here["validators"] == 4
+    assert here["commits_checked"] > 30 * here["height"]
+
+
 def test_one_peer_alone_is_a_network() -> None:
     assert run("steady", peers=1, seed=3)["log_size"] > 0
 
 
 def test_an_unknown_scenario_is_named() -> None:
-    with pytest.raises(UnknownScenarioError, match=r"stedy.*steady, faults"):
+    with pytest.raises(UnknownScenarioError, match=r"stedy.*steady, faults, churn"):
         run("stedy", peers=4, seed=1)
 
 
@@ -74,4 +100,4 @@ def test_a_scenario_that_fails_says_how_to_replay_it(monkeypatch, play, cause) -
     with pytest.raises(ScenarioError, match=cause) as failed:
         run("mine", peers=3, seed=77)
     assert "seed 77" in failed.value.message
-    assert failed.value.hint == "replay with: nsllm sim mine --peers 3 --seed 77"
+    assert failed.value.hint == "replay with: nsllm sim mine --peers 3 --seed 77 --events"

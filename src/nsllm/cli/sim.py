@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from nsllm.cli.sim_core import core, replay
@@ -23,6 +25,8 @@ class Scenarios(click.Group):
     epilog=examples(
         "nsllm sim list",
         "nsllm sim steady --peers 8 --seed 1 --json",
+        "nsllm sim churn --peers 100 --report churn.html",
+        "nsllm sim partition --peers 7 --seed 3 --events",
         "nsllm sim core --schedules 1000 --seed 1",
         "nsllm sim replay --seed 7",
         "nsllm sim mutants",
@@ -48,7 +52,7 @@ def list_scenarios(*, as_json: bool) -> None:
         emit(said)
         return
     for name, about in said.items():
-        click.echo(f"{name:>10}  {about}")
+        click.echo(f"{name:>17}  {about}")
 
 
 sim.add_command(core)
@@ -60,11 +64,34 @@ def _scenario(name: str) -> click.Command:
     @click.command(name, help=f"Run the scenario {name!r}.")
     @click.option("--peers", type=click.IntRange(1, 1000), default=8, show_default=True, help="How many peers.")
     @click.option("--seed", type=int, default=1, show_default=True, help="The same seed gives the same digest.")
+    @click.option(
+        "--validators", type=click.IntRange(1, 16), help="How many of them validate. Default: the scenario's."
+    )
+    @click.option(
+        "--events", is_flag=True, help="Print every event of every peer with its virtual time, then the result."
+    )
+    @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the run as one HTML file.")
     @json_option
-    def scenario(*, peers: int, seed: int, as_json: bool) -> None:
+    def scenario(
+        *, peers: int, seed: int, validators: int | None, events: bool, report: Path | None, as_json: bool
+    ) -> None:
+        from nsllm.files import write_atomic
+        from nsllm.simulations.report import render
         from nsllm.simulations.scenarios import run
+        from nsllm.simulations.trace import Trace
 
-        result = run(name, peers=peers, seed=seed)
+        seen: list[Trace] = []
+
+        def take(trace: Trace) -> None:
+            seen.append(trace)
+            if events:
+                for event in trace.timeline():
+                    click.echo(str(event), err=as_json)
+
+        watched = take if events or report is not None else None
+        result = run(name, peers=peers, seed=seed, validators=validators, trace=watched)
+        if report is not None:
+            write_atomic(report, render(result, seen[0]).encode(), mode=0o644)
         if as_json:
             emit(result)
             return

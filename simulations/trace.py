@@ -1,0 +1,107 @@
+"""What happened in a simulated network: a digest over all of it, and what a report draws."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from nsllm.node.service import PeerEvent
+from nsllm.p2p.memory_world import TraceEvent
+
+BUCKET_S: Final = 10.0
+"""Messages are counted by protocol in steps of so many virtual seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Something that a scenario did to the network."""
+
+    at_s: float
+    what: str
+    """Such as `killed`, `stopped`, `started`, `parted`, `healed`."""
+    peers: tuple[int, ...]
+    """Numbers of those whom it befell."""
+
+    def __str__(self) -> str:
+        return f"{self.at_s:9.3f} s  {self.what} {', '.join(map(str, self.peers))}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """An event of one peer."""
+
+    at_s: float
+    peer: int
+    kind: str
+    fields: dict[str, str | int | bool | None]
+
+    def __str__(self) -> str:
+        said = " ".join(f"{name}={value}" for name, value in self.fields.items() if value is not None)
+        return f"{self.at_s:9.3f} s  peer {self.peer:<4} {self.kind}  {said}".rstrip()
+
+
+class Trace:
+    """Digest over everything that happened: messages and state changes, each with its virtual time, in order."""
+
+    def __init__(self, *, keep_events: bool = False) -> None:
+        """Nothing happened yet.
+
+        Args:
+            keep_events: keep every event of every peer, to be read one by one.
+        """
+        self._hash = hashlib.sha256()
+        self._keep = keep_events
+        self.messages = 0
+        self.message_bytes = 0
+        self.changes = 0
+        self.by_protocol: Counter[str] = Counter()
+        """Messages by protocol, or `gossip`."""
+        self.over_time: dict[int, Counter[str]] = {}
+        """The same for each step of `BUCKET_S`."""
+        self.heights: list[tuple[float, int, int]] = []
+        """(virtual seconds, peer, height) of every committed block."""
+        self.marks: list[Mark] = []
+        self.events: list[Happened] = []
+
+    def message(self, event: TraceEvent) -> None:
+        """A message arrived or was lost."""
+        at_us, kind, _, _, label, size_bytes, _ = event
+        self.messages += 1
+        self.message_bytes += size_bytes
+        if kind in {"data", "gossip"}:
+            name = label.split("/")[2] if kind == "data" else "gossip"
+            self.by_protocol[name] += 1
+            step = int(at_us / 1e6 / BUCKET_S)
+            self.over_time.setdefault(step, Counter())[name] += 1
+        self._hash.update(repr(event).encode())
+
+    def change(self, peer: int, event: PeerEvent) -> None:
+        """Something happened in a peer."""
+        self.changes += 1
+        at_s = trio.current_time()
+        self._hash.update(repr((round(at_s * 1e6), peer, event.kind, sorted(event.fields.items()))).encode())
+        if event.kind == "block":
+            self.heights.append((at_s, peer, int(event.fields["height"] or 0)))
+        if self._keep:
+            self.events.append(Happened(at_s, peer, event.kind, dict(event.fields)))
+
+    def mark(self, what: str, peers: tuple[int, ...]) -> None:
+        """The scenario does something to the network."""
+        self.marks.append(Mark(trio.current_time(), what, peers))
+
+    def timeline(self) -> list[Mark | Happened]:
+        """What scenario and peers did, in order of time."""
+        both: list[Mark | Happened] = [*self.marks, *self.events]
+        return sorted(both, key=lambda happened: happened.at_s)
+
+    def state(self, name: str, value: bytes) -> None:
+        """A state that the network ended in."""
+        self._hash.update(repr((name, value.hex())).encode())
+
+    def hexdigest(self) -> str:
+        """SHA-256 so far."""
+        return self._hash.hexdigest()
