@@ -9,7 +9,7 @@ import tomllib
 
 import pytest
 
-BASE = {"errors", "ids", "canonical", "crypto", "merkle", "record", "clock", "content", "files", "offload"}
+BASE = {"errors", "ids", "canonical", "crypto", "merkle", "record", "clock", "content", "files", "offload", "databases"}
 
 
 @pytest.fixture
