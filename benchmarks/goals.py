@@ -47,6 +47,13 @@ CONSENSUS: Final = {
     "real_answers_scored_per_s": Goal(least=4.0),
     "real_certificate_p50_ms": Goal(most=3000.0),
 }
+CACHE: Final = {
+    "wrong_hit_upper95": Goal(most=0.02),
+    "true_hit_share_of_fixed": Goal(least=0.8),
+    "exact_p99_ms": Goal(most=1.0),
+    "semantic_p99_ms": Goal(most=5.0),
+    "miss_added_ttft_p95_ms": Goal(most=15.0),
+}
 
 
 def judged(goals: Mapping[str, Goal], figures: Mapping[str, Any]) -> list[dict[str, Any]]:

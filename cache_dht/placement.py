@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nsllm import canonical
 from nsllm.consensus.registry import Member
 from nsllm.ids import Address, Digest, Epoch, NetworkId
@@ -42,13 +45,40 @@ def key_shard(request_key: Digest, shards: int) -> Shard:
 
 
 def embedding_shard(embedding: bytes, shards: int) -> Shard:
-    """Shard of a quantized embedding (384 signed bytes): sign bits over public hyperplanes, modulo the shards."""
-    vector = memoryview(embedding).cast("b")
-    cell = 0
-    for plane in _planes(max(1, (shards - 1).bit_length())):
-        product = sum(x if up else -x for x, up in zip(vector, plane, strict=True))
-        cell = cell << 1 | (product >= 0)
-    return Shard("embedding", cell % shards)
+    """Shard of a quantized embedding (384 signed bytes): its cell, modulo the shards."""
+    return Shard("embedding", cell(embedding, _bits(shards)) % shards)
+
+
+def near_shards(embedding: bytes, shards: int, probes: int) -> tuple[Shard, ...]:
+    """Shards where neighbours of an embedding may be, the likeliest first: its own, then across the nearest planes.
+
+    Multi-probe in the manner of Lv et al. 2007: of the planes, that with the smallest product is crossed first.
+    """
+    products = _products(embedding, _bits(shards))
+    own = _cell(products)
+    crossings = sorted((abs(product), len(products) - 1 - at) for at, product in enumerate(products))
+    cells = (own, *(own ^ 1 << bit for _, bit in crossings))
+    return tuple(dict.fromkeys(Shard("embedding", cell % shards) for cell in cells))[:probes]
+
+
+def cell(embedding: bytes, bits: int) -> int:
+    """Coarse cell of an embedding: sign bits over the first public hyperplanes."""
+    return _cell(_products(embedding, bits))
+
+
+def _bits(shards: int) -> int:
+    return max(1, (shards - 1).bit_length())
+
+
+def _products(embedding: bytes, bits: int) -> tuple[int, ...]:
+    return tuple((_planes(bits) @ np.frombuffer(embedding, np.int8).astype(np.int32)).tolist())
+
+
+def _cell(products: tuple[int, ...]) -> int:
+    found = 0
+    for product in products:
+        found = found << 1 | (product >= 0)
+    return found
 
 
 def shards_of(record: Record, request_key: Digest, shards: int) -> tuple[Shard, Shard]:
@@ -82,8 +112,9 @@ def _heaviest(salt: bytes, addresses: tuple[Address, ...], count: int) -> tuple[
 
 
 @lru_cache(maxsize=32)
-def _planes(count: int) -> tuple[tuple[bool, ...], ...]:
-    return tuple(_plane(number) for number in range(count))
+def _planes(count: int) -> NDArray[np.int32]:
+    """Of +1 and -1, (planes, dimensions): sums of products are exact."""
+    return np.array([[1 if up else -1 for up in _plane(number)] for number in range(count)], np.int32)
 
 
 def _plane(number: int) -> tuple[bool, ...]:

@@ -1,16 +1,40 @@
 """Reuse rules: when an answer from the cache may stand in for a generation, and when a found record may be served.
 
-Exact matches only: the request key covers model digest, messages, attachments and every parameter that the caller set,
-so an explicit seed or temperature matches exactly or not at all.
+Exact matches: the request key covers model digest, messages, attachments and every parameter that the caller set, so an
+explicit seed or temperature matches exactly or not at all. Like questions: only behind the guards, only where the bound
+on the error that was learned for the record's neighbourhood is below what the user accepts, and, now and then, only
+after a look at what generating would have said. In doubt the answer is generated.
 """
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from nsllm.cache_dht.calibration import Calibration
 from nsllm.cache_dht.errors import RecordRefusedError
+from nsllm.cache_dht.guards import objection
+from nsllm.cache_dht.observations import Counts, Place, Tally
+from nsllm.cache_dht.placement import cell
+from nsllm.cache_dht.wording import read
 from nsllm.consensus.certified import CertifiedRecord
 from nsllm.consensus.validators import ValidatorSet
-from nsllm.ids import Digest, NetworkId, Ppm
+from nsllm.ids import Address, Digest, NetworkId, Ppm
 from nsllm.record import Sampling, request_key
+
+LEAST_COSINE: Final = 0.6
+"""Neighbours below are not looked at: of the pairs that were fitted, one in a thousand of them was right."""
+NEIGHBOURS: Final = 8
+"""Neighbours that are looked at."""
+PLACE_BITS: Final = 6
+"""A neighbourhood is one of 64 cells of the embedding space."""
+AUDIT: Final = 0.02
+"""Share of safe hits that are generated all the same, to go on learning."""
+AUDIT_STRANGER: Final = 0.2
+"""The same for answers of a generator that was seen to be right less than `KNOWN` times."""
+KNOWN: Final = 5
 
 
 def may_stand_in(sampling: Sampling) -> bool:
@@ -45,3 +69,133 @@ def check_found(
     found.check(network, validators)
     if hybrid_ppm < minimum:
         raise RecordRefusedError(f"hybrid score {hybrid_ppm} ppm is below the policy's {minimum} ppm")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A record that answers a question near the one that is asked, as far as the decision looks at it."""
+
+    digest: Digest
+    question: str
+    answer: str
+    generator: Address
+    embedding: bytes
+    """Of its question."""
+    cosine: float
+    """To the question that is asked."""
+    age_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """A candidate that no guard objects to."""
+
+    candidate: Candidate
+    likeness: float
+    bound_ppm: Ppm
+    """Upper bound on the chance that its answer is wrong here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is done about a question that has no exact match."""
+
+    best: Weighed | None
+    """The candidate with the lowest bound; None if there is none that no guard objects to."""
+    doubt: str | None
+    """Why it is generated: nothing near, a guard's name, `bound`, `dissent` or `audit`; None: `best` is served."""
+
+
+class SemanticReuse:
+    """Chooses between a near record and generating, and learns from what generating says."""
+
+    def __init__(self, calibration: Calibration, tally: Tally, own: Address, rng: random.Random) -> None:
+        self._calibration = calibration
+        self._tally = tally
+        self._own = own
+        self._rng = rng
+        self._observers = tuple(dict.fromkeys([own, *(observer for observer, _ in tally.counters)]))
+
+    def choose(
+        self,
+        question: str,
+        candidates: Sequence[Candidate],
+        limit_ppm: int,
+        agree: Callable[[str, str], bool],
+        verifies: Callable[[Candidate], bool] = lambda _candidate: True,
+    ) -> Choice:
+        """What to do about a question.
+
+        Args:
+            question: the last user turn.
+            candidates: records of requests that differ in it only.
+            limit_ppm: wrong hits that the user accepts, in a million.
+            agree: whether two answers say the same; asked of answers by different generators.
+            verifies: whether a record is genuine; costly, so asked only of those that would count.
+        """
+        weighed, doubt = self._weigh(question, candidates)
+        weighed.sort(key=lambda one: (one.bound_ppm, -one.candidate.cosine))
+        weighed = _genuine(weighed, limit_ppm, verifies)
+        best = weighed[0] if weighed else None
+        if best is None:
+            return Choice(None, doubt)
+        if best.bound_ppm > limit_ppm:
+            return Choice(best, "bound")
+        others = (w.candidate for w in weighed if w.bound_ppm <= limit_ppm)
+        own = best.candidate
+        if any(other.generator != own.generator and not agree(own.answer, other.answer) for other in others):
+            return Choice(best, "dissent")
+        return Choice(best, "audit" if self._rng.random() < self._audits(own.generator) else None)
+
+    def observe(self, weighed: Weighed, *, right: bool) -> tuple[tuple[Place, tuple[int, ...]], ...]:
+        """Learn whether a candidate's answer would have been right; the counters that changed, to be kept."""
+        candidate, own = weighed.candidate, self._own
+        places = (_place(candidate), bytes(candidate.digest), bytes(candidate.generator))
+        return tuple((place, tuple(self._tally.note(own, place, weighed.likeness, right=right))) for place in places)
+
+    def _weigh(self, question: str, candidates: Sequence[Candidate]) -> tuple[list[Weighed], str]:
+        """Candidates that no guard objects to; if there are none, why."""
+        found: list[Weighed] = []
+        doubt = "nothing near"
+        asked = read(question)
+        for candidate in candidates:
+            if candidate.cosine < LEAST_COSINE:
+                continue
+            objected = objection(question, candidate.question, candidate.age_ms)
+            cached = read(candidate.question)
+            if objected is not None or asked is None or cached is None:
+                doubt = objected or "length"
+                continue
+            likeness = self._calibration.likeness.of(candidate.cosine, asked, cached)
+            found.append(Weighed(candidate, likeness, self._bound(candidate, likeness)))
+        return found, doubt
+
+    def _bound(self, candidate: Candidate, likeness: float) -> Ppm:
+        own = self._at(bytes(candidate.digest))
+        around = tuple(a - b for a, b in zip(self._at(_place(candidate)), own, strict=True))
+        return self._calibration.error_bound(likeness, tuple(max(0.0, c) for c in around), own)
+
+    def _audits(self, generator: Address) -> float:
+        if generator == self._own:
+            return AUDIT
+        counts = self._at(bytes(generator))
+        right, wrong = sum(counts[: len(counts) // 2]), sum(counts[len(counts) // 2 :])
+        return AUDIT if right >= KNOWN and wrong <= right * AUDIT else AUDIT_STRANGER
+
+    def _at(self, place: Place) -> Counts:
+        return self._tally.at(place, self._observers, self._own)
+
+
+def _genuine(weighed: list[Weighed], limit_ppm: int, verifies: Callable[[Candidate], bool]) -> list[Weighed]:
+    """Of candidates by rising bound, those within the limit that verify; else the first one beyond it that does."""
+    found: list[Weighed] = []
+    for one in weighed:
+        if found and one.bound_ppm > limit_ppm:
+            break
+        if verifies(one.candidate):
+            found.append(one)
+    return found
+
+
+def _place(candidate: Candidate) -> Place:
+    return bytes([cell(candidate.embedding, PLACE_BITS)])

@@ -210,13 +210,22 @@ class RecordStore:
         """The record with this digest."""
         return await self._offload.run(lambda: self._one("SELECT row, body FROM record WHERE digest=?", (digest,)))
 
-    async def near(self, embedding: bytes, count: int) -> tuple[tuple[CertifiedRecord, float], ...]:
-        """At most `count` records whose question is nearest, with their cosines, nearest first."""
+    async def near(
+        self, embedding: bytes, count: int, *, least: float = -1.0, public_only: bool = False
+    ) -> tuple[tuple[CertifiedRecord, float], ...]:
+        """At most `count` records whose question is nearest, with their cosines, nearest first.
+
+        Args:
+            embedding: 384 signed bytes.
+            count: how many.
+            least: cosine below which none is given.
+            public_only: leave out records with visibility `group` (for strangers).
+        """
 
         def work() -> tuple[tuple[CertifiedRecord, float], ...]:
-            found = self._index.search(embedding, count)
-            sql = "SELECT row, body FROM record WHERE row=?"
-            rows = [(self._one(sql, (n.row,), served=True), n.cosine) for n in found]
+            found = [n for n in self._index.search(embedding, count) if n.cosine >= least]
+            sql = "SELECT row, body FROM record WHERE row=? AND public>=?"
+            rows = [(self._one(sql, (n.row, int(public_only))), n.cosine) for n in found]
             return tuple((record, cosine) for record, cosine in rows if record is not None)
 
         return await self._offload.run(work)

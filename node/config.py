@@ -181,7 +181,7 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True)
 class CacheConfig:
-    """Records that this peer stores: answers of the shards that it holds."""
+    """Records that this peer stores, and when an answer of the cache stands in for a generation."""
 
     max_mb: int = setting(
         4096,
@@ -189,6 +189,16 @@ class CacheConfig:
         unit="MB",
         least=16,
         most=100_000_000,
+    )
+    semantic: bool = setting(
+        default=True, doc="Whether answers to like questions stand in for a generation; exact repeats always do."
+    )
+    max_wrong_ppm: int = setting(
+        20_000,
+        "Share of wrong answers among semantic hits that is accepted; requests may say `max_wrong_rate`.",
+        unit="ppm",
+        least=0,
+        most=500_000,
     )
 
 

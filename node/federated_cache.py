@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -16,8 +16,10 @@ import trio
 
 from nsllm.cache_dht import placement
 from nsllm.cache_dht.errors import StoreError
+from nsllm.cache_dht.guards import same_but_question
+from nsllm.cache_dht.index import cosine
 from nsllm.cache_dht.placement import Shard
-from nsllm.cache_dht.reuse import check_found
+from nsllm.cache_dht.reuse import LEAST_COSINE, NEIGHBOURS, check_found
 from nsllm.cache_dht.store import RecordStore
 from nsllm.consensus.certified import CertifiedRecord
 from nsllm.consensus.registry import Member
@@ -26,12 +28,15 @@ from nsllm.governance.errors import PolicyError
 from nsllm.ids import Address, Digest, Epoch, PeerId, Ppm, hex0x, short
 from nsllm.node.context import PeerContext
 from nsllm.p2p.network import Network
+from nsllm.record import Request
 
 log = logging.getLogger(__name__)
 
 ASK_AT_ONCE: Final = 3
 """Holders that one look-up asks, all at the same time; the first valid answer wins."""
 ASK_DEADLINE_S: Final = 0.8
+PROBES: Final = 2
+"""Shards of the embedding space that one look-up by meaning asks."""
 PROVIDE_S: Final = 30.0
 PROVIDE_AGAIN_S: Final = 12 * 3600.0
 """Provider records live 24 hours in Kademlia: half of that leaves time for a repetition that fails."""
@@ -50,12 +55,25 @@ class Found:
     """Who gave it to us; None: our own store."""
 
 
+@dataclass(frozen=True, slots=True)
+class Near:
+    """A record of a request that differs from ours in its question only, unverified."""
+
+    certified: CertifiedRecord
+    holder: PeerId | None
+    """Who gave it to us; None: our own store."""
+    cosine: float
+    """Of the two questions' embeddings."""
+
+
 @dataclass(slots=True)
 class CacheCounters:
     """What the look-ups found, since the peer started."""
 
     hits_local: int = 0
     hits_remote: int = 0
+    hits_semantic: int = 0
+    """Answers to like questions that were served, from here or from elsewhere."""
     misses: int = 0
     refused: int = 0
     """Records that holders gave us and that did not verify."""
@@ -66,6 +84,10 @@ class Shelves(Protocol):
 
     async def fetch(self, holder: PeerId, key: Digest) -> CertifiedRecord | None:
         """What `holder` has for `key`, unverified. Raises `NetworkError`."""
+        ...
+
+    async def fetch_near(self, holder: PeerId, embedding: bytes, count: int) -> Sequence[CertifiedRecord]:
+        """What `holder` has near an embedding, unverified. Raises `NetworkError`."""
         ...
 
     async def push(self, holder: PeerId, certified: CertifiedRecord) -> None:
@@ -153,6 +175,43 @@ class FederatedCache:
             )
         return winner
 
+    async def near(self, request: Request, embedding: bytes) -> tuple[Near, ...]:
+        """Records of our own store that answer questions like this one's; see `verified`."""
+        try:
+            found = await self._store.near(embedding, NEIGHBOURS, least=LEAST_COSINE)
+        except StoreError as error:
+            log.error("store_unreadable error=%s", error)
+            return ()
+        return self._comparable([certified for certified, _ in found], request, embedding, None)
+
+    async def remote_near(self, request: Request, embedding: bytes) -> tuple[Near, ...]:
+        """The same from a holder of the embedding's cell, and one of the cell across the nearest plane."""
+        gathered: list[Near] = []
+        asked: set[PeerId] = set()
+
+        async def ask(shard: Shard) -> None:
+            holder = await self._asked(shard, asked)
+            if holder is None:
+                return
+            try:
+                with trio.fail_after(ASK_DEADLINE_S):
+                    found = await self._shelves.fetch_near(holder, embedding, NEIGHBOURS)
+            except PeerFault as error:
+                self._refuse(None, holder, error)
+            except (NsllmError, trio.TooSlowError) as error:
+                log.info("near_failed peer=%s error=%s", holder, error)
+            else:
+                gathered.extend(self._comparable(found, request, embedding, holder))
+
+        async with trio.open_nursery() as nursery:
+            for shard in placement.near_shards(embedding, self._placement.shards, PROBES):
+                nursery.start_soon(ask, shard)
+        return tuple({near.certified.leaf.record: near for near in gathered}.values())
+
+    def verified(self, near: Near) -> Found | None:
+        """The record as it may be served; None, and counted, if it does not verify."""
+        return self._checked(near.certified, near.certified.leaf.request_key, near.holder)
+
     async def hold(self, certified: CertifiedRecord, *, check_placement: bool = True) -> bool:
         """Store a record that is ours to hold, and announce its shards; True if it is new.
 
@@ -180,6 +239,11 @@ class FederatedCache:
     async def lookup(self, key: Digest, *, member: bool) -> CertifiedRecord | None:
         """What we give to a peer that asks; strangers see public records only."""
         return await self._store.get(key, public_only=not member)
+
+    async def lookup_near(self, embedding: bytes, count: int, *, member: bool) -> tuple[CertifiedRecord, ...]:
+        """What we give to a peer that asks by meaning; strangers see public records only."""
+        found = await self._store.near(embedding, count, least=LEAST_COSINE, public_only=not member)
+        return tuple(certified for certified, _ in found)
 
     async def announce(self) -> None:
         """Provider records for the shards that we hold, as they fill, and again before they expire; until cancelled."""
@@ -243,6 +307,18 @@ class FederatedCache:
         others = [peer for peer in announced if peer != self._network.peer_id]
         return tuple(dict.fromkeys([*known, *others]))
 
+    async def _asked(self, shard: Shard, asked: set[PeerId]) -> PeerId | None:
+        """The first holder of a shard that is not among those asked already, and is from now on."""
+        try:
+            holders = await self._holders(shard)
+        except NsllmError as error:
+            log.info("holders_unknown error=%s", error)
+            return None
+        holder = next((peer for peer in holders if peer not in asked), None)
+        if holder is not None:
+            asked.add(holder)
+        return holder
+
     async def _stored_shards(self) -> tuple[Shard, ...]:
         shards: set[Shard] = set()
         try:
@@ -255,6 +331,18 @@ class FederatedCache:
         except StoreError as error:
             log.error("store_unreadable error=%s", error)
         return tuple(sorted(shards))
+
+    def _comparable(
+        self, found: Sequence[CertifiedRecord], request: Request, embedding: bytes, holder: PeerId | None
+    ) -> tuple[Near, ...]:
+        """Those that answer a request that differs in its question only, and are near."""
+        near: list[Near] = []
+        for certified in found:
+            record = certified.signed.record
+            close = cosine(embedding, record.embedding)
+            if close >= LEAST_COSINE and same_but_question(request, record.request):
+                near.append(Near(certified, holder, close))
+        return tuple(near)
 
     def _checked(self, certified: CertifiedRecord, key: Digest, holder: PeerId | None) -> Found | None:
         context = self._context

@@ -14,7 +14,7 @@ from nsllm.errors import NsllmError
 from nsllm.ids import Address, Digest, Height, PeerId
 from nsllm.p2p.directory import PeerDirectory
 from nsllm.p2p.network import Network
-from nsllm.p2p.protocols.fetch import fetch
+from nsllm.p2p.protocols.fetch import fetch, fetch_near
 from nsllm.p2p.protocols.mesh import MeshClient
 from nsllm.p2p.protocols.push import push
 from nsllm.p2p.protocols.submit import submit
@@ -119,6 +119,10 @@ class MemberLinks:
         """What the holder has for a request key, unverified."""
         found = await fetch(self._network, holder, [key])
         return found[0] if found else None
+
+    async def fetch_near(self, holder: PeerId, embedding: bytes, count: int) -> Sequence[CertifiedRecord]:
+        """What the holder has near an embedding, unverified."""
+        return await fetch_near(self._network, holder, embedding, count)
 
     async def push(self, holder: PeerId, certified: CertifiedRecord) -> None:
         """Return once the holder has the record on disk; raises `RefusedError` or another `NetworkError`."""

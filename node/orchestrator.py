@@ -16,12 +16,12 @@ from typing import Final, Literal
 import trio
 
 from nsllm import canonical
-from nsllm.cache_dht.reuse import may_stand_in
-from nsllm.consensus.certified import CertifiedRecord
+from nsllm.cache_dht.patience import Patience
+from nsllm.cache_dht.reuse import Weighed, may_stand_in
 from nsllm.errors import NsllmError
 from nsllm.governance.validation import Decision
 from nsllm.governance.validator import Validator
-from nsllm.ids import Digest, Ppm, hex0x
+from nsllm.ids import Digest, hex0x, short
 from nsllm.node.attachments.attend import Attended, attend
 from nsllm.node.attachments.port import Describer
 from nsllm.node.completions import Completions
@@ -30,6 +30,7 @@ from nsllm.node.engine.port import Done, Engine, EngineRequest, ModelInfo
 from nsllm.node.errors import EngineError, UnknownModelError
 from nsllm.node.executors import Executors
 from nsllm.node.federated_cache import FederatedCache, Found
+from nsllm.node.near_answers import NOTHING, Hit, NearAnswers, Verdict, cache_source
 from nsllm.node.publisher import Publisher
 from nsllm.node.safety_reader import SafetyReader
 from nsllm.node.service import ChatCommand, ChatDelta, ChatEvent, ChatFinished, ChatStarted, Listener, Source
@@ -45,7 +46,7 @@ from nsllm.record import (
 )
 
 LOOKUP_DEADLINE_S: Final = 1.0
-"""A remote look-up that takes longer is given up: the answer is generated instead."""
+"""A remote look-up that takes longer is given up. See `nsllm.cache_dht.patience` for how long an answer waits."""
 CHANNEL_LIMIT: Final = 64
 Published = Literal["group", "public"]
 _CHUNK = re.compile(r"\s*\S+|\s+$")
@@ -69,6 +70,17 @@ class _Question:
         return self.embedding is not None
 
 
+@dataclass(slots=True)
+class _LookUp:
+    """A look-up that runs beside a generation, or the end of one."""
+
+    weighed: Weighed | None
+    """What the generated answer is compared with."""
+    done: trio.Event | None = None
+    late: bool = False
+    """The answer has begun: what is found now is not served any more."""
+
+
 class Orchestrator:
     """Answers questions with this peer's engine, the federated cache and the validation layers."""
 
@@ -80,6 +92,7 @@ class Orchestrator:
         describer: Describer,
         executors: Executors,
         cache: FederatedCache,
+        near: NearAnswers,
         validator: Validator,
         publisher: Publisher,
         completions: Completions,
@@ -91,6 +104,8 @@ class Orchestrator:
         self._describer = describer
         self._executors = executors
         self._cache = cache
+        self._near = near
+        self._patience = Patience()
         self._validator = validator
         self._publisher = publisher
         self._completions = completions
@@ -199,40 +214,71 @@ class Orchestrator:
             await _say(send, self._started(question, self._own_source()))
             await self._withhold(question, send, verdict.reason, stage="input", tokens=(0, 0))
             return
-        found = await self._cache.local(question.key) if self._reusable(question) else None
-        if found is not None:
-            await self._serve(question, found, send)
-        elif self._reusable(question) and question.visibility != "private":
-            await self._look_up_and_generate(question, send)
+        reusable = question.command.reuse and may_stand_in(question.command.sampling)
+        found = await self._cache.local(question.key) if reusable else None
+        verdict_here = NOTHING
+        if found is None and reusable and (embedding := self._like(question)) is not None:
+            verdict_here = await self._near.here(question.request, embedding, self._limit_ppm(question))
+        hit = found or verdict_here.hit
+        if hit is not None:
+            await self._serve(question, hit, send)
+        elif reusable and question.visibility != "private":
+            await self._look_up_and_generate(question, verdict_here, send)
         else:
-            await self._run_engine(question, None, send)
+            await self._run_engine(question, _LookUp(verdict_here.weighed), send)
 
-    def _reusable(self, question: _Question) -> bool:
-        return question.command.reuse and may_stand_in(question.command.sampling)
+    def _like(self, question: _Question) -> tuple[float, ...] | None:
+        """The question's embedding where answers to like questions are looked for."""
+        looks = question.command.semantic and self._near.looks(question.request, question.embedding)
+        return question.embedding if looks else None
 
-    async def _look_up_and_generate(self, question: _Question, send: Listener) -> None:
+    def _limit_ppm(self, question: _Question) -> int:
+        return self._near.limit_ppm(question.command.max_wrong_ppm)
+
+    async def _look_up_and_generate(self, question: _Question, here: Verdict, send: Listener) -> None:
         """Generate, while a remote look-up runs beside the prefill; a hit cancels the generation."""
-        found: Found | None = None
-        looked_up = trio.Event()
+        hit: Found | Hit | None = None
+        done = trio.Event()
+        look_up = _LookUp(here.weighed, done)
+        began_s = trio.current_time()
 
-        async def look_up() -> None:
-            nonlocal found
-            with trio.move_on_after(LOOKUP_DEADLINE_S):
-                found = await self._cache.remote(question.key)
-            looked_up.set()
+        async def exact() -> None:
+            nonlocal hit
+            found = await self._cache.remote(question.key)
             if found is not None:
-                generation.cancel()
+                hit = found
+                looking.cancel()
 
+        async def semantic(embedding: tuple[float, ...]) -> None:
+            nonlocal hit
+            limit_ppm = self._limit_ppm(question)
+            verdict = await self._near.elsewhere(question.request, embedding, limit_ppm, here)
+            hit = hit or verdict.hit
+            look_up.weighed = look_up.weighed or verdict.weighed
+
+        async def look() -> None:
+            with looking:
+                async with trio.open_nursery() as both:
+                    both.start_soon(exact)
+                    if not here.final and (embedding := self._like(question)) is not None:
+                        both.start_soon(semantic, embedding)
+            self._patience.note(trio.current_time() - began_s)
+            if hit is not None and not look_up.late:
+                generation.cancel()
+            done.set()
+
+        looking = trio.move_on_after(LOOKUP_DEADLINE_S)
         async with trio.open_nursery() as nursery:
             generation = trio.CancelScope()
-            nursery.start_soon(look_up)
+            nursery.start_soon(look)
             with generation:
-                await self._run_engine(question, looked_up, send)
+                await self._run_engine(question, look_up, send)
+                hit = None
             nursery.cancel_scope.cancel()
-        if found is not None:
-            await self._serve(question, found, send)
+        if hit is not None:
+            await self._serve(question, hit, send)
 
-    async def _run_engine(self, question: _Question, looked_up: trio.Event | None, send: Listener) -> None:
+    async def _run_engine(self, question: _Question, look_up: _LookUp, send: Listener) -> None:
         texts: list[str] = []
         token_ids: list[int] = []
         started = False
@@ -251,7 +297,7 @@ class Orchestrator:
                 async for piece in pieces:
                     if not started:
                         started = True
-                        await self._begin(question, looked_up, send)
+                        await self._begin(question, look_up, send)
                     if isinstance(piece, Done):
                         done = piece
                         break
@@ -278,12 +324,15 @@ class Orchestrator:
             await self._withhold(question, send, check.decision.reason, stage="output", tokens=tokens)
             return
         await self._finish(question, send, text, tuple(token_ids), done, check.decision)
+        self._near.learn(look_up.weighed, text)
 
-    async def _begin(self, question: _Question, looked_up: trio.Event | None, send: Listener) -> None:
+    async def _begin(self, question: _Question, look_up: _LookUp, send: Listener) -> None:
         """Say that this answer is the one, unless the look-up has found another and cancelled us."""
-        if looked_up is not None:
-            await looked_up.wait()
+        if look_up.done is not None:
+            with trio.move_on_after(self._patience.wait_s):
+                await look_up.done.wait()
             await trio.lowlevel.checkpoint_if_cancelled()
+            look_up.late = True
         await _say(send, self._started(question, self._own_source()))
 
     async def _finish(
@@ -332,8 +381,15 @@ class Orchestrator:
             created_ms=self._context.clock.now_ms(),
         )
 
-    async def _serve(self, question: _Question, found: Found, send: Listener) -> None:
+    async def _serve(self, question: _Question, hit: Found | Hit, send: Listener) -> None:
         """A certified record in place of a generation, in chunks of a word."""
+        found = hit.found if isinstance(hit, Hit) else hit
+        if found.certified.leaf.request_key == question.key:  # a look-up by meaning may find this very request
+            hit = found
+        if isinstance(hit, Hit):
+            self._cache.counters.hits_semantic += 1
+            record_name = short(found.certified.leaf.record)
+            self._context.events.emit("cache_hit", where="like", record=record_name, holder=found.holder)
         record = found.certified.signed.record
         await self._completions.add(
             question.completion_id,
@@ -344,7 +400,7 @@ class Orchestrator:
             own=False,
             certificate=found.certified.certificate,
         )
-        await _say(send, self._started(question, _cache_source(found.certified, found.score_ppm, question.created_ms)))
+        await _say(send, self._started(question, cache_source(hit, question.created_ms)))
         for chunk in _CHUNK.findall(record.text):
             await _say(send, ChatDelta(chunk))
         usage = (len(record.prompt_token_ids), len(record.token_ids))
@@ -416,16 +472,6 @@ def _unpublishable(signed: SignedRecord, decision: Decision) -> str:
     if size_bytes > MAX_RECORD_BYTES:
         return f"its record has {size_bytes} bytes, peers take at most {MAX_RECORD_BYTES}"
     return ""
-
-
-def _cache_source(found: CertifiedRecord, score_ppm: Ppm, now_ms: int) -> Source:
-    return Source(
-        kind="cache",
-        generator=hex0x(found.signed.record.generator),
-        score_ppm=score_ppm,
-        height=found.certificate.header.height,
-        age_ms=max(0, now_ms - found.signed.record.created_ms),
-    )
 
 
 def _lone(group: BaseExceptionGroup[BaseException]) -> NsllmError | None:

@@ -33,6 +33,7 @@ from nsllm.node.links import BlockFeed, ConsensusMesh, MemberLinks
 from nsllm.node.membership import Membership
 from nsllm.node.metrics import PeerMetrics
 from nsllm.node.motions import Motions
+from nsllm.node.near_answers import NearAnswers
 from nsllm.node.orchestrator import Orchestrator
 from nsllm.node.presence import Presence
 from nsllm.node.publisher import Publisher
@@ -92,6 +93,13 @@ class Parts:
             calm=lambda: not self.neighbours.everybody,
         )
         self.cache = FederatedCache(context=context, store=stores.records, network=network, shelves=links)
+        self.near = NearAnswers(
+            context=context,
+            engine=engine,
+            cache=self.cache,
+            observations=stores.observations,
+            settings=settled.config.cache,
+        )
         self._restocker = Restocker(
             context=context, ledger=ledger, store=stores.records, cache=self.cache, shelves=links
         )
@@ -120,6 +128,7 @@ class Parts:
             describer=world.describer,
             executors=self._executors,
             cache=self.cache,
+            near=self.near,
             validator=Validator(engine, world.plugins),
             publisher=self._publisher,
             completions=stores.completions,
@@ -162,6 +171,7 @@ class Parts:
             ("auditor", self._auditor.run),
             ("cache", self.cache.announce),
             ("restocker", self._restocker.run),
+            ("reuse", self.near.run),
         ]
         tasks += [("examiner", self._examiner.run), ("keeper", self._keeper.run), ("motions", self.motions.run)]
         return tuple(tasks)
@@ -175,7 +185,11 @@ class Parts:
             log_size=lambda: ledger.log_size,
             connected=lambda: len(self._world.network.connected()),
             engine=engine.info,
-            look_ups=lambda: (counters.hits_local + counters.hits_remote, counters.misses, counters.refused),
+            look_ups=lambda: (
+                counters.hits_local + counters.hits_remote + counters.hits_semantic,
+                counters.misses,
+                counters.refused,
+            ),
         )
 
     def _make_examiner(self) -> Examiner:
@@ -198,7 +212,7 @@ class Parts:
     def _serve_protocols(self) -> None:
         network, directory = self._world.network, self.directory
         network.handle(SYNC, serve_sync(directory, self._stores.ledger))
-        network.handle(FETCH, serve_fetch(directory, self._look_up))
+        network.handle(FETCH, serve_fetch(directory, self._look_up, self._look_up_near))
         network.handle(PUSH, serve_push(directory, self._hold))
         network.handle(GENERATE, serve_generate(directory, self._executors.execute))
         network.handle(MESH, serve_mesh(directory, self._deliver))
@@ -219,6 +233,9 @@ class Parts:
 
     async def _look_up(self, key: Digest, member: bool) -> CertifiedRecord | None:
         return await self.cache.lookup(key, member=member)
+
+    async def _look_up_near(self, embedding: bytes, count: int, member: bool) -> tuple[CertifiedRecord, ...]:
+        return await self.cache.lookup_near(embedding, count, member=member)
 
     async def _hold(self, certified: CertifiedRecord, member: Member) -> str | None:
         try:

@@ -173,8 +173,10 @@ class Peer:
                 "shards_held": self.parts.cache.shards_announced(),
                 "hits_local": counters.hits_local,
                 "hits_remote": counters.hits_remote,
+                "hits_semantic": counters.hits_semantic,
                 "misses": counters.misses,
                 "refused": counters.refused,
+                **self.parts.near.view(),
             },
             consensus={
                 **self.parts.agreement.view(),

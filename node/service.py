@@ -55,7 +55,11 @@ class ChatCommand:
     client: str = ""
     """Who asks: generations that wait are started in turns between clients."""
     reuse: bool = True
-    """False where a cached answer may not stand in: log-probabilities, several answers to one question."""
+    """False where a cached answer may not stand in: refused, log-probabilities, several answers to one question."""
+    semantic: bool = True
+    """False where only an exact repeat may stand in."""
+    max_wrong_ppm: int | None = None
+    """Share of wrong answers among semantic hits that is accepted; None: the peer's setting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,15 @@ class Source:
     """Certified hybrid score under the present policy; None before certification."""
     height: int | None = None
     age_ms: int | None = None
+    match: Literal["exact", "semantic"] | None = None
+    """From the cache: an answer to the same question, or to a like one."""
+    similarity_ppm: int | None = None
+    """From the cache: cosine of the two questions' embeddings."""
+    error_bound_ppm: int | None = None
+    """From the cache: upper bound on the chance that the answer, right for its own question, is wrong for this one; 0
+    for an exact match."""
+    model_digest: str | None = None
+    """From the cache: model (0x…) that generated it, as its generator claims."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +223,8 @@ class Status:
     engine: EngineInfo
     peers: tuple[PeerRow, ...]
     cache: dict[str, int | float | None]
-    """records, bytes, shards_held, hits_local, hits_remote, misses"""
+    """records, bytes, shards_held, hits_local, hits_remote, hits_semantic, misses, refused, reuse_limit_ppm (None:
+    semantic reuse is off), reuse_right, reuse_wrong, reuse_audits"""
     consensus: dict[str, Any]
     """height, epoch, round, validators, quorum, faults, pending, halted (reason or None), offences (newest first, at
     most 10: validator, kind, height and epoch of what it did, block that holds the evidence)"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nsllm.cache_dht.observation_store import ObservationStore
 from nsllm.cache_dht.store import RecordStore
 from nsllm.governance.ledger import Ledger
 from nsllm.governance.peer_log import PeerLog
@@ -18,6 +19,7 @@ class Stores:
 
     ledger: Ledger
     records: RecordStore
+    observations: ObservationStore
     peer_log: PeerLog
     completions: Completions
 
@@ -46,6 +48,7 @@ class Stores:
                     folder / "records.sqlite", clock, offload, max_bytes=max_bytes, databases=databases
                 )
             ),
+            observations=await offload.run(lambda: ObservationStore.open(folder / "observations.sqlite")),
             peer_log=await PeerLog.open(
                 folder / "peerlog.sqlite",
                 identity.member,
@@ -63,6 +66,7 @@ class Stores:
         await self.ledger.close()
         await self.peer_log.close()
         await world.offload.run(self.records.close)
+        await world.offload.run(self.observations.close)
         await self.completions.close()
 
     def notices(self) -> tuple[str, ...]:

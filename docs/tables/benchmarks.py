@@ -17,6 +17,9 @@ def benchmark_results() -> str:
     parts += [_perplexities(engine["perplexity_over_bf16"], engine["perplexity_tokens"])]
     parts += [_limits(engine)]
     parts += ["### Serving", _machine(serving), _goals(serving["goals"]), _load(serving)]
+    if (RESULTS / "cache.json").is_file():
+        cache = json.loads((RESULTS / "cache.json").read_text("utf-8"))
+        parts += ["### Reuse", _machine(cache), _goals(cache["goals"]), _fixed(cache), _hijacks(cache), _load(cache)]
     return "\n\n".join(parts)
 
 
@@ -56,6 +59,30 @@ def _limits(result: Mapping[str, Any]) -> str:
     names = [name for name in result if name.startswith("machine_") or "_limit" in name]
     lines = ["| beside the machine's limit | measured |", "|---|---:|"]
     return "\n".join(lines + [f"| `{name}` | {_number(result[name])} |" for name in names])
+
+
+def _fixed(result: Mapping[str, Any]) -> str:
+    """The learned bound beside fixed thresholds, on the near misses."""
+    lines = [
+        "| served from | guards | semantic hits | of them right | wrong | upper 95 % |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for row in [result, *result["fixed"]]:
+        name = "the learned bound" if row is result else f"a cosine of {row['threshold']:g}"
+        name += ", the best under 2 % in hindsight" if row.get("best") else ""
+        shares = f"{row['wrong_hit_rate']:.2%} | {row['wrong_hit_upper95']:.2%}" if row["semantic_hits"] else "- | -"
+        guards = "yes" if row.get("guards", True) else "no"
+        lines.append(f"| {name} | {guards} | {row['semantic_hits']:,} | {row['true_hits']:,} | {shares} |")
+    return "\n".join(lines)
+
+
+def _hijacks(result: Mapping[str, Any]) -> str:
+    """Questions that an adversary's records answered."""
+    lines = ["| poisoned records | certified | hijacked | undefended |", "|---|---:|---:|---:|"]
+    for kind, row in result["hijacks"].items():
+        certified = f"{row['certified']} of {row['published']}"
+        lines.append(f"| {kind} | {certified} | {row['hijack_rate']:.1%} | {row['hijack_rate_undefended']:.1%} |")
+    return "\n".join(lines)
 
 
 def _load(result: Mapping[str, Any]) -> str:

@@ -22,6 +22,16 @@ def reply_headers(started: ChatStarted) -> dict[str, str]:
         headers["x-nsllm-score"] = score_text(source.score_ppm)
     if source.height is not None:
         headers["x-nsllm-height"] = str(source.height)
+    if source.match is not None:
+        headers["x-nsllm-match"] = source.match
+    if source.similarity_ppm is not None:
+        headers["x-nsllm-similarity"] = score_text(source.similarity_ppm)
+    if source.error_bound_ppm is not None:
+        headers["x-nsllm-error-bound"] = score_text(source.error_bound_ppm)
+    if source.age_ms is not None:
+        headers["x-nsllm-age-ms"] = str(source.age_ms)
+    if source.model_digest is not None:
+        headers["x-nsllm-model-digest"] = source.model_digest
     return headers
 
 
@@ -50,6 +60,10 @@ def _source(source: Source) -> dict[str, object]:
         "score_ppm": source.score_ppm,
         "height": source.height,
         "age_ms": source.age_ms,
+        "match": source.match,
+        "similarity_ppm": source.similarity_ppm,
+        "error_bound_ppm": source.error_bound_ppm,
+        "model_digest": source.model_digest,
     }
 
 

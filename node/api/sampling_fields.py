@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 from msgspec import Struct
@@ -15,6 +15,8 @@ from nsllm.node.api.openai_errors import bad_request
 from nsllm.node.service import ChatCommand
 from nsllm.record import Sampling, Visibility
 
+Reuse = Literal["semantic", "exact", "none"]
+"""What of the cache may stand in: answers to like questions too, exact repeats only, or nothing."""
 MAX_CHOICES: Final = 4
 MAX_TOKENS: Final = 1_000_000
 UNSERVED: Final = {
@@ -66,6 +68,8 @@ class SamplingFields(FormatFields, forbid_unknown_fields=True, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     visibility: Visibility | None = None
+    reuse: Reuse | None = None
+    max_wrong_rate: float | None = None
     # accepted only at the value that changes nothing
     store: bool | None = None
     use_beam_search: bool | None = None
@@ -152,7 +156,13 @@ def choices(body: SamplingFields, command: ChatCommand) -> tuple[ChatCommand, ..
     count = 1 if body.n is None else body.n
     if not 1 <= count <= MAX_CHOICES:
         raise bad_request(f"'n' is {count}, this peer makes 1 to {MAX_CHOICES} choices", param="n")
-    command = replace(command, reuse=command.reuse and count == 1)
+    reuse = command.reuse and count == 1 and body.reuse != "none"
+    command = replace(
+        command,
+        reuse=reuse,
+        semantic=reuse and body.reuse != "exact",
+        max_wrong_ppm=micro("max_wrong_rate", body.max_wrong_rate, 0, 1),
+    )
     return tuple(replace(command, sampling=_reseeded(command.sampling, i)) for i in range(count))
 
 

@@ -1,4 +1,4 @@
-"""`/nsllm/fetch/1`: certified records by request key, one frame each, then the end frame.
+"""`/nsllm/fetch/1`: certified records by request key or by meaning, one frame each, then the end frame.
 
 Strangers may fetch what is public, within rates by peer and in total. The client checks that it got what it asked for;
 whoever uses a record checks its certificate (`CertifiedRecord.check`).
@@ -7,7 +7,7 @@ whoever uses a record checks its certificate (`CertifiedRecord.check`).
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, Final
+from typing import Annotated, Final, assert_never
 
 from msgspec import Meta
 
@@ -19,10 +19,11 @@ from nsllm.p2p.errors import MisbehaviourError
 from nsllm.p2p.network import Network, Stream, StreamHandler
 from nsllm.p2p.protocols.dialogue import TOO_MUCH, Refused, answering, dialogue, refusal, refused_by
 from nsllm.p2p.rates import Rate, RateLimiter
-from nsllm.record import request_key
+from nsllm.record import EMBEDDING_DIMENSIONS, request_key
 
 FETCH: Final = "/nsllm/fetch/1"
 MAX_KEYS: Final = 16
+MAX_NEAR: Final = 8
 MAX_FETCH_BYTES: Final = MAX_CERTIFIED_BYTES + 1024
 STRANGERS: Final = Rate(per_peer=60, total=600)
 """Keys a minute."""
@@ -30,6 +31,8 @@ SERVE_S: Final = 30.0
 
 Lookup = Callable[[Digest, bool], Awaitable[CertifiedRecord | None]]
 """(request key, whether the asker is a member) → the record, if it is held and the asker may see it."""
+Near = Callable[[bytes, int, bool], Awaitable[Sequence[CertifiedRecord]]]
+"""(embedding, how many, whether the asker is a member) → the nearest records that are held and the asker may see."""
 
 
 class ByKeys(Value, frozen=True, kw_only=True, tag="by_keys"):
@@ -37,11 +40,28 @@ class ByKeys(Value, frozen=True, kw_only=True, tag="by_keys"):
 
     keys: Annotated[tuple[DigestField, ...], Meta(min_length=1, max_length=MAX_KEYS)]
 
+    @property
+    def cost(self) -> int:
+        """What it counts against the asker's rate."""
+        return len(self.keys)
+
+
+class ByMeaning(Value, frozen=True, kw_only=True, tag="by_meaning"):
+    """Records whose question is near an embedding, the nearest first."""
+
+    embedding: Annotated[bytes, Meta(min_length=EMBEDDING_DIMENSIONS, max_length=EMBEDDING_DIMENSIONS)]
+    count: Annotated[int, Meta(ge=1, le=MAX_NEAR)]
+
+    @property
+    def cost(self) -> int:
+        """What it counts against the asker's rate."""
+        return self.count
+
 
 class FetchRequest(Value, frozen=True, kw_only=True):
     """What is looked for; further kinds of query join the union."""
 
-    query: ByKeys
+    query: ByKeys | ByMeaning
 
 
 class Found(Value, frozen=True, kw_only=True, tag="found"):
@@ -56,7 +76,7 @@ class FetchAnswer(Value, frozen=True, kw_only=True):
     answer: Found | Refused
 
 
-def serve_fetch(directory: PeerDirectory, lookup: Lookup, *, strangers: Rate = STRANGERS) -> StreamHandler:
+def serve_fetch(directory: PeerDirectory, lookup: Lookup, near: Near, *, strangers: Rate = STRANGERS) -> StreamHandler:
     """Handler for data peers and validators."""
     limiter = RateLimiter(strangers)
 
@@ -64,13 +84,20 @@ def serve_fetch(directory: PeerDirectory, lookup: Lookup, *, strangers: Rate = S
         async with answering(stream, MAX_FETCH_BYTES, deadline_s=SERVE_S) as framed:
             request = await framed.receive(FetchRequest)
             member = directory.member_of(stream.peer) is not None
-            if not member and not limiter.take(stream.peer, len(request.query.keys)):
+            if not member and not limiter.take(stream.peer, request.query.cost):
                 await framed.send(FetchAnswer(answer=refusal(TOO_MUCH)))
                 return
-            for key in request.query.keys:
-                record = await lookup(key, member)
-                if record is not None:
-                    await framed.send(FetchAnswer(answer=Found(record=record)))
+            match request.query:
+                case ByKeys(keys=keys):
+                    for key in keys:
+                        record = await lookup(key, member)
+                        if record is not None:
+                            await framed.send(FetchAnswer(answer=Found(record=record)))
+                case ByMeaning(embedding=embedding, count=count):
+                    for record in await near(embedding, count, member):
+                        await framed.send(FetchAnswer(answer=Found(record=record)))
+                case _:
+                    assert_never(request.query)
             await framed.send_end()
 
     return handler
@@ -97,5 +124,26 @@ async def fetch(
             if key not in wanted:
                 raise MisbehaviourError(f"{peer} sent a record that was not asked for, or one twice")
             del wanted[key]
+            found.append(frame.answer.record)
+    return tuple(found)
+
+
+async def fetch_near(
+    network: Network, peer: PeerId, embedding: bytes, count: int, *, deadline_s: float = 5.0
+) -> tuple[CertifiedRecord, ...]:
+    """At most `count` records of `peer` near an embedding; neither nearness nor certificates are checked here.
+
+    Raises:
+        NetworkError: no answer, or a refusal.
+        MisbehaviourError: more than were asked for.
+    """
+    found: list[CertifiedRecord] = []
+    async with dialogue(network, peer, FETCH, limit_bytes=MAX_FETCH_BYTES, deadline_s=deadline_s) as framed:
+        await framed.send(FetchRequest(query=ByMeaning(embedding=embedding, count=count)))
+        while (frame := await framed.receive_or_end(FetchAnswer)) is not None:
+            if isinstance(frame.answer, Refused):
+                raise refused_by(peer, FETCH, frame.answer)
+            if len(found) == count:
+                raise MisbehaviourError(f"{peer} sent more than {count} near records")
             found.append(frame.answer.record)
     return tuple(found)

@@ -68,6 +68,7 @@ class Stage:
         sampling: Sampling | None = None,
         model: str = "default",
         reuse: bool = True,
+        semantic: bool = True,
     ) -> Answer:
         command = ChatCommand(
             model=model,
@@ -75,6 +76,7 @@ class Stage:
             sampling=sampling or Sampling(),
             visibility=visibility,
             reuse=reuse,
+            semantic=semantic,
         )
         async with peer.chat(command) as channel:
             events = [event async for event in channel]

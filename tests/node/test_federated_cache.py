@@ -37,6 +37,13 @@ class FakeShelves:
             raise given
         return given
 
+    async def fetch_near(self, holder, embedding, count):
+        self.asked.append(holder)
+        given = self.gives.get(holder)
+        if isinstance(given, Exception):
+            raise given
+        return [] if given is None else [given]
+
     async def push(self, holder, certified):
         raise UnreachableError("nobody")
 

@@ -42,12 +42,12 @@ function tiles(status) {
   const { consensus: c, cache: s, engine: e } = status;
   const connected = status.peers.filter((peer) => peer.connected && peer.peer_id !== status.peer_id).length;
   const lookups = s.hits_local === null || s.hits_remote === null || s.misses === null || s.misses === undefined
-    ? null : s.hits_local + s.hits_remote + s.misses;
+    ? null : s.hits_local + s.hits_remote + (s.hits_semantic ?? 0) + s.misses;
   const rows = [
     ["Certified height", number(c.height), c.validators ? `quorum ${c.quorum} of ${plural(c.validators, "validator")}` : "no consensus data"],
     ["Peers connected", number(connected), `of ${number(Math.max(0, status.peers.length - 1))} known`],
     ["Generation speed", e.tokens_per_second === null ? null : `${number(e.tokens_per_second, 1)}`, e.tokens_per_second === null ? "nothing generated yet" : "tokens/s, last finished answers"],
-    ["Served from cache", lookups ? percent(s.hits_local + s.hits_remote, lookups) : null, lookups ? `of ${plural(lookups, "look-up")} since start` : "no look-ups yet"],
+    ["Served from cache", lookups ? percent(s.hits_local + s.hits_remote + (s.hits_semantic ?? 0), lookups) : null, lookups ? `of ${plural(lookups, "look-up")} since start` : "no look-ups yet"],
   ];
   fill("tiles", rows, () => rows.map(([name, value, note]) =>
     el("div", { class: "tile" }, el("h3", {}, name), el("strong", value === null ? { class: "none" } : {}, value ?? "no data"), el("small", {}, note))));
@@ -185,13 +185,14 @@ function plainly(key, value) {
   return text.startsWith("0x") ? el("span", { class: "code", title: text }, short(text, 10, 6)) : text;
 }
 
-const CACHE = { records: "Records", bytes: "Size", shards_held: "Shards held", hits_local: "Hits here", hits_remote: "Hits at other peers", misses: "Misses" };
+const CACHE = { records: "Records", bytes: "Size", shards_held: "Shards held", hits_local: "Hits here", hits_remote: "Hits at other peers", hits_semantic: "Answers to like questions", misses: "Misses" };
+const CACHE_MORE = { reuse_limit_ppm: "Wrong answers accepted among them", reuse_right: "Generated to compare: agreed", reuse_wrong: "Generated to compare: differed", reuse_audits: "Of these, to keep learning" };
 
 function cache(c) {
   const rest = Object.keys(c).filter((key) => !(key in CACHE));
   return facts([
     ...Object.entries(CACHE).map(([key, name]) => [name, key === "bytes" ? bytes(c[key]) : number(c[key])]),
-    ...rest.map((key) => [words(key), number(c[key])]),
+    ...rest.map((key) => [CACHE_MORE[key] ?? words(key), plainly(key, c[key])]),
   ]);
 }
 

@@ -77,6 +77,7 @@ def _rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         who = escape(str(offence.get("validator")))
         yield "offence", f"[red]{who}: {kind} at height {_shown(offence.get('height'))}[/]"
     hits = f"hits {_shown(cache.get('hits_local'))} local, {_shown(cache.get('hits_remote'))} remote"
+    hits += f", {_shown(cache.get('hits_semantic'))} for like questions"
     yield "cache", f"{_shown(cache.get('records'))} records, {hits}, misses {_shown(cache.get('misses'))}"
     yield "log", f"size {_shown(logs.get('network_log_size'))}, root {_shown(logs.get('network_log_root'))[:18]}"
     anchors = found.get("anchors") or []

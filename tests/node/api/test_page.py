@@ -131,7 +131,7 @@ async def test_a_stand_in_and_a_halt_are_said_plainly_and_none_is_no_number(runn
         assert "state root differs at height 9" in page.inner_text("#notices")
         assert "broke its lock at height 7" in page.inner_text("#consensus")
         assert "stand-in" in page.inner_text("#engine")
-        assert page.inner_text("#cache").count("no data") == 6
+        assert page.inner_text("#cache").count("no data") == 7
         assert page.inner_text("#tiles").count("no data") == 3
         assert page.inner_text("#logs").count("no data") == 4
 

@@ -22,6 +22,7 @@ from nsllm.p2p.protocols.fetch import (
     FetchRequest,
     Found,
     fetch,
+    fetch_near,
     serve_fetch,
 )
 from nsllm.p2p.protocols.push import (
@@ -132,8 +133,44 @@ def serve_shelf(citizen: Any, *records: CertifiedRecord, **settings: Any) -> lis
         asked.append((key, member))
         return shelf.get(key)
 
-    citizen.network.handle(FETCH, serve_fetch(citizen.directory, lookup, **settings))
+    async def near(embedding: bytes, count: int, member: bool) -> list[CertifiedRecord]:
+        seen = [record for record in records if member or record.signed.record.visibility == "public"]
+        return [record for record in seen if record.signed.record.embedding == embedding][:count]
+
+    citizen.network.handle(FETCH, serve_fetch(citizen.directory, lookup, near, **settings))
     return asked
+
+
+async def test_fetch_by_meaning_gives_what_is_near(town: Any, make_certified: Any, autojump_clock: Any) -> None:
+    alice, bob, carol = town.citizens
+    held = [make_certified(bob.member_key, f"question {number}") for number in range(3)]
+    serve_shelf(bob, *held, strangers=Rate(per_peer=3, total=3))
+    embedding = held[0].signed.record.embedding
+    async with town.running():
+        assert await fetch_near(alice.network, bob.peer, embedding, 2) == (held[0], held[1])
+        assert await fetch_near(alice.network, bob.peer, b"\x01" * 384, 2) == ()
+        assert await fetch_near(carol.network, bob.peer, embedding, 2) == (held[0], held[1])
+        with pytest.raises(RefusedError, match="too many"):  # what is asked for counts, not what is found
+            await fetch_near(carol.network, bob.peer, b"\x01" * 384, 2)
+
+
+async def test_fetch_by_meaning_refuses_more_than_it_asked_for(
+    town: Any, make_certified: Any, autojump_clock: Any
+) -> None:
+    alice, bob = town.citizens[:2]
+    record = make_certified(bob.member_key)
+
+    async def cheat(stream: Stream) -> None:
+        framed = FramedStream(stream, MAX_FETCH_BYTES)
+        await framed.receive(FetchRequest)
+        for _ in range(2):
+            await framed.send(FetchAnswer(answer=Found(record=record)))
+        await framed.send_end()
+
+    bob.network.handle(FETCH, cheat)
+    async with town.running():
+        with pytest.raises(MisbehaviourError, match="more than 1"):
+            await fetch_near(alice.network, bob.peer, record.signed.record.embedding, 1)
 
 
 async def test_fetch_gives_what_is_held(town: Any, make_certified: Any, autojump_clock: Any) -> None:

@@ -1,0 +1,65 @@
+"""The word lists behind wordings and guards, from `data/words.toml`: small, English, and readable."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+Pattern = re.Pattern[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Lexicon:
+    """What `words.toml` says, ready for use; its comments say what each list is."""
+
+    function: frozenset[str]
+    negations: frozenset[str]
+    calendar: frozenset[str]
+    poles: dict[str, str]
+    """Each word to the kind that it belongs to; so are `same` and `units`."""
+    same: dict[str, str]
+    units: dict[str, str]
+    spelled: dict[str, str]
+    wrappers: tuple[Pattern, ...]
+    ending: Pattern
+    timely: Pattern
+    counted: Pattern
+    """Finds `one` where it is a number."""
+    forms: tuple[tuple[str, Pattern], ...]
+    asks: tuple[tuple[str, Pattern], ...]
+
+
+@lru_cache(maxsize=1)
+def lexicon() -> Lexicon:
+    """The lists of this release."""
+    found: Any = tomllib.loads(resources.files("nsllm.cache_dht").joinpath("data/words.toml").read_text("utf-8"))
+    units = _kinds(found["units"])
+    before, after = "|".join(found["counted"].split()), "|".join(re.escape(unit) for unit in units)
+    return Lexicon(
+        function=frozenset(found["function"].split()),
+        negations=frozenset(found["negations"].split()),
+        calendar=frozenset(found["calendar"].split()),
+        poles=_kinds(found["poles"]),
+        same=_kinds(found["same"]),
+        units=units,
+        spelled=dict(found["spelled"]),
+        wrappers=tuple(map(re.compile, found["wrappers"])),
+        ending=re.compile(found["ending"]),
+        timely=re.compile(rf"\b(?:{'|'.join(found['timely'])})\b"),
+        counted=re.compile(rf"\b(?:{before}) one\b|\bone (?=(?:{after})\b)"),
+        forms=_patterns(found["forms"].items()),
+        asks=_patterns(found["asks"].items()),
+    )
+
+
+def _kinds(rows: dict[str, str]) -> dict[str, str]:
+    return {word: kind for kind, others in rows.items() for word in (kind, *others.split())}
+
+
+def _patterns(rows: Iterable[tuple[str, list[str]]]) -> tuple[tuple[str, Pattern], ...]:
+    return tuple((name, re.compile("|".join(alternatives))) for name, alternatives in rows)
