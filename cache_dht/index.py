@@ -32,7 +32,6 @@ class SemanticIndex:
     """Cosine search over quantized embeddings; ids are store rows."""
 
     def __init__(self) -> None:
-        faiss.omp_set_num_threads(1)
         self._signs = faiss.IndexBinaryFlat(EMBEDDING_DIMENSIONS)
         self._rows: NDArray[np.int64] = np.empty(0, np.int64)
         """Row ids in the order of the index, with room at the end."""
@@ -74,6 +73,7 @@ class SemanticIndex:
         if not len(self) or count < 1:
             return ()
         query = _signed(embedding)
+        faiss.omp_set_num_threads(1)  # holds for the calling thread only; two that wait for each other cost 100 ms
         _, places = self._signs.search(np.packbits(query >= 0)[None], min(max(count, SHORTLIST), len(self)))
         near = self._vectors[places[0]].astype(np.float32)
         wanted = query.astype(np.float32)
