@@ -70,6 +70,7 @@ def core(
                 "agreement_broken": summary.broken,
                 "events_per_schedule": round(summary.events / summary.schedules, 1),
                 "seconds": round(summary.seconds, 2),
+                "cpu_seconds": round(summary.cpu_seconds, 2),
                 "per_minute": round(summary.per_minute),
                 "jobs": jobs,
                 "digest": summary.digest,
