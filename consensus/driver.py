@@ -25,7 +25,6 @@ from nsllm.consensus.core import State, Step
 from nsllm.consensus.effects import Accuse, BuildValue, Decide, Effect, Relay, Schedule, SignProposal, SignVote
 from nsllm.consensus.errors import ConsensusError, DivergenceError, GuardError
 from nsllm.consensus.events import (
-    STEP_NAMES,
     BlockCommitted,
     ConsensusEvent,
     ConsensusStatus,
@@ -34,10 +33,12 @@ from nsllm.consensus.events import (
     PeerBlamed,
     RoundEntered,
     SigningRefused,
+    status_of,
 )
 from nsllm.consensus.evidence import Evidence
 from nsllm.consensus.guard import SignerGuard
 from nsllm.consensus.hearsay import Hearsay
+from nsllm.consensus.hindsight import Hindsight
 from nsllm.consensus.horizon import Horizon
 from nsllm.consensus.inbox import Inbox
 from nsllm.consensus.inputs import Input, Start, TimedOut, TimerStep, ValueBuilt, encode_input
@@ -55,7 +56,7 @@ from nsllm.consensus.ports import Application, BlockSource, Mesh
 from nsllm.consensus.replay import begin_entry, replay
 from nsllm.consensus.resend import AnswerRate, answer_to, last_words
 from nsllm.consensus.signing import sign
-from nsllm.consensus.sync import Tip, check_decided, fetch_batch, load_tip, tip_of
+from nsllm.consensus.sync import Tip, at_hand, check_decided, fetch_batch, load_tip, tip_of
 from nsllm.consensus.timeouts import Timeouts
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.consensus.vote import Proposal
@@ -117,6 +118,7 @@ class Driver:
         self._inbox = Inbox(())
         self._enter(validators)
         self._hearsay = Hearsay()
+        self._hindsight = Hindsight()
         self._wake = trio.Event()
         self._tip = Tip(Height(0), Digest(network), None)
         self._state = State(validators=validators, me=guard.address, height=Height(1))
@@ -151,18 +153,9 @@ class Driver:
 
     def status(self) -> ConsensusStatus:
         """How it stands."""
-        state = self._state
-        return ConsensusStatus(
-            height=state.height,
-            round=state.round,
-            step="halted" if self._halted is not None else STEP_NAMES[state.step],
-            locked=state.locked.value if state.locked is not None else None,
-            pending=len(self._inbox) + len(self._held),
-            last_decided=self._tip.height,
-            behind=max(0, self._horizon.decided - self._tip.height),
-            abstaining=self._abstaining,
-            halted=self._halted,
-        )
+        tip, known = self._tip.height, self._horizon.decided
+        waiting = len(self._inbox) + len(self._held)
+        return status_of(self._state, tip, known, pending=waiting, abstaining=self._abstaining, halted=self._halted)
 
     async def run(self) -> None:
         """Take part until cancelled, or until an epoch begins in which we do not validate.
@@ -286,13 +279,13 @@ class Driver:
     async def _open(self, sender: Address, data: bytes) -> None:
         try:
             body = decode_message(data)
-            if isinstance(body, Evidence):
-                self._accuse(body)
-                return
         except PeerFault as error:
             self._blame(sender, error)
             return
-        await self._handle(sender, body, checked=False)
+        if isinstance(body, Evidence):
+            self._accuse(sender, body)
+        else:
+            await self._handle(sender, body, checked=False)
 
     async def _handle(self, sender: Address, body: Body, *, checked: bool) -> None:
         known = (self._horizon.decided, self._horizon.certificate)
@@ -309,7 +302,7 @@ class Driver:
             case Ahead(decided=decided):
                 self._hear_of(decided, sender, body)
             case Behind(height=lower):
-                self._help(sender, lower)
+                self._look_back(sender, lower, body)
             case Asked(request=request):
                 self._answer(sender, request)
             case Noted():
@@ -347,9 +340,14 @@ class Driver:
         patient = not proved and self._horizon.decided <= self._state.height
         self._fetch_at = trio.current_time() + (self._timeouts.grace_s if patient else 0.0)
 
-    def _accuse(self, evidence: Evidence) -> None:
+    def _accuse(self, sender: Address | None, evidence: Evidence) -> None:
         """The next block shall hold it; if it is news, the others shall have it, who may know one half only."""
-        if self._application.add_evidence(evidence):
+        try:
+            news = self._application.add_evidence(evidence)
+        except PeerFault as error:
+            self._blame(sender, error)
+            return
+        if news:
             LOGGER.warning("event=offence height=%d kind=%s", self._state.height, type(evidence).__name__)
             self._observer(OffenceSeen(evidence))
             self._say(self._others, evidence)
@@ -407,7 +405,7 @@ class Driver:
             case Relay(certificate=certificate):
                 self._relays.append((trio.current_time() + self._timeouts.relay_s, certificate))
             case Accuse(evidence=evidence):
-                self._accuse(evidence)
+                self._accuse(None, evidence)
             case Decide(decided=decided):
                 await self._commit(decided, synced=False)
             case _:
@@ -439,6 +437,8 @@ class Driver:
         self._decided_at = trio.current_time()
         LOGGER.info("event=committed height=%d round=%d", self._tip.height, decided.certificate.round)
         self._observer(BlockCommitted(decided, synced=synced))
+        for other, note in self._hindsight.keep(self._state, decided.certificate.round):
+            self._say((other,), note)
         validators = self._application.validators
         if validators != self._validators:
             LOGGER.info("event=epoch epoch=%d validators=%d", validators.epoch, validators.size)
@@ -451,13 +451,10 @@ class Driver:
 
     async def _catch_up(self) -> None:
         """Commit what others are known to have decided: the block at hand if there is one, else from the source."""
-        certificate = self._horizon.certificate
-        if certificate is not None and certificate.header.height == self._state.height:
-            candidate = self._state.candidates.get(certificate.header.id())
-            if candidate is not None:
-                block = candidate.proposal.block
-                await self._commit(DecidedBlock(block=block, certificate=certificate), synced=True)
-                return
+        block = at_hand(self._state, self._horizon.certificate)
+        if block is not None:
+            await self._commit(block, synced=True)
+            return
         before, others_left = self._tip.height, False
         for decided in await fetch_batch(self._source, self._tip, self._timeouts.fetch_s):
             try:
@@ -480,8 +477,10 @@ class Driver:
         for body, to in last_words(self._state, self._others):
             self._say(to, body)
 
-    def _help(self, sender: Address, height: Height) -> None:
+    def _look_back(self, sender: Address, height: Height, body: Body) -> None:
         """Prove to a validator that the height it is at is decided. Not at once: its vote may have been under way."""
+        for evidence in self._hindsight.contradictions(body):
+            self._accuse(sender, evidence)
         fresh = trio.current_time() - self._decided_at < self._timeouts.resend_s / 2
         if self._tip.certificate is None or (height == self._tip.height and fresh):
             return

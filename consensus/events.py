@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nsllm.consensus.block import DecidedBlock
-from nsllm.consensus.core import Step
+from nsllm.consensus.core import State, Step
 from nsllm.consensus.evidence import Evidence
 from nsllm.ids import Address, Digest, Height, Round
 
@@ -91,3 +91,20 @@ class ConsensusStatus:
     """What was signed at this height is no longer known; this validator follows and does not vote until the next."""
     halted: str | None
     """Why it stopped; None while it runs."""
+
+
+def status_of(
+    state: State, last_decided: Height, known: Height, *, pending: int, abstaining: bool, halted: str | None
+) -> ConsensusStatus:
+    """The snapshot of a driver at `state`, where others are known to have decided `known`."""
+    return ConsensusStatus(
+        height=state.height,
+        round=state.round,
+        step="halted" if halted is not None else STEP_NAMES[state.step],
+        locked=state.locked.value if state.locked is not None else None,
+        pending=pending,
+        last_decided=last_decided,
+        behind=max(0, known - last_decided),
+        abstaining=abstaining,
+        halted=halted,
+    )

@@ -10,6 +10,7 @@ import trio
 
 from nsllm.consensus.block import DecidedBlock
 from nsllm.consensus.certificate import Certificate
+from nsllm.consensus.core import State
 from nsllm.consensus.errors import CertificateError, ConsensusError
 from nsllm.consensus.ports import Application, BlockSource
 from nsllm.consensus.screen import check_body, check_link
@@ -54,6 +55,14 @@ def tip_of(decided: DecidedBlock) -> Tip:
     """The tip after `decided`."""
     header = decided.block.header
     return Tip(header.height, header.id(), decided.certificate)
+
+
+def at_hand(state: State, certificate: Certificate | None) -> DecidedBlock | None:
+    """The block that `certificate` decides at the state's height, if it was proposed to us."""
+    if certificate is None or certificate.header.height != state.height:
+        return None
+    candidate = state.candidates.get(certificate.header.id())
+    return None if candidate is None else DecidedBlock(block=candidate.proposal.block, certificate=certificate)
 
 
 def check_decided(network: NetworkId, validators: ValidatorSet, tip: Tip, decided: DecidedBlock) -> None:

@@ -35,6 +35,7 @@ from nsllm.consensus.message import HeightCertificate, PolkaCertificate, Request
 from nsllm.consensus.replay import begin_entry, replay
 from nsllm.consensus.resend import AnswerRate, answer_to, last_words
 from nsllm.consensus.screen import check_link
+from nsllm.consensus.sync import at_hand
 from nsllm.consensus.timeouts import Timeouts
 from nsllm.consensus.vote import Proposal, Vote, keeps_lock
 from nsllm.errors import PeerFault
@@ -345,13 +346,7 @@ class Validator:
         self.fetching = False
         if self.horizon.decided < self.state.height:
             return
-        certificate = self.horizon.certificate
-        decided: DecidedBlock | None = None
-        if certificate is not None and certificate.header.height == self.state.height:
-            candidate = self.state.candidates.get(certificate.header.id())
-            if candidate is not None:
-                decided = DecidedBlock(block=candidate.proposal.block, certificate=certificate)
-        decided = decided or self.world.block_after(self, self.state.height)
+        decided = at_hand(self.state, self.horizon.certificate) or self.world.block_after(self, self.state.height)
         proved = decided is not None and self._proved(decided)
         if decided is not None and proved:
             self._commit(decided)

@@ -6,9 +6,10 @@ import pytest
 import trio
 from msgspec.structs import replace
 
+from nsllm import crypto
 from nsllm.consensus.events import OffenceSeen
 from nsllm.consensus.evidence import check_evidence, double_vote, offence_of
-from nsllm.consensus.message import decode_message, encode_message
+from nsllm.consensus.message import HeightCertificate, decode_message, encode_message
 from nsllm.consensus.vote import Proposal, Vote
 
 HEIGHTS = 4
@@ -151,3 +152,53 @@ async def test_what_was_seen_before_a_crash_is_proved_after_it(autojump_clock, h
         await town.until(lambda: all(peer.application.convicted for peer in town.peers))
         nursery.cancel_scope.cancel()
     town.check_agreement()
+
+
+@pytest.mark.parametrize("kind", ["prevote", "precommit"])
+async def test_two_halves_that_decide_by_themselves_see_through_it(autojump_clock, house, kit, kind):
+    """Nobody gets both votes, nobody misses them, every height is decided at once; hindsight brings them together."""
+    town = house(4)
+    liar = town.peers[3]
+
+    def twist(frm, to, raw):
+        body = decode_message(raw)
+        if frm != liar.address or not isinstance(body, Vote) or body.kind != kind or to != town.keys[0].address:
+            return raw
+        return encode_message(kit.vote(liar.key, kind, None, round_=body.round, height=body.height, lock=body.lock))
+
+    def drop(frm, _to, raw):
+        # nor do its notes tell: they are its own
+        return frm == liar.address and not isinstance(decode_message(raw), Vote | Proposal)
+
+    town.mesh.twist, town.mesh.drop = twist, drop
+    good = honest(town, (3,))
+    async with trio.open_nursery() as nursery:
+        await kit.start(nursery, town)
+        town.want(3)
+        await town.until(lambda: all(peer.application.convicted for peer in good), timeout_s=5)
+        nursery.cancel_scope.cancel()
+    town.check_agreement()
+    assert {who for peer in good for who in peer.application.convicted} == {liar.address}
+    assert all(decided.certificate.round == 0 for decided in good[0].application.chain)
+
+
+async def test_notes_that_agree_cost_no_signature_check_and_no_answer(autojump_clock, house, kit, monkeypatch):
+    town = house(4)
+    checks = 0
+    verify = crypto.verify
+
+    def counting(*about):
+        nonlocal checks
+        checks += 1
+        verify(*about)
+
+    monkeypatch.setattr(crypto, "verify", counting)
+    async with trio.open_nursery() as nursery:
+        await kit.start(nursery, town)
+        town.want(10)
+        await town.until_height(10)
+        nursery.cancel_scope.cancel()
+    # a height and validator: the proposal, three others' prevotes and precommits
+    assert checks <= 10 * 4 * 7
+    said = [decode_message(raw) for _, _, raw in town.mesh.log]
+    assert not [body for body in said if isinstance(body, HeightCertificate)]
