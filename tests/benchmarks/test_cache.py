@@ -1,0 +1,96 @@
+"""The reuse benchmark's own pieces: rules that keep a meaning, rules that change it, and what is counted."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from benchmarks import cache_attack
+from benchmarks.cache_stream import Embedded, best_fixed, near_miss_stream, play, play_fixed, upper95
+from benchmarks.cache_workload import NEAR_MISSES, PARAPHRASES, Asked, Topic, apart
+from nsllm.record import quantize_embedding
+
+WORDS = {
+    "antonym": {"old": "new"},
+    "country": {"france": "spain"},
+    "name": {"anna": "emma"},
+    "british": {},
+    "contraction": {},
+}
+RARE = ["bridge", "castle", "violin"]
+
+
+def vector(seed: int) -> bytes:
+    found = np.random.default_rng(seed).normal(size=384)
+    return quantize_embedding((found / np.linalg.norm(found)).tolist())
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "missed"),
+    [
+        ("negated", "why is the bridge old", "why is not the bridge old"),
+        ("negated", "is bread made of wheat", "is bread not made of wheat"),
+        ("other asked", "who built the bridge", "when built the bridge"),
+        ("opposite", "how old is it", "how new is it"),
+        ("other country", "where in france", "where in spain"),
+        ("other name", "who is anna", "who is emma"),
+        ("roles", "bridge of castle", "castle of bridge"),
+        ("other number", "two bridges", "three bridges"),
+    ],
+)
+def test_near_misses_ask_for_something_else(rule: str, text: str, missed: str) -> None:
+    assert NEAR_MISSES[rule](text, random.Random(1), WORDS, RARE) == missed
+
+
+def test_paraphrases_keep_the_meaning() -> None:
+    rng = random.Random(1)
+    assert PARAPHRASES["shape"]("who wrote hamlet", rng, WORDS) in {
+        "who is the author of hamlet",
+        "hamlet was written by whom",
+    }
+    assert PARAPHRASES["spelled number"]("two bridges", rng, WORDS) == "2 bridges"
+    assert PARAPHRASES["shape"]("bridges", rng, WORDS) is None
+
+
+def test_real_questions_that_share_their_words_are_no_near_misses_of_each_other() -> None:
+    one = Asked("who built the tower bridge london", "1", "original nq", frozenset({"jones"}))
+    two = Asked("who built tower bridge in london", "2", "original nq", frozenset({"jones"}))
+    unlabelled = Asked("tower bridge london built", "3", "original boolq")
+    kept, crowded = apart([one, two, unlabelled])
+    assert kept == [one, two]
+    assert crowded == {one.text, two.text}
+    assert one.same(two)
+
+
+def test_a_stream_is_played_by_the_policy_and_by_thresholds() -> None:
+    original = Asked("why is the sky blue in summer", "sky", "original")
+    like = Asked("Why is the sky blue in summer?", "sky", "paraphrase: case")
+    miss = Asked("why is the sky not blue in summer", "other", "near miss: negated")
+    stream = [original, original, like, miss]
+    embedded = Embedded(stream, {asked.text: vector(1) for asked in stream})  # an encoder that hears no difference
+    run = play(embedded, 20_000, 1)
+    assert (run.exact, run.hits, run.wrong, run.doubts["negation"]) == (1, 1, 0, 1)
+    plain, guarded = (play_fixed(embedded, 0.9, guarded=guards) for guards in (False, True))
+    assert (plain.hits, plain.wrong) == (2, 1)
+    assert (guarded.hits, guarded.wrong) == (1, 0)
+    assert best_fixed(embedded, [0.9], 0.02, guarded=False)[1].true_hits == 0  # half of its hits are wrong
+
+
+def test_topics_are_asked_in_all_ways() -> None:
+    topic = Topic(Asked("a", "a", "original"), [Asked("b", "a", "paraphrase")], [Asked("c", "c", "near miss")])
+    kinds = {asked.kind for asked in near_miss_stream([topic], 60, random.Random(1))}
+    assert kinds == {"original", "paraphrase", "near miss"}
+
+
+def test_the_bound_on_a_share_is_wilsons() -> None:
+    assert upper95(0, 300) == pytest.approx(0.0089, abs=1e-4)
+    assert upper95(10, 1000) == pytest.approx(0.0165, abs=2e-4)
+
+
+def test_poison_is_of_three_kinds() -> None:
+    rng, others = random.Random(1), ["Bats are not blind at all.", "Glass is clear."]
+    assert cache_attack.spoil("off topic", others[0], others, rng) == others[1]
+    assert len(cache_attack.spoil("incoherent", others[0], others, rng).split()) == 25
+    assert cache_attack.spoil("fluent lie", others[1], others, rng) == "Glass is not clear."
