@@ -124,7 +124,7 @@ def main() -> int:
     answers = QUICK_ANSWERS if quick else ANSWERS
     result: dict[str, Any] = flat({count: among(count, answers=answers[count], **load) for count in answers})
     result["memory"] = [] if quick else _memory(IN_MEMORY, 6)
-    result |= in_memory.disk(*((4, 12) if quick else (20, 60)))
+    result |= in_memory.disk(*((8, 24) if quick else (20, 60)))
     real = {"real_answers_scored_per_s": None, "real_certificate_p50_ms": None}
     if not options.without_models:
         real = real_answers.measured(1.0, 6 if quick else 40, 8.0 if quick else 40.0)

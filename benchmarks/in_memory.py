@@ -66,7 +66,7 @@ def _run(peers: int, play: Any) -> None:
     with tempfile.TemporaryDirectory() as folder, quiet():
 
         async def main() -> None:
-            network = SimulatedNetwork(peers, SEED, Path(folder))
+            network = SimulatedNetwork(peers, SEED, Path(folder), on_disk=True)
             async with trio.open_nursery() as nursery:
                 for number in range(peers):
                     await network.start(nursery, number)
