@@ -99,7 +99,7 @@ def test_an_incoherent_answer_is_given_but_not_published(on_stage, monkeypatch) 
     from nsllm.governance.ports import Likelihood
     from nsllm.simulations import standin
 
-    monkeypatch.setattr(standin, "_likelihood", lambda _messages, _text: Likelihood(-12.0, 10))
+    monkeypatch.setattr(standin, "_likelihood", lambda _messages, _text: Likelihood(-12.0, 10, -12.0))
 
     async def play(stage) -> None:
         peer = stage.peers[0]
