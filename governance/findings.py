@@ -79,7 +79,8 @@ def _certificate_findings(receipt: Receipt, policy: Policy, validators: Validato
 def _way(epoch: int) -> str:
     if epoch == 0:
         return "its validators are the genesis's"
-    return f"{epoch} handovers from the genesis's validators, each certified by those whom it replaced"
+    count = "one handover" if epoch == 1 else f"{epoch} handovers"
+    return f"{count} from the genesis's validators, each certified by those whom it replaced"
 
 
 def _log_findings(receipt: Receipt, validators: ValidatorSet) -> list[Finding]:

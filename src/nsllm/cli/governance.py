@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from nsllm.cli.options import data_dir_option, data_dir_or_default
-from nsllm.cli.terminal import emit, escape, examples, json_option, note
+from nsllm.cli.terminal import emit, examples, json_option, note
 
 
 @click.group(
@@ -40,12 +40,12 @@ def list_motions(*, data_dir: Path | None, as_json: bool) -> None:
     needed = found["approvals_needed"]
     for row in found["waiting"]:
         about = f" {row['about']}" if row["about"] else ""
-        note(f"[bold]{row['motion'][:18]}[/] {row['kind']}{about}  {len(row['approvals'])} of {needed} approvals")
+        click.echo(f"{row['motion'][:18]}  {row['kind']}{about}  {len(row['approvals'])} of {needed} approvals")
     for row in found["decided"]:
-        note(f"[dim]{row['motion'][:18]} decided at height {row['height']}[/]")
+        click.echo(f"{row['motion'][:18]}  decided at height {row['height']}")
     for row in found["members"]:
         state = "validates" if row["validates"] else "suspended" if row["weight"] == 0 else ""
-        note(f"{row['address']}  {escape(', '.join(row['roles']))}  {state}")
+        click.echo(f"{row['address']}  {', '.join(row['roles'])}  {state}".rstrip())
 
 
 @governance.command(epilog=examples("nsllm governance policy > policy.json"))
