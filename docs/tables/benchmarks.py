@@ -12,7 +12,9 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 def benchmark_results() -> str:
     """Of the engine, then of serving; each with its machine."""
-    engine, serving = (json.loads((RESULTS / f"{name}.json").read_text("utf-8")) for name in ("engine", "serving"))
+    engine, serving, consensus = (
+        json.loads((RESULTS / f"{name}.json").read_text("utf-8")) for name in ("engine", "serving", "consensus")
+    )
     parts = ["### The engine", _machine(engine), _timings(engine["timings"]), _goals(engine["goals"])]
     parts += [_perplexities(engine["perplexity_over_bf16"], engine["perplexity_tokens"])]
     parts += [_limits(engine)]
@@ -20,7 +22,9 @@ def benchmark_results() -> str:
     if (RESULTS / "cache.json").is_file():
         cache = json.loads((RESULTS / "cache.json").read_text("utf-8"))
         parts += ["### Reuse", _machine(cache), _goals(cache["goals"]), _fixed(cache), _hijacks(cache), _load(cache)]
-    return "\n\n".join(parts)
+    parts += ["### Agreement", _machine(consensus), _goals(consensus["goals"]), _agreement(consensus)]
+    parts += [_cpu_split(consensus), _rest(consensus), _memory(consensus["memory"]), _disk(consensus)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _machine(result: Mapping[str, Any]) -> str:
@@ -97,6 +101,61 @@ def _load(result: Mapping[str, Any]) -> str:
         f"| `{name}` | " + " | ".join(_number(column.get(name)) for column in columns.values()) + " |" for name in names
     ]
     return "\n".join(lines)
+
+
+SIZES = (4, 7, 16)
+
+
+def _agreement(result: Mapping[str, Any]) -> str:
+    names = [
+        name.removeprefix("n4.")
+        for name, value in result.items()
+        if name.startswith("n4.") and not isinstance(value, dict)
+    ]
+    lines = ["| figure | " + " | ".join(f"n{size}" for size in SIZES) + " |", "|---|" + "---:|" * len(SIZES)]
+    lines += [
+        f"| `{name}` | " + " | ".join(_number(result.get(f"n{size}.{name}")) for size in SIZES) + " |" for name in names
+    ]
+    return "\n".join(lines)
+
+
+def _cpu_split(result: Mapping[str, Any]) -> str:
+    columns = {
+        f"n{size}, {words}": result[f"n{size}.{name}"]
+        for size in SIZES
+        for name, words in (("cpu_split", "one by one"), ("scores_cpu_split", "many scores"))
+        if result.get(f"n{size}.{name}")
+    }
+    kinds = sorted({kind for split in columns.values() for kind in split})
+    lines = ["| CPU time | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    for kind in kinds:
+        shares = " | ".join(f"{split.get(kind, 0):.0%}" for split in columns.values())
+        lines.append(f"| {kind} | {shares} |")
+    return "\n".join(lines)
+
+
+def _rest(result: Mapping[str, Any]) -> str:
+    names = [
+        name for name, value in result.items() if "." not in name and (value is None or isinstance(value, int | float))
+    ]
+    lines = ["| figure | measured |", "|---|---:|"]
+    return "\n".join([*lines, *(f"| `{name}` | {_number(result[name])} |" for name in names)])
+
+
+def _memory(rows: Sequence[Mapping[str, float]]) -> str:
+    if not rows:
+        return ""
+    lines = ["| peers in memory | CPU ms a decision, all peers | messages | kB |", "|---:|---:|---:|---:|"]
+    for row in rows:
+        costs = (row["cpu_ms_per_decision"], row["messages_per_decision"], row["kb_per_decision"])
+        lines.append(f"| {row['validators']} | " + " | ".join(_number(cost) for cost in costs) + " |")
+    return "\n".join(lines)
+
+
+def _disk(result: Mapping[str, Any]) -> str:
+    largest = list(result["disk_mb_by_table"].items())[:5]
+    said = ", ".join(f"`{name}` {size:.1f}" for name, size in largest)
+    return f"What a peer's databases grow by in 1,000 answers, in MB, the largest tables: {said}."
 
 
 def _number(value: float | None) -> str:
