@@ -3,9 +3,11 @@
 ConsensusError
 ├── CertificateError    (PeerFault) a certificate that does not prove what it claims
 ├── BlockError          (PeerFault) a block that honest validators must refuse
+│   └── OmissionError               … in the first round: it leaves out observations, or takes in copied ones
 ├── VoteError           (PeerFault) a vote or proposal that is malformed or not its signer's
 ├── EvidenceError       (PeerFault) evidence that proves nothing
 ├── ObservationError    (PeerFault) an observation that is malformed, stale or not its signer's
+│   └── BatchEquivocationError  … is one of two that contradict each other; carries the proof
 ├── GuardError          (OwnFault)  the signer guard refused to sign: it would contradict what was signed before
 ├── WalError            (OwnFault)  the write-ahead log is damaged beyond its torn tail
 └── DivergenceError     (OwnFault)  our state differs from what a quorum certified: this validator halts
@@ -13,7 +15,13 @@ ConsensusError
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from nsllm.errors import NsllmError, OwnFault, PeerFault
+from nsllm.ids import hex0x
+
+if TYPE_CHECKING:
+    from nsllm.consensus.batch_conflict import BatchConflict
 
 
 class ConsensusError(NsllmError):
@@ -50,6 +58,27 @@ class ObservationError(ConsensusError, PeerFault):
     """An observation that is malformed, stale or not its signer's."""
 
     code = "bad_observation"
+
+
+class BatchEquivocationError(ObservationError):
+    """Observations by a validator that signed two batches which contradict each other.
+
+    Args:
+        conflict: the proof.
+    """
+
+    code = "observation_equivocation"
+
+    def __init__(self, conflict: BatchConflict) -> None:
+        numbers = sorted({conflict.first.commit.number, conflict.second.commit.number})
+        super().__init__(f"{hex0x(conflict.offender)} contradicts itself in its batches {numbers}")
+        self.conflict = conflict
+
+
+class OmissionError(BlockError):
+    """A first proposal that leaves out observations which its proposer must have had, or takes in what it must not."""
+
+    code = "observations_left_out"
 
 
 class GuardError(ConsensusError, OwnFault):

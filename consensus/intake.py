@@ -151,7 +151,7 @@ class Intake:
         known = state.candidates.get(proposal.value)
         if known is None or not known.valid:
             try:
-                await self._application.validate(proposal.block, self._clock.now_ms())
+                await self._application.validate(proposal.block, self._clock.now_ms(), proposal.round)
             except BlockError as error:
                 fault = error
         return Counted((*polka, ProposalReceived(proposal=proposal, valid=fault is None)), fault)

@@ -1,23 +1,27 @@
-"""Observations: what one validator measured of one record, signed, as integers; and their lower median.
+"""What validators agree on about a record: its subject, quantiles of their integers, and the leaf that results.
+
+How the integers come is in `nsllm.consensus.batch` (commit and reveal) and `nsllm.consensus.settlement` (a block's).
+Weights of dimensions play no part here: they apply where a score is used (`nsllm.governance.policy`).
 
 Source of the median's safety: with at least n-f observations of which at most f are Byzantine, the lower median lies
-within the range of the honest ones, whoever proposes.
+within the range of the honest ones, whoever proposes (docs/scores.md has the theorem and its proof).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Final
 
 from msgspec import Meta
 
-from nsllm import canonical, crypto
 from nsllm.canonical import Value
 from nsllm.consensus.errors import ObservationError
-from nsllm.crypto import MemberKey
-from nsllm.ids import AddressField, Digest, DigestField, NameField, NetworkId, Ppm, PpmField, SignatureField
+from nsllm.ids import Address, AddressField, Digest, DigestField, NameField, Ppm, PpmField
 
-MAX_DIMENSIONS = 16
+MAX_DIMENSIONS: Final = 16
+SUBJECT_BYTES: Final = 32 + 20 + 32
+RECORD_BYTES: Final = 32
 
 
 class DimensionScore(Value, frozen=True, kw_only=True):
@@ -27,43 +31,29 @@ class DimensionScore(Value, frozen=True, kw_only=True):
     ppm: PpmField
 
 
+class Quartiles(Value, frozen=True, kw_only=True):
+    """Where the middle half of the observations of one dimension lies."""
+
+    lower_ppm: PpmField
+    upper_ppm: PpmField
+
+
 Scores = Annotated[tuple[DimensionScore, ...], Meta(min_length=1, max_length=MAX_DIMENSIONS)]
 """Ascending by name, each name once."""
+Addresses = Annotated[tuple[AddressField, ...], Meta(min_length=1, max_length=256)]
 
 
-class Observation(Value, frozen=True, kw_only=True):
-    """What a validator signs about a record."""
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What an observation is about; generator and request key follow from the record, which not everybody has."""
 
-    record: DigestField
-    generator: AddressField
-    request_key: DigestField
-    rubric: DigestField
-    """Digest of the rubric that it was scored with."""
-    validator: AddressField
-    scores: Scores
+    record: Digest
+    generator: Address
+    request_key: Digest
 
-    def digest(self, network: NetworkId) -> Digest:
-        """What the validator signs: bound to network, record and rubric, never to a round."""
-        return canonical.digest("observation", network, self)
-
-
-class SignedObservation(Value, frozen=True, kw_only=True):
-    """An observation and its validator's signature."""
-
-    observation: Observation
-    signature: SignatureField
-
-    def check(self, network: NetworkId) -> None:
-        """Pass silently if the names are in order and the signature is the validator's.
-
-        Raises:
-            ObservationError: dimensions out of order or doubled.
-            SignatureError: not the validator's signature.
-        """
-        names = [score.name for score in self.observation.scores]
-        if names != sorted(set(names)):
-            raise ObservationError(f"dimensions {names} are not in ascending order of distinct names")
-        crypto.verify(self.observation.digest(network), self.signature, self.observation.validator)
+    def pack(self) -> bytes:
+        """Record ‖ generator ‖ request key, 84 bytes."""
+        return self.record + self.generator + self.request_key
 
 
 class ScoreLeaf(Value, frozen=True, kw_only=True):
@@ -75,60 +65,101 @@ class ScoreLeaf(Value, frozen=True, kw_only=True):
     rubric: DigestField
     scores: Scores
     """Lower median of the observations, dimension by dimension."""
-    observers: Annotated[tuple[AddressField, ...], Meta(min_length=1, max_length=256)]
+    quartiles: Annotated[tuple[Quartiles, ...], Meta(min_length=1, max_length=MAX_DIMENSIONS)]
+    """Lower and upper quartile, one pair a dimension, in the order of `scores`; their distance is the interquartile
+    range. They describe how far the observers agreed; unlike the median, a liar can move them."""
+    observers: Addresses
     """Whose observations these are, ascending."""
 
 
-def sign_observation(key: MemberKey, network: NetworkId, observation: Observation) -> SignedObservation:
-    """The observation with its validator's signature."""
-    return SignedObservation(observation=observation, signature=key.sign(observation.digest(network)))
+class Unscored(Value, frozen=True, kw_only=True):
+    """A record that cannot be scored any more: so many validators abstained that n-f observations will never come."""
+
+    record: DigestField
+    rubric: DigestField
+    abstainers: Addresses
+    """At least f+1 validators, ascending."""
+
+
+def quantile(values: Sequence[int], quarter: int) -> Ppm:
+    """Element ceil(m·quarter/4), counted from 1, of the m sorted values: Hyndman and Fan's type 1, integers only.
+
+    >>> [quantile([5, 1, 9, 7], quarter) for quarter in (1, 2, 3)]
+    [1, 5, 7]
+    """
+    if not values:
+        raise ValueError("no values to take a quantile of")
+    return Ppm(sorted(values)[(len(values) * quarter + 3) // 4 - 1])
 
 
 def lower_median(values: Sequence[int]) -> Ppm:
-    """Element number floor((m-1)/2) of the sorted values.
+    """Element ceil(m/2), counted from 1, of the m sorted values.
 
     >>> lower_median([5, 1, 9, 7])
     5
     """
-    if not values:
-        raise ValueError("no values to take a median of")
-    return Ppm(sorted(values)[(len(values) - 1) // 2])
+    return quantile(values, 2)
 
 
-def agree(observations: Sequence[Observation]) -> ScoreLeaf:
-    """The score leaf that a set of observations of one record gives; every validator computes the same.
+def agree(
+    subject: Subject, rubric: Digest, dimensions: Sequence[str], rows: Sequence[tuple[Address, Sequence[int]]]
+) -> ScoreLeaf:
+    """The score leaf that the observations of one record give; every validator computes the same.
 
     Args:
-        observations: of one record under one rubric by distinct validators, in any order.
+        subject: what was observed.
+        rubric: digest of the rubric it was observed with.
+        dimensions: the rubric's, ascending.
+        rows: (validator, one ppm a dimension) of distinct validators, in any order.
 
     Raises:
-        ObservationError: mixed records, rubrics, generators or dimensions, or a validator twice.
+        ObservationError: no rows, a row of another length, or a validator twice.
     """
-    if not observations:
-        raise ObservationError("no observations")
-    first = observations[0]
-    observers = sorted({o.validator for o in observations})
-    names = [score.name for score in first.scores]
-    for other in observations:
-        same = (other.record, other.rubric, other.generator, other.request_key) == (
-            first.record,
-            first.rubric,
-            first.generator,
-            first.request_key,
-        )
-        if not same or [score.name for score in other.scores] != names:
-            raise ObservationError(f"observations of record {first.record.hex()[:16]} do not belong together")
-    if len(observers) != len(observations):
-        raise ObservationError(f"a validator observed record {first.record.hex()[:16]} twice")
-    medians = tuple(
-        DimensionScore(name=name, ppm=lower_median([o.scores[i].ppm for o in observations]))
-        for i, name in enumerate(names)
-    )
+    observers = sorted({validator for validator, _ in rows})
+    if not rows or len(observers) != len(rows):
+        raise ObservationError(f"record {subject.record.hex()[:16]}: {len(rows)} rows of {len(observers)} validators")
+    if any(len(row) != len(dimensions) for _, row in rows):
+        raise ObservationError(f"record {subject.record.hex()[:16]}: a row that is not {len(dimensions)} integers")
+    columns = [sorted(row[i] for _, row in rows) for i in range(len(dimensions))]
     return ScoreLeaf(
-        record=first.record,
-        generator=first.generator,
-        request_key=first.request_key,
-        rubric=first.rubric,
-        scores=medians,
+        record=subject.record,
+        generator=subject.generator,
+        request_key=subject.request_key,
+        rubric=rubric,
+        scores=tuple(
+            DimensionScore(name=name, ppm=lower_median(column))
+            for name, column in zip(dimensions, columns, strict=True)
+        ),
+        quartiles=tuple(Quartiles(lower_ppm=quantile(c, 1), upper_ppm=quantile(c, 3)) for c in columns),
         observers=tuple(observers),
     )
+
+
+def pack_subjects(subjects: Sequence[Subject]) -> bytes:
+    """A column of subjects, 84 bytes each."""
+    return b"".join(subject.pack() for subject in subjects)
+
+
+def unpack_subjects(column: bytes) -> tuple[Subject, ...]:
+    """The subjects of a column.
+
+    Raises:
+        ObservationError: not a multiple of 84 bytes.
+    """
+    if len(column) % SUBJECT_BYTES:
+        raise ObservationError(f"a column of subjects has {len(column)} bytes, not a multiple of {SUBJECT_BYTES}")
+    return tuple(
+        Subject(Digest(column[i : i + 32]), Address(column[i + 32 : i + 52]), Digest(column[i + 52 : i + 84]))
+        for i in range(0, len(column), SUBJECT_BYTES)
+    )
+
+
+def unpack_digests(column: bytes) -> tuple[Digest, ...]:
+    """The digests of a column of 32 bytes each.
+
+    Raises:
+        ObservationError: not a multiple of 32 bytes.
+    """
+    if len(column) % RECORD_BYTES:
+        raise ObservationError(f"a column of digests has {len(column)} bytes, not a multiple of {RECORD_BYTES}")
+    return tuple(Digest(column[i : i + RECORD_BYTES]) for i in range(0, len(column), RECORD_BYTES))

@@ -8,7 +8,7 @@ from typing import Protocol
 from nsllm.consensus.block import Block, DecidedBlock
 from nsllm.consensus.evidence import Evidence
 from nsllm.consensus.validators import ValidatorSet
-from nsllm.ids import Address, Height, TimeMs
+from nsllm.ids import Address, Height, Round, TimeMs
 
 
 class Application(Protocol):
@@ -30,8 +30,11 @@ class Application(Protocol):
         """A new valid block for `height` from what is pending (possibly an empty body)."""
         ...
 
-    async def validate(self, block: Block, now_ms: TimeMs) -> None:
-        """Pass silently if honest validators may prevote `block`.
+    async def validate(self, block: Block, now_ms: TimeMs, round_: Round) -> None:
+        """Pass silently if honest validators may prevote `block` when it is proposed in `round_`.
+
+        In round 0 the application may also judge by what it alone has received; in later rounds by rules that all
+        share, so that what some refused at first is decided all the same.
 
         Raises:
             BlockError: says which field is wrong, with both values.

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Final, Protocol, assert_never
 
 from nsllm import canonical, merkle
-from nsllm.consensus.block import MAX_BLOCK_BYTES, MAX_BLOCK_RECORDS, Block, Body
+from nsllm.consensus.batch import SignedCommit
+from nsllm.consensus.block import MAX_BLOCK_BYTES, Block, Body
 from nsllm.consensus.epoch import EpochChange
 from nsllm.consensus.errors import BlockError
 from nsllm.consensus.evidence import Evidence, Offence, offence_of
 from nsllm.consensus.header import Header
-from nsllm.consensus.observation import ScoreLeaf, SignedObservation, agree
+from nsllm.consensus.observation import ScoreLeaf, Unscored
 from nsllm.consensus.registry import Admission, Member, RegistryState
+from nsllm.consensus.settlement import Settlement, Terms, check_openings, settle
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.errors import NsllmError
 from nsllm.governance.errors import MotionError
@@ -32,8 +33,10 @@ from nsllm.governance.log_entry import (
     EvidenceEntry,
     GovernanceEntry,
     SignedCheckpoint,
+    UnscoredEntry,
     certified_entry,
     decode_entry,
+    unscored_entry,
 )
 from nsllm.governance.motion import GovernanceTransaction, apply, check_transaction
 from nsllm.governance.offences import MAX_BLOCK_EVIDENCE, check_offence
@@ -55,8 +58,8 @@ ADMISSION, GOVERNANCE, CHECKPOINT, EVIDENCE = range(4)
 class History(Protocol):
     """What was decided before, as far as the rules ask."""
 
-    def is_scored(self, record: Digest) -> bool:
-        """Does an earlier block hold this record's scores?"""
+    def is_settled(self, record: Digest) -> bool:
+        """Has an earlier block scored this record, or settled that it stays unscored?"""
         ...
 
     def member(self, address: Address) -> Member | None:
@@ -101,6 +104,7 @@ class Outcome:
     """What follows from a body."""
 
     leaves: tuple[ScoreLeaf, ...]
+    unscored: tuple[Unscored, ...]
     scores_root: Digest
     entries: tuple[bytes, ...]
     """What the block appends to the network log."""
@@ -112,6 +116,11 @@ class Outcome:
     change: EpochChange | None
     """What the next height begins with; None if the epoch goes on."""
 
+    @property
+    def settled(self) -> tuple[Digest, ...]:
+        """Records that the block scores, then those that it settles as unscored."""
+        return (*(leaf.record for leaf in self.leaves), *(each.record for each in self.unscored))
+
 
 class BlockRules:
     """The rules of one network in one epoch."""
@@ -122,9 +131,10 @@ class BlockRules:
         self.policy: Final = policy
         self._genesis = genesis
         self._policy_digest = policy.digest()
-        self._rubric_digest = policy.rubric.digest()
-        self._dimensions = policy.rubric.dimensions
         self._evidence_heights = policy.evidence_heights
+        self.terms: Final = Terms(self.network, self.validators, policy.rubric.digest(), policy.rubric.dimensions)
+        """Under which observations are judged."""
+        self._last: tuple[Parent, Body, Outcome] | None = None
 
     @classmethod
     def founding(cls, genesis: Genesis) -> BlockRules:
@@ -146,17 +156,27 @@ class BlockRules:
     def outcome(self, parent: Parent, body: Body) -> Outcome:
         """Scores, log entries, members and policy that a body gives.
 
+        A block is built or judged, and then committed: the second time the answer is at hand.
+
         Raises:
-            ObservationError: observations of a record that do not belong together.
+            ObservationError: see `settlement.settle`.
             EncodingError: an entry that is none.
             MotionError: a governance transaction that cannot be done.
         """
-        observations = (signed.observation for signed in body.observations)
-        leaves = tuple(agree(list(group)) for _, group in groupby(observations, key=lambda o: o.record))
-        entries = (*(certified_entry(leaf) for leaf in leaves), *body.entries)
+        last = self._last
+        if last is not None and last[0] is parent and last[1] is body:
+            return last[2]
+        settlement: Settlement = settle(body.subjects, body.unscored, body.batches, self.terms)
+        leaves = settlement.leaves
+        entries = (
+            *(certified_entry(leaf) for leaf in leaves),
+            *(unscored_entry(unscored) for unscored in settlement.unscored),
+            *body.entries,
+        )
         registry, policy = self._govern(parent.registry, body.entries)
-        return Outcome(
+        outcome = Outcome(
             leaves=leaves,
+            unscored=settlement.unscored,
             scores_root=merkle.root(merkle.leaf_hash(canonical.encode(leaf)) for leaf in leaves),
             entries=entries,
             log=parent.log.extend(merkle.leaf_hash(entry) for entry in entries),
@@ -164,6 +184,8 @@ class BlockRules:
             policy=policy,
             change=self._change(registry, policy),
         )
+        self._last = (parent, body, outcome)
+        return outcome
 
     def header(
         self, parent: Parent, body: Body, outcome: Outcome, *, state_root: Digest, proposer: Address, time_ms: TimeMs
@@ -198,7 +220,7 @@ class BlockRules:
         *,
         state_root: Digest,
         now_ms: TimeMs,
-        known: Callable[[SignedObservation], bool],
+        known: Callable[[SignedCommit], bool],
     ) -> None:
         """Pass silently if honest validators may prevote `block`; EVM transactions are the chain's to check.
 
@@ -208,7 +230,7 @@ class BlockRules:
             history: what was decided up to it.
             state_root: the EVM's present state root.
             now_ms: this validator's wall time.
-            known: was this very observation checked before? Saves its signature check.
+            known: was this very commit checked before? Saves its signature check.
 
         Raises:
             BlockError: names the rule, or the header's field with both values.
@@ -226,8 +248,8 @@ class BlockRules:
         try:
             self._check_entries(body.entries, parent.registry, history, header)
             members, _ = self._govern(parent.registry, body.entries)
-            self._check_observations(body.observations, history, members, known)
             outcome = self.outcome(parent, body)
+            self._check_batches(body, outcome, history, members, known)
         except BlockError:
             raise
         except NsllmError as error:
@@ -236,23 +258,6 @@ class BlockRules:
             parent, body, outcome, state_root=state_root, proposer=header.proposer, time_ms=header.time_ms
         )
         compare_headers(header, expected)
-
-    def check_observation(self, signed: SignedObservation) -> None:
-        """Pass silently if a validator signed it under the rubric in force.
-
-        Raises:
-            BlockError: another rubric, other dimensions, or no validator's.
-            ObservationError, SignatureError: see `SignedObservation.check`.
-        """
-        observation = signed.observation
-        if observation.validator not in self.validators:
-            raise BlockError(f"observation by {hex0x(observation.validator)}, who is not a validator")
-        if observation.rubric != self._rubric_digest:
-            raise BlockError(f"observation under rubric {hex0x(observation.rubric)}, not {hex0x(self._rubric_digest)}")
-        names = tuple(score.name for score in observation.scores)
-        if names != self._dimensions:
-            raise BlockError(f"observation of dimensions {names}, the rubric has {self._dimensions}")
-        signed.check(self.network)
 
     def check_admission(self, admission: Admission, registry: RegistryState) -> None:
         """Pass silently if a genesis member in good standing signed it.
@@ -317,7 +322,7 @@ class BlockRules:
                     convicted = registry.with_weight(offence_of(evidence).validator, 0)
                     # The last validator goes on: a network that nobody certifies helps nobody.
                     registry = convicted if convicted.count_validators() else registry
-                case CheckpointEntry() | CertifiedEntry():
+                case CheckpointEntry() | CertifiedEntry() | UnscoredEntry():
                     pass
                 case _:
                     assert_never(entry)
@@ -374,36 +379,38 @@ class BlockRules:
                 return CHECKPOINT, peer
             case EvidenceEntry(evidence=evidence):
                 return EVIDENCE, self.check_evidence(evidence, history, header.height).validator
-            case CertifiedEntry():
+            case CertifiedEntry() | UnscoredEntry():
                 raise BlockError("body.entries: scores come from observations, never as an entry")
             case _:
                 assert_never(entry)
 
-    def _check_observations(
+    def _check_batches(
         self,
-        observations: Sequence[SignedObservation],
+        body: Body,
+        outcome: Outcome,
         history: History,
         members: RegistryState,
-        known: Callable[[SignedObservation], bool],
+        known: Callable[[SignedCommit], bool],
     ) -> None:
-        keys = [(signed.observation.record, signed.observation.validator) for signed in observations]
-        if keys != sorted(set(keys)):
-            raise BlockError("body.observations: not ascending by record and validator, each once")
-        counts = {record: len(list(group)) for record, group in groupby(record for record, _ in keys)}
-        if len(counts) > MAX_BLOCK_RECORDS:
-            raise BlockError(f"body.observations: {len(counts)} records, the limit is {MAX_BLOCK_RECORDS}")
-        for record, count in counts.items():
-            if count < self.validators.enough_observations:
-                enough = self.validators.enough_observations
-                raise BlockError(f"record {hex0x(record)} has {count} observations, {enough} are needed")
-            if history.is_scored(record):
-                raise BlockError(f"record {hex0x(record)} was scored before")
-        for signed in observations:
-            generator = signed.observation.generator
-            if history.member(generator) is None and members.get(generator) is None:
-                raise BlockError(f"generator {hex0x(generator)} is not a member")
-            if not known(signed):
-                self.check_observation(signed)
+        """Checks what the outcome takes for granted: signatures, openings, and that the records may be settled."""
+        for leaf in outcome.leaves:
+            if history.member(leaf.generator) is None and members.get(leaf.generator) is None:
+                raise BlockError(f"generator {hex0x(leaf.generator)} is not a member")
+        for record in outcome.settled:
+            if history.is_settled(record):
+                raise BlockError(f"record {hex0x(record)} was scored before, or settled as unscored")
+        for excerpt in body.batches:
+            commit = excerpt.signed.commit
+            name = f"batch {commit.number} of {hex0x(commit.validator)}"
+            if commit.validator not in self.validators:
+                raise BlockError(f"{name}, who is not a validator")
+            if commit.epoch != self.validators.epoch:
+                raise BlockError(f"{name} is of epoch {commit.epoch}, this is epoch {self.validators.epoch}")
+            if commit.rubric != self.terms.rubric:
+                raise BlockError(f"{name} is under rubric {hex0x(commit.rubric)}, not {hex0x(self.terms.rubric)}")
+            if not known(excerpt.signed):
+                excerpt.signed.check(self.network)
+        check_openings(body.subjects, body.batches, self.terms)
 
 
 def compare_headers(header: Header, expected: Header) -> None:

@@ -14,7 +14,7 @@ from nsllm import canonical
 from nsllm.consensus.block import MAX_BLOCK_BYTES, DecidedBlock
 from nsllm.consensus.epoch import EpochChange
 from nsllm.consensus.evidence import offence_of
-from nsllm.consensus.observation import ScoreLeaf
+from nsllm.consensus.observation import ScoreLeaf, Unscored
 from nsllm.consensus.registry import RegistryState
 from nsllm.errors import EncodingError
 from nsllm.governance.database import RECOVERY_HINT
@@ -25,6 +25,7 @@ from nsllm.governance.log_entry import (
     Checkpoint,
     CheckpointEntry,
     EvidenceEntry,
+    UnscoredEntry,
     decode_entry,
 )
 from nsllm.governance.network_log import NetworkLog
@@ -67,6 +68,11 @@ CREATE TABLE IF NOT EXISTS motion (
     digest BLOB PRIMARY KEY,
     height INTEGER NOT NULL,
     expires_ms INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS unscored (
+    record BLOB PRIMARY KEY,
+    height INTEGER NOT NULL,
+    position INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS peer_checkpoint (
     peer BLOB PRIMARY KEY,
@@ -161,7 +167,9 @@ class BlockStore:
         self._read_blocks: dict[Height, DecidedBlock] = {}
         self._read_leaves: dict[Height, tuple[ScoreLeaf, ...]] = {}
 
-    def put(self, decided: DecidedBlock, leaves: Sequence[ScoreLeaf], log_start: int) -> None:
+    def put(
+        self, decided: DecidedBlock, leaves: Sequence[ScoreLeaf], unscored: Sequence[Unscored], log_start: int
+    ) -> None:
         """Store a block and index what it decided; its log entries are appended apart."""
         header, body, certificate = decided.block.header, decided.block.body, decided.certificate
         self._connection.execute(
@@ -181,6 +189,10 @@ class BlockStore:
         )
         self._connection.executemany(
             "INSERT INTO scored VALUES (?, ?, ?)", [(leaf.record, header.height, i) for i, leaf in enumerate(leaves)]
+        )
+        self._connection.executemany(
+            "INSERT INTO unscored VALUES (?, ?, ?)",
+            [(each.record, header.height, i) for i, each in enumerate(unscored, start=len(leaves))],
         )
         for data in body.entries:
             entry = decode_entry(data)
@@ -249,9 +261,19 @@ class BlockStore:
         row = self._connection.execute(query).fetchone()
         return None if row is None else TimeMs(row[0])
 
-    def is_scored(self, record: Digest) -> bool:
-        """Does a block hold this record's scores?"""
-        return self.location(record) is not None
+    def is_settled(self, record: Digest) -> bool:
+        """Has a block scored this record, or settled that it stays unscored?"""
+        query = "SELECT 1 FROM scored WHERE record = ? UNION ALL SELECT 1 FROM unscored WHERE record = ?"
+        return self._connection.execute(query, (record, record)).fetchone() is not None
+
+    def unscored(self, record: Digest) -> Unscored | None:
+        """Why a record stays unscored; None if it does not."""
+        row = self._connection.execute("SELECT height, position FROM unscored WHERE record = ?", (record,)).fetchone()
+        if row is None:
+            return None
+        [data] = self.log.entries(self.row(Height(row[0])).log_start + row[1], 1)
+        entry = decode_entry(data)
+        return entry.unscored if isinstance(entry, UnscoredEntry) else None
 
     def location(self, record: Digest) -> tuple[Height, int] | None:
         """Height and position among that block's scores."""
@@ -259,8 +281,11 @@ class BlockStore:
         return None if row is None else (Height(row[0]), row[1])
 
     def recent_records(self, count: int) -> list[Digest]:
-        """The records scored last, oldest first."""
-        query = "SELECT record FROM scored WHERE height > ? ORDER BY height, position"
+        """The records settled last, oldest first."""
+        query = (
+            "SELECT record, height, position FROM scored WHERE height > ?1"
+            " UNION ALL SELECT record, height, position FROM unscored WHERE height > ?1 ORDER BY height, position"
+        )
         floor = 0
         total = 0
         for height, records in self._connection.execute("SELECT height, records FROM block ORDER BY height DESC"):

@@ -12,6 +12,7 @@ GovernanceError
 ├── LedgerError     (OwnFault)  the ledger was asked for what it cannot do
 ├── StorageError    (OwnFault)  a database file is full, locked, or another network's
 │   └── DamageError             … is damaged: it can be moved aside and filled again
+├── UnscoredError   a record that will have no scores: too many validators abstained
 ├── AbstainError    this validator cannot score a record under the rubric in force: it abstains and says why
 └── SafetyUnavailableError  (OwnFault)  a safety layer cannot answer: text is withheld until it can (the API's 503)
 """
@@ -104,6 +105,12 @@ class DamageError(StorageError):
     """A database file is damaged: it can be moved aside and filled again."""
 
     code = "storage_damaged"
+
+
+class UnscoredError(GovernanceError):
+    """A record that will have no scores, because too many validators abstained; a block settled that."""
+
+    code = "unscored"
 
 
 class AbstainError(GovernanceError):

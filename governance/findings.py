@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nsllm.consensus.observation import Quartiles
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.content import redact
 from nsllm.governance.genesis import Genesis
@@ -67,7 +68,10 @@ def _certificate_findings(receipt: Receipt, policy: Policy, validators: Validato
     quorum = f"{len(certificate.precommits)} of {n} validators signed the header, the quorum is {validators.quorum}"
     median = f"lower median of {len(leaf.observers)} of {n} validators' observations; {quorum}"
     return [
-        *(Finding(f"scores.{score.name}", f"{score.ppm} ppm", "attested", median) for score in leaf.scores),
+        *(
+            Finding(f"scores.{score.name}", f"{score.ppm} ppm", "attested", f"{median}; {_spread(quartiles)}")
+            for score, quartiles in zip(leaf.scores, leaf.quartiles, strict=True)
+        ),
         Finding("score", f"{policy.hybrid_ppm(leaf)} ppm", "attested", "scores under the policy's weights"),
         Finding("epoch", str(header.epoch), "proved", _way(header.epoch)),
         Finding("policy", hex0x(header.policy_digest), "proved", f"{whose} policy, named by the certified header"),
@@ -81,6 +85,11 @@ def _way(epoch: int) -> str:
         return "its validators are the genesis's"
     count = "one handover" if epoch == 1 else f"{epoch} handovers"
     return f"{count} from the genesis's validators, each certified by those whom it replaced"
+
+
+def _spread(quartiles: Quartiles) -> str:
+    distance = quartiles.upper_ppm - quartiles.lower_ppm
+    return f"quartiles {quartiles.lower_ppm} and {quartiles.upper_ppm}, {distance} ppm apart"
 
 
 def _log_findings(receipt: Receipt, validators: ValidatorSet) -> list[Finding]:

@@ -7,37 +7,42 @@ after the disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
 import trio
 
+from nsllm import canonical
 from nsllm.clock import Clock
-from nsllm.consensus.block import Block, DecidedBlock
+from nsllm.consensus.batch import BatchReveal, SignedCommit
+from nsllm.consensus.batch_conflict import BatchConflict
+from nsllm.consensus.block import MAX_BLOCK_BYTES, Block, DecidedBlock
 from nsllm.consensus.certificate import Certificate
 from nsllm.consensus.certified import CertifiedRecord, Inclusion
-from nsllm.consensus.errors import DivergenceError
+from nsllm.consensus.errors import DivergenceError, OmissionError
 from nsllm.consensus.evidence import Evidence
 from nsllm.consensus.header import Header
-from nsllm.consensus.observation import ScoreLeaf, SignedObservation
+from nsllm.consensus.observation import ScoreLeaf
 from nsllm.consensus.registry import Admission, MemberRegistry
+from nsllm.consensus.settlement import Terms
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.crypto import MemberKey
 from nsllm.databases import ON_DISK, Databases
 from nsllm.governance.block_store import AnchorRow, BlockRow
-from nsllm.governance.errors import LedgerError
+from nsllm.governance.errors import LedgerError, UnscoredError
 from nsllm.governance.genesis import Genesis
 from nsllm.governance.ledger_state import LedgerState
 from nsllm.governance.log_entry import SignedCheckpoint
 from nsllm.governance.motion import GovernanceTransaction
 from nsllm.governance.motion_pool import MotionPool
+from nsllm.governance.observation_pool import Standing
 from nsllm.governance.offences import OffenceRow
 from nsllm.governance.pending import RECENT_RECORDS, Pending
 from nsllm.governance.policy import Policy
 from nsllm.governance.record_proof import RecordProof
-from nsllm.ids import Address, Digest, Height, TimeMs, hex0x
+from nsllm.ids import Address, Digest, Height, Round, TimeMs, hex0x
 from nsllm.offload import Offload
 from nsllm.record import SignedRecord
 
@@ -49,6 +54,8 @@ PACE_MS: Final = 2_000
 blocks."""
 MAX_DECIDED: Final = 64
 """Decided blocks handed out in one call."""
+MAX_BEHIND_MS: Final = 5_000
+"""How far back a first proposal's own time may put what its proposer is held to have known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +93,8 @@ class Ledger:
         self._key = key
         self._lock = trio.Lock()
         motions = MotionPool(state.rules, [motion for motion, _ in state.store.decided_motions()])
-        self._pending = Pending(state.rules, state.registry, recent, motions)
+        me = key.address if key is not None else None
+        self._pending = Pending(state.rules, state.registry, recent, motions, me)
         self._waiters: dict[Digest, list[trio.Event]] = {}
         self._observers: list[Callable[[DecidedBlock], None]] = []
         self.halted: str | None = None
@@ -133,14 +141,47 @@ class Ledger:
 
     # What the peer puts in
 
-    def add_observation(self, signed: SignedObservation) -> bool:
-        """Take a validator's observation; True if it is new and its record not certified yet.
+    def add_commit(self, signed: SignedCommit) -> bool:
+        """Take a validator's committed batch; True if it is new and speaks of a record that is not settled yet.
 
         Raises:
-            BlockError: another rubric, other dimensions, or no validator's.
-            ObservationError, SignatureError: malformed, or not its signer's.
+            ObservationError: another epoch or rubric, no validator's, or malformed.
+            SignatureError: not its signer's.
+            BatchEquivocationError: it contradicts an earlier one; carries the proof.
         """
-        return self._pending.add_observation(signed, trio.current_time())
+        return self._pending.add_commit(signed, trio.current_time())
+
+    def add_reveal(self, reveal: BatchReveal) -> bool:
+        """Take opened rows of a batch that was committed to; True if one of them is new.
+
+        Raises:
+            ObservationError: malformed, or not what was committed to.
+        """
+        return self._pending.add_reveal(reveal, trio.current_time())
+
+    def add_conflict(self, conflict: BatchConflict) -> bool:
+        """Take a proof that a validator contradicted itself; True if it is news. Both batches are left out.
+
+        Raises:
+            ObservationError, SignatureError: it proves nothing.
+        """
+        return self._pending.add_conflict(conflict)
+
+    def openable(self) -> list[Digest]:
+        """Records whose rows of ours may be shown now: enough validators have committed to them."""
+        return self._pending.pool.openable(trio.current_time())
+
+    def opens_in_s(self) -> float | None:
+        """Seconds until a row of ours may be shown without anybody else's doing; None while there is none to come."""
+        return self._pending.pool.opens_in_s(trio.current_time())
+
+    def shown(self, record: Digest) -> bool:
+        """Is our row about this record opened?"""
+        return self._pending.pool.shown(record)
+
+    def standings(self) -> Mapping[Address, Standing]:
+        """What each validator observed, abstained from and contradicted, since this ledger was opened."""
+        return self._pending.pool.standings
 
     def add_admission(self, admission: Admission) -> bool:
         """Take an admission that a block shall log; True if it is new. Scores of its member's records wait for it.
@@ -183,10 +224,6 @@ class Ledger:
     async def decided_motions(self) -> list[tuple[Digest, Height]]:
         """Motions that blocks hold and that have not expired."""
         return await self._run(self._state.store.decided_motions)
-
-    def observations_for(self, record: Digest) -> tuple[SignedObservation, ...]:
-        """Pending observations of a record, ascending by validator."""
-        return self._pending.of(record)
 
     # Application
 
@@ -233,16 +270,25 @@ class Ledger:
         draft = self._pending.draft(trio.current_time(), now_ms)
         return await self._run(lambda: self._state.build(draft, now_ms=now_ms, proposer=proposer))
 
-    async def validate(self, block: Block, now_ms: TimeMs) -> None:
-        """Pass silently if honest validators may prevote `block`.
+    async def validate(self, block: Block, now_ms: TimeMs, round_: Round) -> None:
+        """Pass silently if honest validators may prevote `block` in this round.
 
         Raises:
             BlockError: names the rule, or the header's field with both values.
+            OmissionError: in round 0, observations that its proposer must have had are left out, or copied ones are in.
             DivergenceError: this ledger has halted.
         """
         self._check_running()
-        checked = {id(signed) for signed in block.body.observations if self._pending.holds(signed)}
+        pool = self._pending.pool
+        checked = {id(each.signed) for each in block.body.batches if pool.holds(each.signed)}
         await self._run(lambda: self._state.check(block, now_ms=now_ms, known=lambda signed: id(signed) in checked))
+        if round_ == 0 and self._key is not None:
+            await self._look_up()
+            age_s = min(max(0, now_ms - block.header.time_ms), MAX_BEHIND_MS) / 1000
+            roomy = len(canonical.encode(block)) < MAX_BLOCK_BYTES // 2
+            reason = self._pending.objection(block.body, roomy=roomy, built_s=trio.current_time() - age_s)
+            if reason is not None:
+                raise OmissionError(f"the first proposal of height {block.header.height} {reason}")
 
     async def commit(self, decided: DecidedBlock) -> None:
         """Execute and store a decided block atomically; repeating a stored one is a no-op.
@@ -262,17 +308,17 @@ class Ledger:
             if committed is None:
                 return
             self._state.adopt(committed)
-            for leaf in committed.leaves:
-                self._pending.scored(leaf.record)
+            for record in committed.settled:
+                self._pending.settled(record)
             for admission in committed.admissions:
                 self._pending.admitted(admission.member.address)
             for motion in committed.motions:
                 self._pending.motions.decided(motion)
             if committed.epoch is not None:
-                self._pending.begin_epoch(self._state.rules, trio.current_time())
+                self._pending.begin_epoch(self._state.rules)
             self._pending.judged(self._state, Height(self.height + 1))
-        for leaf in committed.leaves:
-            for waiter in self._waiters.pop(leaf.record, ()):
+        for record in committed.settled:
+            for waiter in self._waiters.pop(record, ()):
                 waiter.set()
         for observer in tuple(self._observers):
             observer(decided)
@@ -317,6 +363,11 @@ class Ledger:
         return self._state.tip.certificate if self._state.tip is not None else None
 
     @property
+    def terms(self) -> Terms:
+        """Under which observations are taken now."""
+        return self._state.rules.terms
+
+    @property
     def validators(self) -> ValidatorSet:
         """The validators that decide the next height."""
         return self._state.rules.validators
@@ -344,9 +395,14 @@ class Ledger:
         """What an operator should know about opening, such as a damaged file that was moved aside."""
         return self._state.notice
 
-    def is_certified(self, record: Digest) -> bool:
-        """Was the record scored, as far as memory goes (`RECENT_RECORDS`)? `certified` asks the disk."""
+    def is_settled(self, record: Digest) -> bool:
+        """Was the record scored, or settled as unscored, as far as memory goes (`RECENT_RECORDS`)?"""
         return self._pending.is_recent(record)
+
+    async def unsettled(self, records: Sequence[Digest]) -> list[Digest]:
+        """Those of `records` that no block has scored or settled as unscored, however long ago."""
+        store = self._state.store
+        return await self._run(lambda: [record for record in records if not store.is_settled(record)])
 
     async def proof(self, record: Digest) -> RecordProof | None:
         """All that can be proved of a record by now; None if it is not scored. A receipt is built from this."""
@@ -358,13 +414,21 @@ class Ledger:
         return (proof.leaf, proof.scores, proof.certificate) if proof is not None else None
 
     async def wait_certified(self, signed: SignedRecord) -> CertifiedRecord:
-        """The certified record, once a block holds its scores. Give it a deadline: nobody may ever score it."""
+        """The certified record, once a block holds its scores. Give it a deadline: nobody may ever score it.
+
+        Raises:
+            UnscoredError: a block settled that it stays unscored; says who abstained.
+        """
         record = signed.record.digest()
         # The waiter stands before the look-up, so that no commit falls between them.
         waiter = trio.Event()
         self._waiters.setdefault(record, []).append(waiter)
         try:
             while (found := await self.certified(record)) is None:
+                unscored = await self._run(lambda: self._state.store.unscored(record))
+                if unscored is not None:
+                    names = ", ".join(hex0x(address) for address in unscored.abstainers)
+                    raise UnscoredError(f"record {hex0x(record)} stays unscored: {names} abstained")
                 await waiter.wait()
         finally:
             self._forget_waiter(record, waiter)
@@ -413,13 +477,13 @@ class Ledger:
             return await self._offload.run(work)
 
     async def _look_up(self) -> None:
-        """Drop pending records that were scored so long ago that memory does not know them."""
+        """Drop pending records that were settled so long ago that memory does not know them."""
         unknown = self._pending.to_look_up()
         if unknown:
             store = self._state.store
-            found = await self._run(lambda: [store.is_scored(record) for record in unknown])
-            for record, scored in zip(unknown, found, strict=True):
-                self._pending.looked_up(record, scored=scored)
+            found = await self._run(lambda: [store.is_settled(record) for record in unknown])
+            for record, settled in zip(unknown, found, strict=True):
+                self._pending.looked_up(record, settled=settled)
 
     def _forget_waiter(self, record: Digest, waiter: trio.Event) -> None:
         waiting = self._waiters.get(record, [])

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from msgspec.structs import replace
+
 from nsllm import canonical
+from nsllm.consensus.batch import SignedCommit
 from nsllm.consensus.block import Block, Body, DecidedBlock
 from nsllm.consensus.errors import BlockError, DivergenceError
 from nsllm.consensus.evidence import offence_of
 from nsllm.consensus.header import Header
-from nsllm.consensus.observation import ScoreLeaf, SignedObservation
+from nsllm.consensus.observation import ScoreLeaf
 from nsllm.consensus.registry import Admission, Member, MemberRegistry
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.databases import ON_DISK, Databases
@@ -48,7 +51,8 @@ class Committed:
     """What a commit changed: stored already, adopted by `LedgerState.adopt`."""
 
     decided: DecidedBlock
-    leaves: tuple[ScoreLeaf, ...]
+    settled: tuple[Digest, ...]
+    """Records that the block scores or settles as unscored."""
     admissions: tuple[Admission, ...]
     offences: tuple[OffenceRow, ...]
     motions: tuple[Digest, ...]
@@ -134,9 +138,9 @@ class LedgerState:
         """Close the file."""
         self._database.close()
 
-    def is_scored(self, record: Digest) -> bool:
-        """Does a block hold this record's scores?"""
-        return self.store.is_scored(record)
+    def is_settled(self, record: Digest) -> bool:
+        """Has a block scored this record, or settled that it stays unscored?"""
+        return self.store.is_settled(record)
 
     def member(self, address: Address) -> Member | None:
         """The member with this address after the last block."""
@@ -180,11 +184,13 @@ class LedgerState:
         with self._database.guarded():
             time_ms = self.rules.time_after(self.parent, now_ms)
             height = Height(self.parent.height + 1)
-            observations, entries = select(draft, self.rules, self.parent.registry, self, height, time_ms)
-            body = Body(observations=observations, transactions=self._anchor(time_ms), entries=entries)
+            body = replace(
+                select(draft, self.rules, self.parent.registry, self, height, time_ms),
+                transactions=self._anchor(time_ms),
+            )
             return Block(header=self._header(body, self.rules.outcome(self.parent, body), proposer, time_ms), body=body)
 
-    def check(self, block: Block, *, now_ms: TimeMs, known: Callable[[SignedObservation], bool]) -> None:
+    def check(self, block: Block, *, now_ms: TimeMs, known: Callable[[SignedCommit], bool]) -> None:
         """Pass silently if honest validators may prevote `block`.
 
         Raises:
@@ -320,7 +326,7 @@ class LedgerState:
 
     def _store(self, decided: DecidedBlock, outcome: Outcome) -> Committed:
         header, body = decided.block.header, decided.block.body
-        self.store.put(decided, outcome.leaves, self.parent.log.size)
+        self.store.put(decided, outcome.leaves, outcome.unscored, self.parent.log.size)
         if outcome.registry != self.parent.registry:
             self.store.put_registry(outcome.registry)
         motions = [e.transaction.motion for e in map(decode_entry, body.entries) if isinstance(e, GovernanceEntry)]
@@ -342,7 +348,7 @@ class LedgerState:
         proved = [offence_of(entry.evidence) for entry in entries if isinstance(entry, EvidenceEntry)]
         return Committed(
             decided=decided,
-            leaves=outcome.leaves,
+            settled=outcome.settled,
             admissions=tuple(entry.admission for entry in entries if isinstance(entry, AdmissionEntry)),
             offences=tuple(OffenceRow(o.validator, o.epoch, o.kind, o.height, header.height) for o in proved),
             motions=digests,

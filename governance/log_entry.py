@@ -12,7 +12,7 @@ from typing import Final
 from nsllm import canonical, crypto, merkle
 from nsllm.canonical import Value
 from nsllm.consensus.evidence import Evidence
-from nsllm.consensus.observation import ScoreLeaf
+from nsllm.consensus.observation import ScoreLeaf, Unscored
 from nsllm.consensus.registry import Admission
 from nsllm.crypto import MemberKey
 from nsllm.governance.motion import GovernanceTransaction
@@ -55,6 +55,12 @@ class CertifiedEntry(Value, frozen=True, kw_only=True, tag="certified"):
     leaf: ScoreLeaf
 
 
+class UnscoredEntry(Value, frozen=True, kw_only=True, tag="unscored"):
+    """A record will have no scores: too many validators abstained."""
+
+    unscored: Unscored
+
+
 class AdmissionEntry(Value, frozen=True, kw_only=True, tag="admission"):
     """A member joined."""
 
@@ -79,7 +85,7 @@ class EvidenceEntry(Value, frozen=True, kw_only=True, tag="evidence"):
     evidence: Evidence
 
 
-AnyEntry = CertifiedEntry | AdmissionEntry | GovernanceEntry | CheckpointEntry | EvidenceEntry
+AnyEntry = CertifiedEntry | UnscoredEntry | AdmissionEntry | GovernanceEntry | CheckpointEntry | EvidenceEntry
 
 
 class LogEntry(Value, frozen=True, kw_only=True):
@@ -91,6 +97,11 @@ class LogEntry(Value, frozen=True, kw_only=True):
 def certified_entry(leaf: ScoreLeaf) -> bytes:
     """Canonical entry of a certified record."""
     return canonical.encode(LogEntry(entry=CertifiedEntry(leaf=leaf)))
+
+
+def unscored_entry(unscored: Unscored) -> bytes:
+    """Canonical entry of a record that stays unscored."""
+    return canonical.encode(LogEntry(entry=UnscoredEntry(unscored=unscored)))
 
 
 def admission_entry(admission: Admission) -> bytes:

@@ -1,126 +1,304 @@
-"""Observations that wait for a block: bounded, in memory only; validators send theirs again until a block has them.
+"""Observations that wait for a block: commits, opened rows and abstentions by record. Bounded, in memory only.
 
-Each validator has its own bound, so a faulty one that floods drops its own observations, never another's.
+Validators send theirs again until a block has them. What a faulty one sends costs its own place (`batch_lanes`), its
+own rows (out of time or not what was committed to), or both of its batches that contradict each other.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from nsllm.consensus.observation import Observation, SignedObservation
-from nsllm.ids import Address, Digest
+from nsllm.consensus.batch import BatchReveal, Row, SignedCommit, check_row, unpack_rows
+from nsllm.consensus.batch_conflict import BatchConflict, conflict_of, contradict
+from nsllm.consensus.errors import BatchEquivocationError, ObservationError
+from nsllm.consensus.observation import Subject, unpack_subjects
+from nsllm.consensus.settlement import Terms
+from nsllm.governance.batch_lanes import BatchLanes, Held
+from nsllm.governance.record_case import Opened, Place, RecordCase
+from nsllm.ids import Address, Digest, hex0x
 
-PER_VALIDATOR: Final = 1024
-"""Observations kept a validator: half a megabyte of the default rubric's."""
-EXPIRY_S: Final = 600.0
-WAIT_FOR_ALL_S: Final = 0.3
-"""How long a record with enough observations waits for the remaining validators' ones."""
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A record that a block may score, with the rows to score it by."""
+
+    subject: Subject
+    rows: tuple[tuple[SignedCommit, Row], ...]
+    """Ascending by validator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hopeless:
+    """A record that a block may settle as unscored."""
+
+    record: Digest
+    abstentions: tuple[SignedCommit, ...]
 
 
 @dataclass(slots=True)
-class _Pending:
-    by_validator: dict[Address, SignedObservation] = field(default_factory=dict[Address, SignedObservation])
-    enough_since: float | None = None
+class Standing:
+    """What a validator did since this pool began."""
+
+    observed: int = 0
+    late: int = 0
+    """Rows that it committed to only after others had opened theirs: slow, or copied."""
+    abstained: int = 0
+    reason: str | None = None
+    """Of its last abstention."""
+    equivocated: int = 0
 
 
 class ObservationPool:
-    """Observations by record and validator; the caller has checked their signatures and tells the time (seconds)."""
+    """Observations of one epoch by record and validator; the caller tells the time (seconds)."""
 
-    def __init__(self, validators: int, enough: int) -> None:
+    def __init__(self, terms: Terms, me: Address | None) -> None:
         """An empty pool.
 
         Args:
-            validators: n, the size of the validator set.
-            enough: n-f, how many observations a score needs.
+            terms: what observations are checked against.
+            me: the validator whose rows wait here to be opened; None for a follower.
         """
-        self._all = validators
-        self._enough = enough
-        self._records: OrderedDict[Digest, _Pending] = OrderedDict()
-        self._held: dict[Address, OrderedDict[Digest, float]] = {}
+        self._terms = terms
+        self._me = me
+        self._lanes = BatchLanes()
+        self._cases: dict[Digest, RecordCase] = {}
+        self._ready: OrderedDict[Digest, None] = OrderedDict()
+        """Records that may be settled, oldest first."""
+        self._closed: dict[Digest, None] = {}
+        """Records of ours that are committed to and not opened."""
+        self.standings: dict[Address, Standing] = {address: Standing() for address in terms.validators.members}
 
-    def add(self, signed: SignedObservation, now: float) -> bool:
-        """Keep an observation; False if this validator's observation of this record is here already."""
-        record, validator = signed.observation.record, signed.observation.validator
-        pending = self._records.get(record)
-        if pending is not None and validator in pending.by_validator:
+    def add_commit(self, signed: SignedCommit, now: float, settled: Callable[[Digest], bool]) -> bool:
+        """Keep a commit; False if it is here already, or speaks of nothing that waits for a block.
+
+        Cheap checks come first: the signature is looked at last.
+
+        Raises:
+            ObservationError: another epoch or rubric, no validator's, or malformed.
+            SignatureError: not the validator's.
+            BatchEquivocationError: it contradicts an earlier one; both are left out from now on.
+        """
+        commit = signed.commit
+        self._check_terms(commit.validator, commit.epoch, commit.rubric)
+        held = self._lanes.get(commit.validator, commit.number)
+        if (held is not None and held.signed == signed) or not self._lanes.takes(commit.validator, commit.number):
             return False
-        held = self._held.setdefault(validator, OrderedDict())
-        if len(held) >= PER_VALIDATOR:
-            self._forget(next(iter(held)), validator)
-        held[record] = now
-        pending = self._records.setdefault(record, _Pending())
-        pending.by_validator[validator] = signed
-        if pending.enough_since is None and len(_agreeing(pending)) >= self._enough:
-            pending.enough_since = now
+        commit.check_shape()
+        fresh = {record for record in (*commit.record_digests, *commit.abstained) if not settled(record)}
+        if not fresh:
+            return False
+        signed.check(self._terms.network)
+        conflict = self._contradiction(signed, held)
+        if conflict is not None:
+            self.ban(conflict)
+            raise BatchEquivocationError(conflict)
+        self._enter(signed, fresh, now)
         return True
 
-    def holds(self, signed: SignedObservation) -> bool:
-        """Is exactly this observation, signature included, in the pool (so that it was checked before)?"""
-        pending = self._records.get(signed.observation.record)
-        return pending is not None and pending.by_validator.get(signed.observation.validator) == signed
+    def add_reveal(self, reveal: BatchReveal, now: float) -> bool:
+        """Take the rows of a batch that is here; False if nothing in it is new.
 
-    def of(self, record: Digest) -> tuple[SignedObservation, ...]:
-        """Observations of one record, ascending by validator."""
-        pending = self._records.get(record)
-        if pending is None:
-            return ()
-        return tuple(pending.by_validator[validator] for validator in sorted(pending.by_validator))
+        Raises:
+            ObservationError: another epoch, no validator's, malformed, or not what was committed to.
+        """
+        self._check_terms(reveal.validator, reveal.epoch, self._terms.rubric)
+        held = self._lanes.get(reveal.validator, reveal.number)
+        if held is None:
+            return False
+        rows = unpack_rows(reveal.rows, len(self._terms.dimensions))
+        subjects = unpack_subjects(reveal.subjects)
+        if len(rows) != len(subjects):
+            raise ObservationError(f"{len(rows)} rows with {len(subjects)} subjects")
+        new = False
+        for row, subject in zip(rows, subjects, strict=True):
+            case = self._cases.get(subject.record)
+            place = case.committed.get(reveal.validator) if case is not None else None
+            if case is None or place is None or place.number != reveal.number or reveal.validator in case.opened:
+                continue
+            check_row(held.signed.commit, self._terms.network, subject, row)
+            self._open(case, reveal.validator, Opened(subject, row, now))
+            new = True
+        return new
 
-    def all(self) -> list[SignedObservation]:
-        """Everything that waits, oldest record first."""
-        return [signed for record in self._records for signed in self.of(record)]
+    def ban(self, conflict: BatchConflict) -> bool:
+        """Leave out both batches of a proved equivocation; False if they are left out already."""
+        offender = conflict.offender
+        numbers = {conflict.first.commit.number, conflict.second.commit.number}
+        if all(self._lanes.banned(offender, number) for number in numbers):
+            return False
+        self.standings[offender].equivocated += 1
+        for number in numbers:
+            held = self._lanes.ban(offender, number)
+            if held is not None:
+                self._forget(held)
+        return True
 
-    def enough(self) -> list[Digest]:
-        """Records with enough observations, oldest first."""
-        return [record for record, pending in self._records.items() if pending.enough_since is not None]
+    def knows(self, conflict: BatchConflict) -> bool:
+        """Are both batches left out already?"""
+        numbers = {conflict.first.commit.number, conflict.second.commit.number}
+        return all(self._lanes.banned(conflict.offender, number) for number in numbers)
 
-    def wait_s(self, record: Digest, now: float) -> float:
-        """Seconds until a record with enough observations is due: 0.0 once all n are here."""
-        pending = self._records[record]
-        if pending.enough_since is None or len(_agreeing(pending)) == self._all:
-            return 0.0
-        return max(0.0, pending.enough_since + WAIT_FOR_ALL_S - now)
+    def holds(self, signed: SignedCommit) -> bool:
+        """Is exactly this commit, signature included, in the pool (so that it was checked before)?"""
+        held = self._lanes.get(signed.commit.validator, signed.commit.number)
+        return held is not None and held.signed == signed
 
-    def agreeing(self, record: Digest) -> tuple[SignedObservation, ...]:
-        """The largest set of observations of `record` that belong together, ascending by validator."""
-        pending = self._records.get(record)
-        return _agreeing(pending) if pending is not None else ()
+    def case(self, record: Digest) -> RecordCase | None:
+        """What is known of a record."""
+        return self._cases.get(record)
 
-    def drop(self, record: Digest) -> None:
+    def is_banned(self, signed: SignedCommit) -> bool:
+        """Is the batch left out because its validator equivocated?"""
+        return self._lanes.banned(signed.commit.validator, signed.commit.number)
+
+    # Our own rows
+
+    def openable(self, now: float) -> list[Digest]:
+        """Records whose rows of ours may be shown now."""
+        size = self._terms.validators.size
+        return [record for record in self._closed if self._cases[record].may_open(size, now)]
+
+    def opens_in_s(self, now: float) -> float | None:
+        """Seconds until a row of ours may be shown without anybody else's doing; None if there is none to come."""
+        waits = (self._cases[record].open_in_s(now) for record in self._closed)
+        return min((wait for wait in waits if wait is not None), default=None)
+
+    def shown(self, record: Digest) -> bool:
+        """Is our row about this record opened?"""
+        case = self._cases.get(record)
+        return case is not None and self._me in case.opened
+
+    # For a block
+
+    def ready(self) -> list[Digest]:
+        """Records with enough rows, or too many abstentions, oldest first."""
+        return list(self._ready)
+
+    def due_in_s(self, record: Digest, now: float) -> float:
+        """Seconds until a record that is ready goes into a block."""
+        return self._cases[record].due_in_s(now)
+
+    def candidate(self, record: Digest) -> Candidate | Hopeless:
+        """What a block needs to settle a record that is ready."""
+        case = self._cases[record]
+        if case.enough_opened_s is None:
+            numbers = sorted(case.abstained.items())
+            return Hopeless(record, tuple(self._signed(validator, number) for validator, number in numbers))
+        rows = case.agreeing()
+        return Candidate(
+            next(iter(rows.values())).subject,
+            tuple((self._signed(v, case.committed[v].number), opened.row) for v, opened in rows.items()),
+        )
+
+    def generator(self, record: Digest) -> Address | None:
+        """Whose a record is that may be scored; None if it can only be settled as unscored."""
+        case = self._cases[record]
+        if case.enough_opened_s is None:
+            return None
+        return next(iter(case.agreeing().values())).subject.generator
+
+    def settled(self, record: Digest) -> None:
         """Forget a record: a block has it."""
-        pending = self._records.pop(record, None)
-        for validator in pending.by_validator if pending is not None else ():
-            self._held[validator].pop(record, None)
+        case = self._cases.pop(record, None)
+        self._ready.pop(record, None)
+        self._closed.pop(record, None)
+        if case is None:
+            return
+        for validator, place in case.committed.items():
+            self._lanes.settled(validator, place.number, record)
+        for validator, number in case.abstained.items():
+            self._lanes.settled(validator, number, record)
 
     def expire(self, now: float) -> None:
-        """Forget observations older than `EXPIRY_S`."""
-        for validator, held in self._held.items():
-            while held and next(iter(held.values())) + EXPIRY_S <= now:
-                self._forget(next(iter(held)), validator)
+        """Forget what no block took for long."""
+        for held in self._lanes.expired(now):
+            self._forget(held)
+
+    def outstanding(self, validator: Address) -> int:
+        """Batches of a validator that wait here."""
+        return self._lanes.outstanding(validator)
 
     def __len__(self) -> int:
-        return len(self._records)
+        """Records that somebody speaks of."""
+        return len(self._cases)
 
-    def _forget(self, record: Digest, validator: Address) -> None:
-        del self._held[validator][record]
-        pending = self._records[record]
-        del pending.by_validator[validator]
-        if not pending.by_validator:
-            del self._records[record]
-        elif len(_agreeing(pending)) < self._enough:
-            pending.enough_since = None
+    def _check_terms(self, validator: Address, epoch: int, rubric: Digest) -> None:
+        if validator not in self.standings:
+            raise ObservationError(f"observations of {hex0x(validator)}, who is not a validator")
+        if epoch != self._terms.validators.epoch:
+            raise ObservationError(f"observations of epoch {epoch}, this is epoch {self._terms.validators.epoch}")
+        if rubric != self._terms.rubric:
+            raise ObservationError(f"observations under rubric {hex0x(rubric)}, not {hex0x(self._terms.rubric)}")
 
+    def _contradiction(self, signed: SignedCommit, held: Held | None) -> BatchConflict | None:
+        if held is not None:
+            return conflict_of(held.signed, signed)
+        commit = signed.commit
+        numbers: set[int] = set()
+        for record in (*commit.record_digests, *commit.abstained):
+            case = self._cases.get(record)
+            if case is not None:
+                place = case.committed.get(commit.validator)
+                numbers |= {place.number} if place is not None else set()
+                numbers |= {case.abstained[commit.validator]} if commit.validator in case.abstained else set()
+        for number in sorted(numbers):
+            other = self._signed(commit.validator, number)
+            if contradict(other.commit, commit):
+                return conflict_of(other, signed)
+        return None
 
-def _agreeing(pending: _Pending) -> tuple[SignedObservation, ...]:
-    groups: dict[tuple[object, ...], list[SignedObservation]] = {}
-    for validator in sorted(pending.by_validator):
-        signed = pending.by_validator[validator]
-        groups.setdefault(_about(signed.observation), []).append(signed)
-    return max((tuple(group) for group in groups.values()), key=len)
+    def _enter(self, signed: SignedCommit, fresh: set[Digest], now: float) -> None:
+        commit = signed.commit
+        validator, standing = commit.validator, self.standings[commit.validator]
+        entered: set[Digest] = set()
+        for record in sorted(fresh):
+            case = self._cases.get(record)
+            if case is None:
+                validators = self._terms.validators
+                case = self._cases[record] = RecordCase(validators.enough_observations, validators.faults)
+            if validator in case.committed or validator in case.abstained:
+                continue  # the same row again, in another batch: the first counts
+            entered.add(record)
+            position = commit.position_of.get(record)
+            if position is None:
+                case.abstain(validator, commit.number, now)
+                standing.abstained += 1
+                if case.ready:
+                    self._ready[record] = None
+                continue
+            case.commit(validator, Place(commit.number, position, now))
+            standing.observed += 1
+            standing.late += validator in case.late
+            if validator == self._me:
+                self._closed[record] = None
+        if commit.abstentions:
+            standing.reason = commit.abstentions[-1].reason
+        if entered:
+            for pushed in self._lanes.put(signed, entered, now):
+                self._forget(pushed)
 
+    def _open(self, case: RecordCase, validator: Address, opened: Opened) -> None:
+        case.open(validator, opened)
+        if validator == self._me:
+            self._closed.pop(opened.subject.record, None)
+        if case.ready:
+            self._ready[opened.subject.record] = None
 
-def _about(observation: Observation) -> tuple[object, ...]:
-    names = tuple(score.name for score in observation.scores)
-    return (observation.generator, observation.request_key, observation.rubric, names)
+    def _forget(self, held: Held) -> None:
+        validator = held.signed.commit.validator
+        for record in held.records:
+            case = self._cases[record]
+            case.forget(validator)
+            if validator == self._me:
+                self._closed.pop(record, None)
+            if not case.ready:
+                self._ready.pop(record, None)
+            if case.empty:
+                del self._cases[record]
+
+    def _signed(self, validator: Address, number: int) -> SignedCommit:
+        held = self._lanes.get(validator, number)
+        assert held is not None, "a case names a batch that is not held"
+        return held.signed

@@ -6,19 +6,22 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
 
+from nsllm.consensus.batch import BatchReveal, SignedCommit
+from nsllm.consensus.batch_conflict import BatchConflict
+from nsllm.consensus.block import Body
 from nsllm.consensus.evidence import Evidence, offence_of
-from nsllm.consensus.observation import SignedObservation
 from nsllm.consensus.registry import Admission, MemberRegistry
 from nsllm.errors import NsllmError, PeerFault
 from nsllm.governance.block_rules import BlockRules, History
 from nsllm.governance.log_entry import SignedCheckpoint
 from nsllm.governance.motion_pool import MotionPool
+from nsllm.governance.objections import objection
 from nsllm.governance.observation_pool import ObservationPool
 from nsllm.governance.proposal import Draft
 from nsllm.ids import Address, Digest, Epoch, Height, TimeMs
 
 RECENT_RECORDS: Final = 65_536
-"""Scored records remembered in memory, so that late observations of them are refused at once: about 8 MB."""
+"""Settled records remembered in memory, so that late observations of them are refused at once: about 8 MB."""
 MAX_ADMISSIONS: Final = 256
 
 
@@ -26,38 +29,41 @@ class Pending:
     """Checked things on their way into a block; times are trio's seconds."""
 
     def __init__(
-        self, rules: BlockRules, registry: MemberRegistry, recent: Sequence[Digest], motions: MotionPool
+        self,
+        rules: BlockRules,
+        registry: MemberRegistry,
+        recent: Sequence[Digest],
+        motions: MotionPool,
+        me: Address | None,
     ) -> None:
         """Nothing pending yet.
 
         Args:
             rules: what things are checked against.
             registry: members after the last block, kept up to date by the caller.
-            recent: records scored last, oldest first.
+            recent: records settled last, oldest first.
             motions: what validators have moved and approved.
+            me: who proposes and observes here; None for a ledger without a key.
         """
         self._rules = rules
         self._registry = registry
         self._recent: OrderedDict[Digest, None] = OrderedDict.fromkeys(recent)
         self.motions: Final = motions
-        self._pool = ObservationPool(rules.validators.size, rules.validators.enough_observations)
-        self._unscored: set[Digest] = set()
-        """Records that were looked up and not found scored; asked by membership only."""
+        self._me = me
+        self.pool = ObservationPool(rules.terms, me)
+        """Commits, opened rows and abstentions of the present epoch."""
+        self._unsettled: set[Digest] = set()
+        """Records that were looked up and not found settled; asked by membership only."""
         self._admissions: OrderedDict[Address, Admission] = OrderedDict()
         self._checkpoints: dict[Address, SignedCheckpoint] = {}
         self._evidence: dict[tuple[Address, Epoch], Evidence] = {}
         """At most one for each validator and epoch, so bounded by the validators there were."""
 
-    def begin_epoch(self, rules: BlockRules, now: float) -> None:
-        """Other validators or another policy are in force: keep what holds under them."""
-        old, self._rules = self._pool, rules
-        self._pool = ObservationPool(rules.validators.size, rules.validators.enough_observations)
-        for signed in old.all():
-            try:
-                rules.check_observation(signed)
-            except NsllmError:
-                continue
-            self._pool.add(signed, now)
+    def begin_epoch(self, rules: BlockRules) -> None:
+        """Other validators or another policy are in force. Batches are of one epoch: validators commit anew."""
+        self._rules = rules
+        self.pool = ObservationPool(rules.terms, self._me)
+        self._unsettled.clear()
         self.motions.begin_epoch(rules)
         for address, admission in list(self._admissions.items()):
             try:
@@ -65,13 +71,21 @@ class Pending:
             except NsllmError:
                 del self._admissions[address]
 
-    def add_observation(self, signed: SignedObservation, now: float) -> bool:
-        """See `Ledger.add_observation`."""
-        self._pool.expire(now)
-        if self.is_recent(signed.observation.record) or self._pool.holds(signed):
+    def add_commit(self, signed: SignedCommit, now: float) -> bool:
+        """See `Ledger.add_commit`."""
+        self.pool.expire(now)
+        return self.pool.add_commit(signed, now, self.is_recent)
+
+    def add_reveal(self, reveal: BatchReveal, now: float) -> bool:
+        """See `Ledger.add_reveal`."""
+        return self.pool.add_reveal(reveal, now)
+
+    def add_conflict(self, conflict: BatchConflict) -> bool:
+        """See `Ledger.add_conflict`."""
+        if conflict.offender not in self._rules.validators or self.pool.knows(conflict):
             return False
-        self._rules.check_observation(signed)
-        return self._pool.add(signed, now)
+        conflict.check(self._rules.network)
+        return self.pool.ban(conflict)
 
     def add_admission(self, admission: Admission) -> bool:
         """See `Ledger.add_admission`."""
@@ -107,16 +121,8 @@ class Pending:
         return True
 
     def is_recent(self, record: Digest) -> bool:
-        """Is the record among those scored last?"""
+        """Is the record among those settled last?"""
         return record in self._recent
-
-    def holds(self, signed: SignedObservation) -> bool:
-        """Was exactly this observation checked before?"""
-        return self._pool.holds(signed)
-
-    def of(self, record: Digest) -> tuple[SignedObservation, ...]:
-        """Pending observations of a record, ascending by validator."""
-        return self._pool.of(record)
 
     def admissions(self) -> int:
         """Admissions that no block holds yet."""
@@ -127,37 +133,41 @@ class Pending:
         return len(self._evidence)
 
     def to_look_up(self) -> list[Digest]:
-        """Records with enough observations of which it is not known whether they were scored long ago."""
-        enough = self._pool.enough()
-        self._unscored.intersection_update(enough)
-        return [record for record in enough if record not in self._unscored]
+        """Records that may be settled of which it is not known whether they were, long ago."""
+        return [record for record in self.pool.ready() if record not in self._unsettled]
 
-    def looked_up(self, record: Digest, *, scored: bool) -> None:
+    def looked_up(self, record: Digest, *, settled: bool) -> None:
         """What the look-up found."""
-        if scored:
-            self._pool.drop(record)
+        if settled:
+            self.pool.settled(record)
         else:
-            self._unscored.add(record)
+            self._unsettled.add(record)
 
     def waits_s(self, now: float) -> list[float]:
-        """For each record that may be scored, seconds until it is due."""
-        return [self._pool.wait_s(record, now) for record in self._ready()]
+        """For each record that may be settled, seconds until it is due."""
+        return [self.pool.due_in_s(record, now) for record in self._ready()]
 
     def draft(self, now: float, time_ms: TimeMs) -> Draft:
         """What a proposer may put into a block now."""
-        due = [record for record in self._ready() if self._pool.wait_s(record, now) == 0.0]
+        due = [record for record in self._ready() if self.pool.due_in_s(record, now) == 0.0]
         return Draft(
-            observations=[self._pool.agreeing(record) for record in due],
+            records=[self.pool.candidate(record) for record in due],
             admissions=tuple(self._admissions.values()),
             motions=self.motions.ready(self._registry.state, time_ms),
             checkpoints=tuple(self._checkpoints.values()),
             evidence=tuple(self._evidence.values()),
         )
 
-    def scored(self, record: Digest) -> None:
-        """A block holds the record's scores."""
-        self._pool.drop(record)
-        self._unscored.discard(record)
+    def objection(self, body: Body, *, roomy: bool, built_s: float) -> str | None:
+        """What is wrong with `body` as a first proposal, by what we have received; see `objections`."""
+        found = ((record, self.pool.case(record)) for record in self._ready())
+        due_since = [(record, case.due_at_s()) for record, case in found if case is not None]
+        return objection(self.pool, body, due_since=due_since, roomy=roomy, built_s=built_s)
+
+    def settled(self, record: Digest) -> None:
+        """A block scores the record, or settles that it stays unscored."""
+        self.pool.settled(record)
+        self._unsettled.discard(record)
         self._recent[record] = None
         if len(self._recent) > RECENT_RECORDS:
             self._recent.popitem(last=False)
@@ -176,16 +186,17 @@ class Pending:
 
     def expire(self, now: float) -> None:
         """Forget what is too old."""
-        self._pool.expire(now)
+        self.pool.expire(now)
+        self._unsettled.intersection_update(self.pool.ready())
 
     def __len__(self) -> int:
-        """Records with observations that no block holds."""
-        return len(self._pool)
+        """Records with observations or abstentions that no block holds."""
+        return len(self.pool)
 
     def _ready(self) -> list[Digest]:
-        """Records with enough observations, not scored yet, of a present or joining member; oldest first."""
-        return [record for record in self._pool.enough() if record in self._unscored and self._may_publish(record)]
+        """Records that may be settled and were not, of a present or joining member; oldest first."""
+        return [record for record in self.pool.ready() if record in self._unsettled and self._may_publish(record)]
 
     def _may_publish(self, record: Digest) -> bool:
-        generator = self._pool.agreeing(record)[0].observation.generator
-        return self._registry.get(generator) is not None or generator in self._admissions
+        generator = self.pool.generator(record)
+        return generator is None or self._registry.get(generator) is not None or generator in self._admissions

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from nsllm import canonical
-from nsllm.consensus.block import MAX_BLOCK_BYTES, MAX_BLOCK_RECORDS
+from nsllm.consensus.block import MAX_BLOCK_BYTES, Body
 from nsllm.consensus.evidence import Evidence
-from nsllm.consensus.observation import SignedObservation
 from nsllm.consensus.registry import Admission, RegistryState
 from nsllm.errors import NsllmError
 from nsllm.governance.block_rules import MAX_BLOCK_MOTIONS, BlockRules, History
@@ -22,24 +20,24 @@ from nsllm.governance.log_entry import (
     governance_entry,
 )
 from nsllm.governance.motion import GovernanceTransaction, apply
+from nsllm.governance.observation_pool import Candidate, Hopeless
 from nsllm.governance.offences import MAX_BLOCK_EVIDENCE
+from nsllm.governance.selection import FRAMING_BYTES, Selection, record_of
 from nsllm.ids import Address, Height, TimeMs
 
 BODY_BUDGET_BYTES: Final = MAX_BLOCK_BYTES - 160 * 1024
-"""Observations and entries of a proposal; the rest is room for the header and one transaction."""
+"""Batches and entries of a proposal; the rest is room for the header and one transaction."""
 MAX_ADMISSIONS: Final = 64
 MAX_ENTRIES: Final = 256
 """As `Body` bounds them."""
-FRAMING_BYTES: Final = 8
-"""Upper bound of what the body's encoding adds to one item."""
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
     """What a proposer has pending."""
 
-    observations: Sequence[tuple[SignedObservation, ...]] = ()
-    """One tuple a record, agreeing; most urgent record first."""
+    records: Sequence[Candidate | Hopeless] = ()
+    """Most urgent first."""
     admissions: Sequence[Admission] = ()
     motions: Sequence[GovernanceTransaction] = ()
     """Each carried and possible after the last block; ascending by the motion's digest."""
@@ -49,10 +47,10 @@ class Draft:
 
 def select(
     draft: Draft, rules: BlockRules, registry: RegistryState, history: History, height: Height, time_ms: TimeMs
-) -> tuple[tuple[SignedObservation, ...], tuple[bytes, ...]]:
-    """Observations and further entries for a block of `height` and `time_ms`, in body order.
+) -> Body:
+    """The body of a block of `height` and `time_ms`, without transactions.
 
-    Left out is what is not valid (any more): scored or admitted meanwhile, strangers' records, too soon a checkpoint,
+    Left out is what is not valid (any more): settled or admitted meanwhile, strangers' records, too soon a checkpoint,
     too old evidence.
     """
     convicting = _evidence(draft.evidence, rules, history, height)
@@ -60,10 +58,16 @@ def select(
     admissions = sorted(newcomers[:MAX_ADMISSIONS], key=lambda admission: admission.member.address)
     entries = [admission_entry(admission) for admission in admissions]
     entries += _motions(draft.motions, rules, registry, admissions)
-    budget = BODY_BUDGET_BYTES - sum(len(entry) + FRAMING_BYTES for entry in (*entries, *convicting))
-    joining = [admission.member.address for admission in admissions]
-    chosen, budget = _observations(draft.observations, history, joining, budget)
-    if chosen or entries or convicting:  # a checkpoint alone makes no entry: a quiet network stays quiet
+    selection = Selection(BODY_BUDGET_BYTES - sum(len(entry) + FRAMING_BYTES for entry in (*entries, *convicting)))
+    joining = {admission.member.address for admission in admissions}
+    for each in draft.records:
+        if history.is_settled(record_of(each)):
+            continue
+        generator = each.subject.generator if isinstance(each, Candidate) else None
+        if generator is None or generator in joining or history.member(generator) is not None:
+            selection.add(each)
+    if selection.records or entries or convicting:  # a checkpoint alone makes no entry: a quiet network stays quiet
+        budget = selection.budget_bytes
         for signed in sorted(draft.checkpoints, key=lambda signed: signed.checkpoint.peer):
             entry = checkpoint_entry(signed)
             budget -= len(entry) + FRAMING_BYTES
@@ -71,7 +75,7 @@ def select(
                 break
             if _fits(signed, rules, history, time_ms):
                 entries.append(entry)
-    return tuple(chosen), (*entries, *convicting)
+    return selection.body((*entries, *convicting))
 
 
 def _evidence(evidence: Sequence[Evidence], rules: BlockRules, history: History, height: Height) -> list[bytes]:
@@ -103,26 +107,6 @@ def _motions(
             continue
         entries.append(governance_entry(transaction))
     return entries
-
-
-def _observations(
-    groups: Sequence[tuple[SignedObservation, ...]], history: History, joining: Sequence[Address], budget: int
-) -> tuple[list[SignedObservation], int]:
-    chosen: list[SignedObservation] = []
-    records = 0
-    for group in groups:
-        about = group[0].observation
-        if (history.member(about.generator) is None and about.generator not in joining) or history.is_scored(
-            about.record
-        ):
-            continue
-        size = sum(len(canonical.encode(signed)) + FRAMING_BYTES for signed in group)
-        if size > budget or records == MAX_BLOCK_RECORDS:
-            break
-        chosen.extend(group)
-        records += 1
-        budget -= size
-    return sorted(chosen, key=lambda signed: (signed.observation.record, signed.observation.validator)), budget
 
 
 def _fits(signed: SignedCheckpoint, rules: BlockRules, history: History, time_ms: TimeMs) -> bool:

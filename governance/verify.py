@@ -180,6 +180,12 @@ class _Verifier:
             raise ReceiptError(
                 f"dimensions {names}, the rubric has {policy.rubric.dimensions}", step="policy", field="leaf.scores"
             )
+        if len(leaf.quartiles) != len(names):
+            raise ReceiptError(
+                f"{len(leaf.quartiles)} pairs of quartiles for {len(names)} dimensions",
+                step="policy",
+                field="leaf.quartiles",
+            )
 
     def check_scores(self) -> None:
         leaf = self._receipt.leaf

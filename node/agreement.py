@@ -182,6 +182,17 @@ class Agreement:
             "faults": validators.faults,
             "validating": self._context.is_validator,
             "halted": self.halted,
+            "observers": [
+                {
+                    "validator": hex0x(address),
+                    "observed": standing.observed,
+                    "late": standing.late,
+                    "abstained": standing.abstained,
+                    "reason": standing.reason,
+                    "equivocated": standing.equivocated,
+                }
+                for address, standing in sorted(self._ledger.standings().items())
+            ],
         }
         if self._driver is not None:
             shown["round"] = self._driver.status().round
@@ -228,7 +239,7 @@ def describe(decided: DecidedBlock) -> dict[str, str | int | bool | None]:
     return {
         "height": header.height,
         "round": decided.certificate.round,
-        "records": len({signed.observation.record for signed in decided.block.body.observations}),
+        "records": len(decided.block.body.records),
         "log_size": header.log_size,
         "signers": len(decided.certificate.precommits),
         "anchor": bool(decided.block.body.transactions),

@@ -1,25 +1,26 @@
-"""A validator's desk: takes submitted records, scores them with the rubric's models, signs and shares observations.
+"""A validator's desk: takes submitted records and scores them with the rubric's models, or says why it will not.
 
-The submit protocol lets in members' own records only, within their slots. Observations are sent again until the record
-is certified, because a validator that restarts has forgotten them.
+The submit protocol lets in members' own records only, within their slots. What is found goes to the committer
+(`nsllm.node.committer`); the record stays on the desk until a block settles it.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 import trio
 
 from nsllm import canonical
-from nsllm.consensus.observation import Observation, SignedObservation, sign_observation
-from nsllm.errors import EncodingError, NsllmError, PeerFault
+from nsllm.consensus.observation import Subject
+from nsllm.errors import NsllmError, PeerFault
+from nsllm.governance.errors import AbstainError
 from nsllm.governance.hybrid_score import HybridScorer
 from nsllm.governance.ledger import Ledger
 from nsllm.ids import Address, Digest, hex0x, short
+from nsllm.node.committer import Committer
 from nsllm.node.context import PeerContext
 from nsllm.record import SignedRecord, request_key
 
@@ -31,13 +32,11 @@ GENERATOR_LIMIT: Final = 128
 """Of these, records of one generator: one that floods crowds out its own records, not the others'."""
 DESK_BYTES: Final = 64 * 1024 * 1024
 SCORE_DEADLINE_S: Final = 60.0
-RESEND_S: Final = 2.0
-RESEND_CAP_S: Final = 10.0
-"""Observations go out again after `RESEND_S`, then after twice as long each time, up to this."""
-RESEND_AT_ONCE: Final = 64
-"""The links to the other validators carry votes too, and drop their oldest message when they are full."""
+TRIES: Final = 3
+"""An engine that fails, such as one that is being started again, is asked so often before we abstain."""
+RETRY_S: Final = 1.0
+SWEEP_S: Final = 5.0
 GIVE_UP_S: Final = 600.0
-MAX_OBSERVATION_BYTES: Final = 8192
 
 
 @dataclass(slots=True)
@@ -45,13 +44,11 @@ class _Case:
     signed: SignedRecord
     size_bytes: int
     since: float
-    observation: SignedObservation | None = None
-    pause_s: float = RESEND_S
-    resend_at: float = 0.0
+    tries: int = 0
 
 
 class Examiner:
-    """Scores records and gossips observations to the other validators over direct streams."""
+    """Scores records in turns; its word goes out through the committer."""
 
     def __init__(
         self,
@@ -59,23 +56,20 @@ class Examiner:
         context: PeerContext,
         scorer: HybridScorer,
         ledger: Ledger,
-        share: Callable[[Address, bytes], None],
-        due: Callable[[], None],
+        committer: Committer,
     ) -> None:
         """Begin with an empty desk.
 
         Args:
             context: who we are.
             scorer: computes the rubric's dimensions.
-            ledger: pool of observations and the certified records.
-            share: queues an observation for one validator; never waits.
-            due: tells the consensus driver that a block may be due.
+            ledger: knows what is settled.
+            committer: takes what is found.
         """
         self._context = context
         self._scorer = scorer
         self._ledger = ledger
-        self._share = share
-        self._due = due
+        self._committer = committer
         self._cases: OrderedDict[Digest, _Case] = OrderedDict()
         self._desk_bytes = 0
         self._turns: OrderedDict[Address, dict[Digest, None]] = OrderedDict()
@@ -88,7 +82,7 @@ class Examiner:
         if not self._context.is_validator:
             return "this peer does not validate in the present epoch"
         digest = signed.record.digest()
-        if digest in self._cases or self._ledger.is_certified(digest):
+        if digest in self._cases or self._ledger.is_settled(digest):
             return None
         size_bytes = len(canonical.encode(signed))
         reason = self._refusal(signed, size_bytes)
@@ -99,9 +93,13 @@ class Examiner:
         self._cases[digest] = _Case(signed, size_bytes, trio.current_time())
         self._desk_bytes += size_bytes
         self._held[signed.record.generator] += 1
-        self._turns.setdefault(signed.record.generator, {})[digest] = None
-        self._came.set()
+        if not self._committer.holds(digest):  # we may have restarted since we committed to it
+            self._line_up(digest, signed.record.generator)
         return None
+
+    def _line_up(self, digest: Digest, generator: Address) -> None:
+        self._turns.setdefault(generator, {})[digest] = None
+        self._came.set()
 
     def _refusal(self, signed: SignedRecord, size_bytes: int) -> str | None:
         try:
@@ -114,20 +112,8 @@ class Examiner:
             return f"{GENERATOR_LIMIT} of your records are waiting already; submit again later"
         return None
 
-    def hear(self, sender: Address, payload: bytes) -> None:
-        """Take another validator's observation.
-
-        Raises:
-            PeerFault: malformed, or not its signer's.
-        """
-        signed = canonical.decode(payload, SignedObservation, limit_bytes=MAX_OBSERVATION_BYTES)
-        if signed.observation.validator != sender:
-            raise EncodingError(f"observation of {hex0x(signed.observation.validator)} sent by {hex0x(sender)}")
-        if self._ledger.add_observation(signed):
-            self._due()
-
     def release(self, record: Digest) -> SignedRecord | None:
-        """Take a certified record off the desk."""
+        """Take a settled record off the desk."""
         case = self._drop(record)
         return case.signed if case is not None else None
 
@@ -136,33 +122,41 @@ class Examiner:
         return len(self._cases)
 
     async def run(self) -> None:
-        """Score and share until cancelled."""
+        """Score until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._score_all)
-            nursery.start_soon(self._resend)
+            nursery.start_soon(self._sweep)
 
     async def _score_all(self) -> None:
         while True:
             digest = await self._next()
             case = self._cases[digest]
-            if self._ledger.is_certified(digest):
+            if self._ledger.is_settled(digest):
                 self._drop(digest)
                 continue
+            case.tries += 1
             try:
                 with trio.fail_after(SCORE_DEADLINE_S):
-                    observation = await self._observe(digest, case.signed)
-                self._ledger.add_observation(observation)
-            except (NsllmError, trio.TooSlowError) as error:
-                # our engine's trouble, not the record's: abstain, the others have a quorum without us
-                self._context.events.emit("abstained", record=short(digest), reason=str(error) or "too slow")
-                self._drop(digest)
-                continue
-            if self._cases.get(digest) is not case:
-                continue  # certified meanwhile
-            case.observation = observation
-            case.resend_at = trio.current_time() + case.pause_s
-            self._broadcast(observation)
-            self._due()
+                    subject, ppm = await self._observe(digest, case.signed)
+            except AbstainError as error:
+                self._abstain(digest, error.message)
+            except trio.TooSlowError:
+                self._abstain(digest, "too slow")
+            except NsllmError as error:
+                # our engine's trouble, not the record's; what it says may name our paths
+                if case.tries >= TRIES:
+                    self._abstain(digest, error.code)
+                elif self._cases.get(digest) is case:
+                    await trio.sleep(RETRY_S)
+                    self._line_up(digest, case.signed.record.generator)
+            else:
+                self._context.events.emit("scored", record=short(digest))
+                self._committer.observed(subject, ppm)
+
+    def _abstain(self, digest: Digest, reason: str) -> None:
+        """Say that we will not score it, and why: the others have a quorum without us, or know that there is none."""
+        self._context.events.emit("abstained", record=short(digest), reason=reason)
+        self._committer.abstained(digest, reason)
 
     async def _next(self) -> Digest:
         """The oldest record of the generator whose turn it is."""
@@ -191,37 +185,20 @@ class Examiner:
             self._turns.pop(generator, None)
         return case
 
-    async def _observe(self, digest: Digest, signed: SignedRecord) -> SignedObservation:
+    async def _observe(self, digest: Digest, signed: SignedRecord) -> tuple[Subject, tuple[int, ...]]:
         record = signed.record
-        observation = Observation(
-            record=digest,
-            generator=record.generator,
-            request_key=request_key(self._context.network_id, record.request),
-            rubric=self._scorer.rubric.digest(),
-            validator=self._context.address,
-            scores=await self._scorer.observe(record),
-        )
-        self._context.events.emit("scored", record=short(digest))
-        return sign_observation(self._context.key, self._context.network_id, observation)
+        measured, wanted = self._scorer.rubric.digest(), self._ledger.terms.rubric
+        if measured != wanted:
+            raise AbstainError(f"the rubric in force is {wanted.hex()[:16]}, this peer measures {measured.hex()[:16]}")
+        subject = Subject(digest, record.generator, request_key(self._context.network_id, record.request))
+        scores = await self._scorer.observe(record)
+        return subject, tuple(score.ppm for score in scores)
 
-    def _broadcast(self, observation: SignedObservation) -> None:
-        payload = canonical.encode(observation)
-        for validator in self._context.validators.members:
-            if validator != self._context.address:
-                self._share(validator, payload)
-
-    async def _resend(self) -> None:
+    async def _sweep(self) -> None:
+        """Take off the desk what was settled without us or will never be."""
         while True:
-            await trio.sleep(RESEND_S)
+            await trio.sleep(SWEEP_S)
             now = trio.current_time()
-            sent = 0
             for digest, case in list(self._cases.items()):
-                if self._ledger.is_certified(digest) or now - case.since > GIVE_UP_S:
+                if self._ledger.is_settled(digest) or now - case.since > GIVE_UP_S:
                     self._drop(digest)
-                elif case.observation is not None and case.resend_at <= now and sent < RESEND_AT_ONCE:
-                    sent += 1
-                    case.pause_s = min(2 * case.pause_s, RESEND_CAP_S)
-                    case.resend_at = now + case.pause_s
-                    self._cases.move_to_end(digest)
-                    self._ledger.add_observation(case.observation)
-                    self._broadcast(case.observation)

@@ -22,6 +22,7 @@ from nsllm.governance.validator import Validator
 from nsllm.ids import Address, Digest, Height, PeerId, hex0x, short
 from nsllm.node.agreement import Agreement
 from nsllm.node.auditor import Auditor
+from nsllm.node.committer import Committer
 from nsllm.node.context import PeerContext
 from nsllm.node.data_folder import Settled
 from nsllm.node.events import EventBus
@@ -103,7 +104,8 @@ class Parts:
         self._restocker = Restocker(
             context=context, ledger=ledger, store=stores.records, cache=self.cache, shelves=links
         )
-        self._examiner = self._make_examiner()
+        self._committer = self._make_committer()
+        self._examiner = self._make_examiner(self._committer)
         self.motions = Motions(
             context=context,
             ledger=ledger,
@@ -173,7 +175,12 @@ class Parts:
             ("restocker", self._restocker.run),
             ("reuse", self.near.run),
         ]
-        tasks += [("examiner", self._examiner.run), ("keeper", self._keeper.run), ("motions", self.motions.run)]
+        tasks += [
+            ("committer", self._committer.run),
+            ("examiner", self._examiner.run),
+            ("keeper", self._keeper.run),
+            ("motions", self.motions.run),
+        ]
         return tuple(tasks)
 
     def _watch(self) -> None:
@@ -192,7 +199,17 @@ class Parts:
             ),
         )
 
-    def _make_examiner(self) -> Examiner:
+    def _make_committer(self) -> Committer:
+        return Committer(
+            context=self.context,
+            ledger=self._stores.ledger,
+            batches=self._stores.batches,
+            share=lambda to, payload: self._mesh.send(to, "observation", payload),
+            due=self.agreement.poke,
+            checkpoint=self._world.checkpoint,
+        )
+
+    def _make_examiner(self, committer: Committer) -> Examiner:
         info = self._world.engine.info()
         scorer = HybridScorer(
             self._world.engine,
@@ -201,13 +218,7 @@ class Parts:
             scorer_model=(info.scorer or info.text).digest,
             encoder=info.encoder.digest,
         )
-        return Examiner(
-            context=self.context,
-            scorer=scorer,
-            ledger=self._stores.ledger,
-            share=lambda to, payload: self._mesh.send(to, "observation", payload),
-            due=self.agreement.poke,
-        )
+        return Examiner(context=self.context, scorer=scorer, ledger=self._stores.ledger, committer=committer)
 
     def _serve_protocols(self) -> None:
         network, directory = self._world.network, self.directory
@@ -224,7 +235,7 @@ class Parts:
         elif kind == "motion":
             self.motions.hear(payload)
         elif self.context.is_validator:
-            self._examiner.hear(sender, payload)
+            self._committer.hear(sender, payload)
 
     async def _submitted(self, signed: SignedRecord, member: Member) -> str | None:
         if not self.context.is_validator:
@@ -247,7 +258,12 @@ class Parts:
         return None
 
     def _decided(self, decided: DecidedBlock) -> None:
-        for record in sorted({signed.observation.record for signed in decided.block.body.observations}):
+        body = decided.block.body
+        self._committer.follow()
+        self._committer.settled((*body.records, *body.unscored_records))
+        for record in body.unscored_records:
+            self._examiner.release(record)
+        for record in body.records:
             signed = self._examiner.release(record)
             if signed is not None:
                 self._keeper.keep(signed)

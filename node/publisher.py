@@ -14,6 +14,7 @@ import trio
 
 from nsllm.consensus.certified import CertifiedRecord
 from nsllm.errors import NsllmError
+from nsllm.governance.errors import UnscoredError
 from nsllm.governance.ledger import Ledger
 from nsllm.ids import Address, Digest, PeerId, hex0x, short
 from nsllm.node.completions import Completions
@@ -131,9 +132,12 @@ class Publisher:
         try:
             certified = await self._certified(digest, signed, expires_s)
             if certified is None:
-                reason = f"no quorum scored it within {EXPIRY_S:.0f} s: expired"
-                await self._completions.settle(digest, "none", reason)
+                await self._completions.settle(digest, "none", f"no quorum scored it within {EXPIRY_S:.0f} s: expired")
                 self._context.events.emit("record_expired", record=short(digest))
+                return True
+            if isinstance(certified, UnscoredError):
+                await self._completions.settle(digest, "none", certified.message)
+                self._context.events.emit("record_unscored", record=short(digest))
                 return True
             await self._completions.settle(digest, "certified", "")
         except NsllmError as error:
@@ -149,8 +153,10 @@ class Publisher:
         await self.spread(certified)
         return True
 
-    async def _certified(self, digest: Digest, signed: SignedRecord, expires_s: float) -> CertifiedRecord | None:
-        """Offer the record to every validator until a block has its scores; None if none has by `expires_s`."""
+    async def _certified(
+        self, digest: Digest, signed: SignedRecord, expires_s: float
+    ) -> CertifiedRecord | UnscoredError | None:
+        """Offer the record to every validator until a block settles it; None if none has by `expires_s`."""
         certified: CertifiedRecord | None = None
         failure: NsllmError | None = None
         with trio.move_on_at(expires_s):
@@ -162,6 +168,8 @@ class Publisher:
                 except NsllmError as error:
                     failure = error
                 nursery.cancel_scope.cancel()
+        if isinstance(failure, UnscoredError):
+            return failure
         if failure is not None:
             raise failure
         return certified

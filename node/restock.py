@@ -52,7 +52,7 @@ class Restocker:
 
     def decided(self, block: DecidedBlock) -> None:
         """A block was committed; its records are looked for in a while."""
-        if block.block.body.observations:
+        if block.block.body.subjects:
             self._due.append((trio.current_time() + LOOK_AFTER_S, block.block.header.height))
             self._came.set()
 

@@ -227,7 +227,8 @@ class Status:
     semantic reuse is off), reuse_right, reuse_wrong, reuse_audits"""
     consensus: dict[str, Any]
     """height, epoch, round, validators, quorum, faults, pending, halted (reason or None), offences (newest first, at
-    most 10: validator, kind, height and epoch of what it did, block that holds the evidence)"""
+    most 10: validator, kind, height and epoch of what it did, block that holds the evidence), observers (what each
+    validator observed, came late with, abstained from and why, contradicted, since this peer started)"""
     certificates: tuple[CertificateRow, ...]
     """Newest first, at most 10."""
     policy: dict[str, Any]

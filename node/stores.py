@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from nsllm.cache_dht.observation_store import ObservationStore
 from nsllm.cache_dht.store import RecordStore
+from nsllm.files import private_folder
+from nsllm.governance.batch_log import BatchLog
 from nsllm.governance.ledger import Ledger
 from nsllm.governance.peer_log import PeerLog
 from nsllm.node.completions import Completions
@@ -22,6 +24,8 @@ class Stores:
     observations: ObservationStore
     peer_log: PeerLog
     completions: Completions
+    batches: BatchLog
+    """What this peer committed to in the epochs in which it validated."""
 
     @classmethod
     async def open(cls, settled: Settled, world: World) -> Stores:
@@ -59,6 +63,15 @@ class Stores:
                 databases=databases,
             ),
             completions=await Completions.open(folder / "completions.sqlite", clock, offload, databases),
+            batches=await offload.run(
+                lambda: BatchLog.open(
+                    private_folder(folder / "consensus") / "batches.sqlite",
+                    genesis.network_id(),
+                    identity.address,
+                    now_ms=clock.now_ms(),
+                    databases=databases,
+                )
+            ),
         )
 
     async def close(self, world: World) -> None:
@@ -68,6 +81,7 @@ class Stores:
         await world.offload.run(self.records.close)
         await world.offload.run(self.observations.close)
         await self.completions.close()
+        await world.offload.run(self.batches.close)
 
     def notices(self) -> tuple[str, ...]:
         """What an operator should know about opening them."""

@@ -451,14 +451,14 @@ MUTANTS: Final = (
     Mutant(
         "median averaged",
         OBSERVATION,
-        "sorted(values)[(len(values) - 1) // 2]",
+        "sorted(values)[(len(values) * quarter + 3) // 4 - 1]",
         "sum(values) // len(values)",
         ("liars_do_not_move_a_score",),
     ),
     Mutant(
         "highest score taken",
         OBSERVATION,
-        "sorted(values)[(len(values) - 1) // 2]",
+        "sorted(values)[(len(values) * quarter + 3) // 4 - 1]",
         "max(values)",
         ("liars_do_not_move_a_score",),
     ),

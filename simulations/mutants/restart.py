@@ -216,7 +216,7 @@ class _Life:
         salt = 2 * self._built + (self._cut is None)
         return make_block(self.validators, height, proposer=proposer, salt=salt)
 
-    async def validate(self, block: Block, now_ms: TimeMs) -> None:
+    async def validate(self, block: Block, now_ms: TimeMs, round_: Round) -> None:
         """Every block will do."""
 
     async def commit(self, decided: DecidedBlock) -> None:

@@ -11,7 +11,7 @@ from nsllm import canonical, merkle
 from nsllm.consensus.certificate import Certificate, Precommit
 from nsllm.consensus.certified import CertifiedRecord, Inclusion
 from nsllm.consensus.header import Header, precommit_digest
-from nsllm.consensus.observation import DimensionScore, ScoreLeaf
+from nsllm.consensus.observation import DimensionScore, Quartiles, ScoreLeaf
 from nsllm.consensus.registry import Member
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.crypto import MemberKey
@@ -76,6 +76,7 @@ def certify(net: Net) -> Callable[..., CertifiedRecord]:
             request_key=request_key(NETWORK, request),
             rubric=Digest(bytes(32)),
             scores=(DimensionScore(name="coherence", ppm=ppm),),
+            quartiles=(Quartiles(lower_ppm=ppm, upper_ppm=ppm),),
             observers=net.validators.members,
         )
         hashed = merkle.leaf_hash(canonical.encode(leaf))

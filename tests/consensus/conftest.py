@@ -84,7 +84,7 @@ class MemoryApplication:
             entries=[canonical.encode(self.accused[who]) for who in sorted(self.accused)],
         )
 
-    async def validate(self, block, now_ms):
+    async def validate(self, block, now_ms, round_):
         for evidence in map(read_evidence, block.body.entries):
             check_evidence(evidence, NETWORK, self.validators)
             if offence_of(evidence).validator in self.convicted:

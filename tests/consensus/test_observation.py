@@ -1,47 +1,27 @@
-"""Observations and their lower median."""
+"""Subjects, quantiles and the leaf that observations of one record give."""
 
 from __future__ import annotations
 
-import msgspec
+from fractions import Fraction
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nsllm.consensus.errors import ObservationError
-from nsllm.consensus.observation import DimensionScore, Observation, agree, lower_median, sign_observation
-from nsllm.errors import SignatureError
+from nsllm.consensus.observation import (
+    Subject,
+    agree,
+    lower_median,
+    pack_subjects,
+    quantile,
+    unpack_digests,
+    unpack_subjects,
+)
 
-replace = msgspec.structs.replace
 ppm = st.integers(0, 1_000_000)
-
-
-def observation(validator=bytes(20), scores=(("relevance", 5), ("safety", 7)), **more):
-    fields = {"record": b"\x01" * 32, "generator": b"\x02" * 20, "request_key": b"\x03" * 32, "rubric": b"\x04" * 32}
-    return Observation(
-        **fields | more, validator=validator, scores=tuple(DimensionScore(name=n, ppm=p) for n, p in scores)
-    )
-
-
-def test_a_signature_binds_everything(kit):
-    key, other = kit.keys(2)
-    signed = sign_observation(key, kit.NETWORK, observation(key.address))
-    signed.check(kit.NETWORK)
-    with pytest.raises(SignatureError):
-        signed.check(bytes(32))
-    for name, value in [
-        ("record", b"\x09" * 32), ("generator", b"\x09" * 20), ("request_key", b"\x09" * 32), ("rubric", b"\x09" * 32),
-        ("validator", other.address), ("scores", (DimensionScore(name="relevance", ppm=6),)),
-    ]:  # fmt: skip
-        with pytest.raises(SignatureError):
-            replace(signed, observation=replace(signed.observation, **{name: value})).check(kit.NETWORK)
-
-
-@pytest.mark.parametrize("names", [("b", "a"), ("a", "a")])
-def test_dimensions_stand_in_order_and_once(kit, names):
-    (key,) = kit.keys(1)
-    signed = sign_observation(key, kit.NETWORK, observation(key.address, tuple((n, 1) for n in names)))
-    with pytest.raises(ObservationError, match="not in ascending order"):
-        signed.check(kit.NETWORK)
+SUBJECT = Subject(b"\x01" * 32, b"\x02" * 20, b"\x03" * 32)
+RUBRIC = b"\x04" * 32
 
 
 @given(values=st.lists(ppm, min_size=1, max_size=31))
@@ -53,16 +33,20 @@ def test_the_lower_median_is_one_of_the_values_and_halves_them(values):
     assert median == lower_median(values[::-1])
 
 
-@given(honest=st.lists(ppm, min_size=3, max_size=15), lies=st.lists(ppm, max_size=7), drop=st.integers(0, 7))
-def test_f_liars_cannot_leave_the_honest_range(honest, lies, drop):
-    """n-f observations of n > 3f, at most f of them lies, whichever honest ones are left out."""
-    f = min(len(lies), (len(honest) - 1) // 2)
-    lies = lies[:f]
-    n = len(honest) + f
-    left_out = min(drop, f, max(0, n - f - (2 * f + 1)))
-    kept = honest[left_out:]
-    if len(kept) > f:
-        assert min(honest) <= lower_median(kept + lies) <= max(honest)
+@given(values=st.lists(ppm, min_size=1, max_size=31), quarter=st.integers(1, 3))
+def test_a_quantile_is_the_least_value_that_so_many_do_not_exceed(values, quarter):
+    """The definition of Hyndman and Fan's type 1: the inverse of the empirical distribution."""
+    share = Fraction(quarter, 4)
+    least = min(v for v in values if Fraction(sum(w <= v for w in values), len(values)) >= share)
+    assert quantile(values, quarter) == least
+
+
+@pytest.mark.parametrize(
+    ("count", "quartiles"),
+    [(1, (1, 1, 1)), (3, (1, 2, 3)), (4, (1, 2, 3)), (5, (2, 3, 4)), (7, (2, 4, 6)), (8, (2, 4, 6))],
+)
+def test_quartiles_of_so_many(count, quartiles):
+    assert tuple(quantile(range(1, count + 1), quarter) for quarter in (1, 2, 3)) == quartiles
 
 
 def test_no_values():
@@ -71,27 +55,36 @@ def test_no_values():
 
 
 def test_agreement_is_the_same_in_any_order():
-    three = [observation(bytes([i] * 20), (("a", 10 * i), ("b", 100 - i))) for i in (3, 1, 2)]
-    leaf = agree(three)
-    assert leaf == agree(three[::-1])
+    rows = [(bytes([i] * 20), (10 * i, 100 - i)) for i in (3, 1, 2)]
+    leaf = agree(SUBJECT, RUBRIC, ("a", "b"), rows)
+    assert leaf == agree(SUBJECT, RUBRIC, ("a", "b"), rows[::-1])
     assert [(s.name, s.ppm) for s in leaf.scores] == [("a", 20), ("b", 98)]
+    assert [(q.lower_ppm, q.upper_ppm) for q in leaf.quartiles] == [(10, 30), (97, 99)]
     assert leaf.observers == tuple(bytes([i] * 20) for i in (1, 2, 3))
+    assert (leaf.record, leaf.generator, leaf.request_key, leaf.rubric) == (
+        *(SUBJECT.record, SUBJECT.generator, SUBJECT.request_key),
+        RUBRIC,
+    )
 
 
 @pytest.mark.parametrize(
-    "other",
+    ("rows", "message"),
     [
-        {"record": b"\x09" * 32}, {"rubric": b"\x09" * 32}, {"generator": b"\x09" * 20}, {"request_key": b"\x09" * 32},
-        {"scores": (("relevance", 5),)}, {"scores": (("relevance", 5), ("other", 7))},
+        ([], "0 rows of 0"),
+        ([(b"\x01" * 20, (1, 2)), (b"\x01" * 20, (1, 2))], "2 rows of 1"),
+        ([(b"\x01" * 20, (1, 2)), (b"\x02" * 20, (1,))], "not 2 integers"),
     ],
-)  # fmt: skip
-def test_what_does_not_belong_together(other):
-    with pytest.raises(ObservationError, match="do not belong together"):
-        agree([observation(b"\x01" * 20), observation(b"\x02" * 20, **other)])
+)
+def test_rows_that_give_no_leaf(rows, message):
+    with pytest.raises(ObservationError, match=message):
+        agree(SUBJECT, RUBRIC, ("a", "b"), rows)
 
 
-def test_twice_or_none():
-    with pytest.raises(ObservationError, match="twice"):
-        agree([observation(), observation(scores=(("relevance", 6), ("safety", 7)))])
-    with pytest.raises(ObservationError, match="no observations"):
-        agree([])
+def test_columns_come_back_as_they_went_in():
+    other = Subject(b"\x05" * 32, b"\x06" * 20, b"\x07" * 32)
+    assert unpack_subjects(pack_subjects([SUBJECT, other])) == (SUBJECT, other)
+    assert unpack_digests(SUBJECT.record + other.record) == (SUBJECT.record, other.record)
+    with pytest.raises(ObservationError, match="not a multiple of 84"):
+        unpack_subjects(pack_subjects([SUBJECT])[:-1])
+    with pytest.raises(ObservationError, match="not a multiple of 32"):
+        unpack_digests(bytes(33))

@@ -11,10 +11,22 @@ import pytest
 import trio
 
 from nsllm.clock import TrioClock
+from nsllm.consensus.batch import (
+    MAX_BATCH_RECORDS,
+    Abstention,
+    BatchCommit,
+    BatchReveal,
+    Row,
+    SignedCommit,
+    pack_rows,
+    row_commitment,
+    salt_of,
+    sign_commit,
+)
 from nsllm.consensus.block import Block, DecidedBlock
 from nsllm.consensus.certificate import Certificate, Precommit
 from nsllm.consensus.header import Header, precommit_digest
-from nsllm.consensus.observation import DimensionScore, Observation, SignedObservation, sign_observation
+from nsllm.consensus.observation import DimensionScore, Subject, pack_subjects
 from nsllm.consensus.registry import Member, Role
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.crypto import MemberKey, keccak256
@@ -23,7 +35,7 @@ from nsllm.governance.genesis import Genesis, Placement
 from nsllm.governance.ledger import Ledger, LedgerSummary
 from nsllm.governance.log_entry import Checkpoint, SignedCheckpoint, sign_checkpoint
 from nsllm.governance.policy import Policy, Rubric
-from nsllm.ids import ZERO_DIGEST, Digest, Epoch, Height, NetworkId, PeerId, Ppm, Round, TimeMs
+from nsllm.ids import ZERO_DIGEST, Address, Digest, Epoch, Height, NetworkId, PeerId, Ppm, Round, TimeMs
 from nsllm.offload import InlineOffload
 from nsllm.record import Message, Record, Request, Sampling, SignedRecord, request_key, sign_record
 
@@ -116,6 +128,7 @@ class LedgerNetwork:
         self.network = self.genesis.network_id()
         self.validators = self.genesis.registry().validators()
         self.clock = TrioClock(GENESIS_MS)
+        self._numbers: dict[Address, int] = {}
 
     def member(self, key: MemberKey, roles: tuple[Role, ...]) -> Member:
         return Member(address=key.address, peer_id=PeerId("peer-" + key.address.hex()), roles=roles)
@@ -144,22 +157,76 @@ class LedgerNetwork:
         )
         return sign_record(key, record)
 
-    def observe(self, key: MemberKey, signed: SignedRecord, **changes: object) -> SignedObservation:
-        ppm = 500_000 + 1_000 * ([*self.keys, key].index(key))
-        fields = {
-            "record": signed.record.digest(),
-            "generator": signed.record.generator,
-            "request_key": request_key(self.network, signed.record.request),
-            "rubric": self.genesis.policy.rubric.digest(),
-            "validator": key.address,
-            "scores": tuple(DimensionScore(name=n, ppm=Ppm(ppm)) for n in self.genesis.policy.rubric.dimensions),
-        }
-        return sign_observation(key, self.network, Observation(**{**fields, **changes}))
+    def subject(self, signed: SignedRecord) -> Subject:
+        record = signed.record
+        return Subject(record.digest(), record.generator, request_key(self.network, record.request))
 
-    def observe_all(self, ledger: Ledger, *records: SignedRecord) -> None:
-        for signed in records:
-            for key in self.validating(ledger):
-                ledger.add_observation(self.observe(key, signed))
+    def batch(
+        self,
+        key: MemberKey,
+        *records: SignedRecord | Subject,
+        abstain: Sequence[SignedRecord] = (),
+        number: int | None = None,
+        ppm: int | None = None,
+        **changes: object,
+    ) -> tuple[SignedCommit, BatchReveal]:
+        """What `key` says of the records: 500,000 and a thousand more for each later key, unless `ppm` says otherwise.
+
+        Numbers rise by themselves; `changes` are of the commit, before it is signed.
+        """
+        if number is None:
+            number = self._numbers[key.address] = self._numbers.get(key.address, 0) + 1
+        epoch = Epoch(changes.get("epoch", 0))
+        value = 500_000 + 1_000 * ([*self.keys, key].index(key)) if ppm is None else ppm
+        rubric = self.genesis.policy.rubric
+        rubric_digest = Digest(changes.get("rubric", rubric.digest()))
+        subjects = [each if isinstance(each, Subject) else self.subject(each) for each in records]
+        subjects.sort(key=lambda subject: subject.record)
+        rows = [
+            Row(i, salt_of(b"secret", rubric_digest, s.record), (value,) * len(rubric.dimensions))
+            for i, s in enumerate(subjects)
+        ]
+        fields: dict[str, object] = {
+            "validator": key.address,
+            "epoch": epoch,
+            "number": number,
+            "rubric": rubric_digest,
+            "records": b"".join(s.record for s in subjects),
+            "commitments": b"".join(
+                row_commitment(self.network, key.address, epoch, rubric_digest, s, row)
+                for s, row in zip(subjects, rows, strict=True)
+            ),
+            "abstentions": tuple(
+                Abstention(record=digest, reason="no encoder")
+                for digest in sorted(signed.record.digest() for signed in abstain)
+            ),
+        }
+        signed = sign_commit(key, self.network, BatchCommit(**{**fields, **changes}))
+        reveal = BatchReveal(
+            validator=key.address,
+            epoch=epoch,
+            number=number,
+            rows=pack_rows(rows),
+            subjects=pack_subjects(subjects),
+        )
+        return signed, reveal
+
+    def observe(self, ledger: Ledger, key: MemberKey, *records: SignedRecord) -> None:
+        """One validator commits to the records and opens them."""
+        signed, reveal = self.batch(key, *records)
+        ledger.add_commit(signed)
+        ledger.add_reveal(reveal)
+
+    def observe_all(self, ledger: Ledger, *records: SignedRecord, keys: Sequence[MemberKey] | None = None) -> None:
+        """The validators commit to the records, as many in a batch as go, and open them when all have."""
+        for start in range(0, len(records), MAX_BATCH_RECORDS):
+            some = records[start : start + MAX_BATCH_RECORDS]
+            now = {"epoch": ledger.validators.epoch, "rubric": ledger.policy.rubric.digest()}
+            batches = [self.batch(key, *some, **now) for key in keys or self.validating(ledger)]
+            for signed, _ in batches:
+                ledger.add_commit(signed)
+            for _, reveal in batches:
+                ledger.add_reveal(reveal)
 
     def validating(self, ledger: Ledger) -> list[MemberKey]:
         """Keys of the validators that decide the ledger's next height."""
@@ -194,7 +261,7 @@ class LedgerNetwork:
         block = await self.propose(ledger, by)
         decided = self.certify(block, self.validating(ledger))
         for each in (ledger, *others):
-            await each.validate(block, self.clock.now_ms())
+            await each.validate(block, self.clock.now_ms(), Round(0))
             await each.commit(decided)
         return decided
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import trio
 from msgspec.structs import replace
 
+from nsllm.consensus.batch import Excerpt
 from nsllm.consensus.block import Block
 from nsllm.consensus.errors import BlockError
-from nsllm.consensus.observation import DimensionScore, sign_observation
+from nsllm.consensus.observation import pack_subjects
 from nsllm.consensus.registry import admit
 from nsllm.crypto import keccak256
 from nsllm.governance.errors import LedgerError
 from nsllm.governance.ledger import Ledger
 from nsllm.governance.log_entry import admission_entry, checkpoint_entry
-from nsllm.ids import Height, Ppm, TimeMs
+from nsllm.ids import Epoch, Height, Round, TimeMs
 
 
 def remade(net, ledger: Ledger, body, **changes: object) -> Block:
@@ -48,24 +51,46 @@ async def test_a_header_with_one_wrong_field_is_refused_by_name(net, autojump_cl
     ledger = await net.open()
     net.observe_all(ledger, net.record("first"))
     block = await net.propose(ledger)
-    await ledger.validate(block, net.clock.now_ms())
+    await ledger.validate(block, net.clock.now_ms(), Round(0))
     change = {field: HEADER_CHANGES[field]} if field != "future" else {"time_ms": net.clock.now_ms() + 5001}
     wrong = Block(header=replace(block.header, **change), body=block.body)
     with pytest.raises(BlockError, match=f"header.{'time_ms' if field == 'future' else field}: "):
-        await ledger.validate(wrong, net.clock.now_ms())
+        await ledger.validate(wrong, net.clock.now_ms(), Round(0))
 
 
 def observed(net, *records, keys=None):
-    found = [net.observe(key, signed) for signed in records for key in keys or net.keys]
-    return tuple(sorted(found, key=lambda s: (s.observation.record, s.observation.validator)))
+    """The parts of a body that score the records by all validators' batches."""
+    batches = [net.batch(key, *records) for key in keys or net.keys]
+    return {
+        "subjects": pack_subjects(sorted(map(net.subject, records), key=lambda subject: subject.record)),
+        "batches": tuple(Excerpt(signed=signed, rows=reveal.rows) for signed, reveal in batches),
+    }
 
 
 def changed(net, index: int, **changes: object):
-    """Observations of one record where number `index` differs, rightly signed."""
-    found = list(observed(net, net.record("first")))
-    key = next(key for key in net.keys if key.address == found[index].observation.validator)
-    found[index] = sign_observation(key, net.network, replace(found[index].observation, **changes))
-    return {"observations": tuple(found)}
+    """The same, but for the commit of validator number `index`, rightly signed."""
+    return exchanged(net, index, *net.batch(net.keys[index], net.record("first"), **changes))
+
+
+def exchanged(net, index: int, signed, reveal):
+    body = observed(net, net.record("first"))
+    batches = list(body["batches"])
+    batches[index] = Excerpt(signed=signed, rows=reveal.rows)
+    return {**body, "batches": tuple(batches)}
+
+
+def with_batches(change):
+    """The batches of a body that scores one record, put through `change`."""
+    return lambda n: {**(body := observed(n, n.record("first"))), "batches": change(body["batches"])}
+
+
+def abstained(net, count: int, by: int = 4):
+    batches = [net.batch(key, abstain=[net.record("first")]) for key in net.keys[:count]]
+    batches += [net.batch(key, net.record("first")) for key in net.keys[count:by]]
+    return {
+        "unscored": net.record("first").record.digest(),
+        "batches": tuple(Excerpt(signed=signed, rows=b"") for signed, _ in batches),
+    }
 
 
 def admission_of(net, key=None, by=None):
@@ -74,33 +99,95 @@ def admission_of(net, key=None, by=None):
 
 
 BROKEN_BODIES = {
-    "too few": (lambda n: {"observations": observed(n, n.record("first"))[:2]}, "2 observations, 3 are needed"),
-    "out of order": (lambda n: {"observations": observed(n, n.record("first"))[::-1]}, "not ascending"),
-    "twice": (lambda n: {"observations": observed(n, n.record("first"))[:1] * 3}, "not ascending"),
-    "by a stranger": (
-        lambda n: {"observations": observed(n, n.record("first"), keys=[*n.keys, n.stranger])},
-        "who is not a validator",
+    "too few": (with_batches(lambda batches: batches[:2]), "2 observations, 3 are needed"),
+    "out of order": (with_batches(lambda batches: batches[::-1]), "not stand in ascending order"),
+    "twice": (with_batches(lambda batches: batches[:1] * 3), "not stand in ascending order"),
+    "by a stranger": (lambda n: observed(n, n.record("first"), keys=n.with_stranger), "who is not a validator"),
+    "another rubric": (lambda n: changed(n, 1, rubric=keccak256(b"x")), "under rubric"),
+    "another epoch": (lambda n: changed(n, 1, epoch=Epoch(7)), "of epoch 7"),
+    "another generator": (
+        lambda n: exchanged(
+            n,
+            1,
+            *n.batch(
+                n.keys[1],
+                dataclasses.replace(n.subject(n.record("first")), generator=n.keys[0].address),
+            ),
+        ),
+        "not what was committed to",
     ),
-    "another rubric": (lambda n: changed(n, 1, rubric=keccak256(b"x")), "do not belong together|under rubric"),
-    "another generator": (lambda n: changed(n, 1, generator=n.keys[0].address), "do not belong together"),
-    "another dimension": (
-        lambda n: changed(n, 1, scores=(DimensionScore(name="zeal", ppm=Ppm(1)),)),
-        "dimensions|do not belong together",
+    "another row": (
+        lambda n: exchanged(
+            n, 1, n.batch(n.keys[1], n.record("first"), number=900)[0], n.batch(n.keys[1], n.record("first"), ppm=7)[1]
+        ),
+        "not what was committed to",
+    ),
+    "rows cut short": (
+        with_batches(lambda batches: (replace(batches[0], rows=batches[0].rows[:-1]), *batches[1:])),
+        "not a multiple of 26",
+    ),
+    "a row twice": (
+        with_batches(lambda batches: (replace(batches[0], rows=batches[0].rows * 2), *batches[1:])),
+        "row 0 after row 0",
+    ),
+    "more than the whole": (
+        with_batches(lambda batches: (replace(batches[0], rows=batches[0].rows[:18] + b"\xff" * 8), *batches[1:])),
+        "the most is 1000000",
+    ),
+    "in two batches": (
+        lambda n: {
+            **(body := observed(n, n.record("first"))),
+            "batches": (
+                *body["batches"][:3],
+                *(Excerpt(signed=s, rows=r.rows) for s, r in [n.batch(n.keys[3], n.record("first")) for _ in "ab"]),
+            ),
+        },
+        "in two batches",
+    ),
+    "a batch about nothing": (
+        lambda n: {
+            **(body := observed(n, n.record("first"))),
+            "batches": (*body["batches"], Excerpt(signed=n.batch(n.keys[3], n.record("x"))[0], rows=b"")),
+        },
+        "says nothing about the block's records",
+    ),
+    "a row of no record": (
+        lambda n: {
+            **(body := observed(n, n.record("first"))),
+            "batches": (*body["batches"], *observed(n, n.record("x"), keys=n.keys[3:])["batches"]),
+        },
+        "of no record that the block scores",
     ),
     "bad signature": (
-        lambda n: {
-            "observations": (
-                *observed(n, n.record("first"))[:3],
-                replace(observed(n, n.record("first"))[3], signature=observed(n, n.record("other"))[3].signature),
+        with_batches(
+            lambda batches: (
+                *batches[:3],
+                replace(batches[3], signed=replace(batches[3].signed, signature=batches[2].signed.signature)),
             )
-        },
+        ),
         "expected 0x",
     ),
     "a stranger's record": (
-        lambda n: {"observations": observed(n, n.record("first", n.stranger))},
+        lambda n: observed(n, n.record("first", n.stranger)),
         "generator 0x[0-9a-f]+ is not a member",
     ),
-    "scored before": (lambda n: {"observations": observed(n, n.record("zero"))}, "was scored before"),
+    "scored before": (lambda n: observed(n, n.record("zero")), "was scored before"),
+    "unscored, scored before": (
+        lambda n: {
+            "unscored": n.record("zero").record.digest(),
+            "batches": tuple(
+                Excerpt(signed=n.batch(key, abstain=[n.record("zero")])[0], rows=b"") for key in n.keys[:2]
+            ),
+        },
+        "was scored before",
+    ),
+    "too few abstentions": (lambda n: abstained(n, 1, 1), "1 abstentions, over 1 are needed"),
+    "abstentions with commits beside them": (lambda n: abstained(n, 2), "says nothing about the block's records"),
+    "scored and unscored": (
+        lambda n: {**observed(n, n.record("first")), "unscored": n.record("first").record.digest()},
+        "not scored too",
+    ),
+    "subjects cut short": (lambda n: {"subjects": bytes(83)}, "not a multiple of 84"),
     "an entry that is none": (lambda n: {"entries": (b"\x80",)}, "body: "),
     "scores as an entry": (
         lambda n: {"entries": (n.scores_entry,)},
@@ -138,7 +225,11 @@ BROKEN_BODIES = {
 }
 
 
-HEADERLESS = ("twice", "another rubric", "another generator", "another dimension", "an entry that is none")
+HEADERLESS = {
+    *("too few", "out of order", "twice", "rows cut short", "a row twice", "more than the whole", "in two batches"),
+    *("a batch about nothing", "a row of no record", "too few abstentions", "abstentions with commits beside them"),
+    *("scored and unscored", "subjects cut short", "an entry that is none"),
+}
 """Bodies that nothing follows from, so that no header fits them."""
 
 
@@ -160,16 +251,19 @@ async def test_a_body_that_breaks_one_rule_is_refused(net, autojump_clock, name)
     await net.decide(ledger)
     net.too_soon = ledger._state._chain.anchor_transaction(ledger.tip_certificate)
     assert blocks
-    body = replace(body, **{"observations": (), "transactions": (), "entries": (), **change(net)})
+    net.with_stranger = [key for key in (*net.keys, net.stranger) if key is not net.keys[0]]
+    net.with_stranger.sort(key=lambda key: key.address)
+    empty = {"subjects": b"", "unscored": b"", "batches": (), "transactions": (), "entries": ()}
+    body = replace(body, **{**empty, **change(net)})
     block = remade(net, ledger, body) if name not in HEADERLESS else replace(await net.propose(ledger), body=body)
     with pytest.raises(BlockError, match=message):
-        await ledger.validate(block, net.clock.now_ms())
+        await ledger.validate(block, net.clock.now_ms(), Round(0))
 
 
 async def test_an_empty_body_is_valid_and_so_is_the_next_proposal(net, autojump_clock) -> None:
     ledger = await net.open()
     decided = await net.decide(ledger)
-    assert decided.block.body.observations == ()
+    assert decided.block.body.batches == ()
     assert await ledger.due_in() is None
     with pytest.raises(LedgerError, match="no proposal for height 1"):
         await ledger.propose(Height(1), net.clock.now_ms(), net.keys[0].address)
@@ -182,4 +276,4 @@ async def test_a_block_over_the_limit_is_refused(net, autojump_clock) -> None:
     block = await net.propose(ledger)
     body = replace(block.body, transactions=(bytes(65536),) * 16)
     with pytest.raises(BlockError, match="the limit is 1048576"):
-        await ledger.validate(Block(header=block.header, body=body), net.clock.now_ms())
+        await ledger.validate(Block(header=block.header, body=body), net.clock.now_ms(), Round(0))

@@ -9,7 +9,7 @@ import pytest
 
 from nsllm import canonical
 from nsllm.consensus.block import Block, Body
-from nsllm.consensus.errors import BlockError, CertificateError
+from nsllm.consensus.errors import BlockError, CertificateError, ObservationError
 from nsllm.consensus.registry import admit
 from nsllm.crypto import MemberKey, keccak256
 from nsllm.errors import NsllmError
@@ -29,6 +29,7 @@ from nsllm.governance.motion import (
 )
 from nsllm.governance.receipt import Receipt, build_receipt, receipt_text
 from nsllm.governance.verify import STEPS, verify_receipt
+from nsllm.ids import Round
 from nsllm.offload import InlineOffload
 
 replace = msgspec.structs.replace
@@ -62,7 +63,7 @@ class Epochs:
         signers = [self.keys[address] for address in ledger.validators.members]
         decided = self.net.certify(block, signers)
         for each in self.ledgers:
-            await each.validate(block, self.net.clock.now_ms())
+            await each.validate(block, self.net.clock.now_ms(), Round(0))
             await each.commit(decided)
         return decided
 
@@ -82,10 +83,7 @@ class Epochs:
     async def score(self, text):
         signed = self.net.record(text)
         for each in self.ledgers:
-            for address in each.validators.members:
-                key = self.keys[address]
-                observation = self.net.observe(key, signed, rubric=each.policy.rubric.digest())
-                each.add_observation(observation)
+            self.net.observe_all(each, signed, keys=[self.keys[address] for address in each.validators.members])
         await self.decide()
         return signed
 
@@ -241,7 +239,7 @@ async def test_a_motion_that_may_not_stand_in_a_block_is_refused_by_name(net, au
     header = (await net.propose(ledger)).header
     block = Block(header=replace(header, body_digest=body.digest(net.network)), body=body)
     with pytest.raises(BlockError, match=reason):
-        await ledger.validate(block, net.clock.now_ms())
+        await ledger.validate(block, net.clock.now_ms(), Round(0))
     # Nor does it ever make a proposer propose it.
     try:
         ledger.add_motion(transaction)
@@ -297,7 +295,7 @@ async def test_a_motion_is_decided_once_and_dies_with_its_proposers_seat(net, ep
     body = replace(block.body, entries=(governance_entry(transaction),))
     again = replace(block, body=body, header=replace(block.header, body_digest=body.digest(net.network)))
     with pytest.raises(BlockError, match="decided before"):
-        await ledger.validate(again, net.clock.now_ms())
+        await ledger.validate(again, net.clock.now_ms(), Round(0))
 
 
 async def test_several_motions_of_one_block_make_one_change(net, epochs) -> None:
@@ -349,15 +347,16 @@ async def test_observations_under_another_rubric_are_forgotten_at_the_boundary(n
     rubric = replace(net.genesis.policy.rubric, encoder=keccak256(b"another encoder"))
     signed, other = net.record("early"), net.record("late")
     for each in epochs.ledgers:
-        for key in net.keys:
-            each.add_observation(net.observe(key, signed))
-        each.add_observation(net.observe(net.keys[0], other))
+        net.observe_all(each, signed)
+        net.observe(each, net.keys[0], other)
     # Decided in the block of the motion, under the rubric that is in force there.
     await epochs.move(ChangePolicy(policy=replace(net.genesis.policy, rubric=rubric)))
-    assert ledger.is_certified(signed.record.digest())
-    assert ledger.observations_for(other.record.digest()) == ()
-    with pytest.raises(BlockError, match="under rubric"):
-        ledger.add_observation(net.observe(net.keys[0], other))
+    assert ledger.is_settled(signed.record.digest())
+    assert (await ledger.summary()).pending == 0
+    with pytest.raises(ObservationError, match="of epoch 0"):
+        net.observe(ledger, net.keys[0], other)
+    with pytest.raises(ObservationError, match="under rubric"):
+        ledger.add_commit(net.batch(net.keys[0], other, epoch=1)[0])
 
 
 @pytest.fixture
@@ -448,4 +447,4 @@ async def test_a_follower_proposes_nothing_until_it_validates(net, autojump_cloc
     await epochs.decide()
     assert await theirs.due_in() is not None
     block = await theirs.propose(2, net.clock.now_ms(), NEWCOMER.address)
-    await epochs.ledgers[0].validate(block, net.clock.now_ms())
+    await epochs.ledgers[0].validate(block, net.clock.now_ms(), Round(0))

@@ -8,31 +8,37 @@ import pytest
 import trio
 from msgspec.structs import replace
 
-from nsllm.consensus.errors import BlockError, ObservationError
+from nsllm.consensus.errors import ObservationError
 from nsllm.consensus.registry import admit
 from nsllm.crypto import keccak256
 from nsllm.errors import SignatureError
 from nsllm.governance.errors import ChainRefusal
+from nsllm.ids import Epoch
 
 
-async def test_a_scored_record_is_due_when_all_observed_it_or_after_a_wait(net, autojump_clock) -> None:
+async def test_a_record_is_due_when_all_that_committed_have_opened_or_after_a_wait(net, autojump_clock) -> None:
     ledger = await net.open()
     assert await ledger.due_in() is None
     signed = net.record("first")
-    for key in net.keys[:2]:
-        assert ledger.add_observation(net.observe(key, signed))
+    batches = [net.batch(key, signed) for key in net.keys]
+    for commit, _ in batches:
+        assert ledger.add_commit(commit)
+    for _, reveal in batches[:2]:
+        assert ledger.add_reveal(reveal)
     assert await ledger.due_in() is None
-    assert ledger.add_observation(net.observe(net.keys[2], signed))
+    assert ledger.add_reveal(batches[2][1])
     assert await ledger.due_in() == pytest.approx(0.3)
-    assert not (await net.propose(ledger)).body.observations
+    assert not (await net.propose(ledger)).body.batches
     await trio.sleep(0.1)
     assert await ledger.due_in() == pytest.approx(0.2)
-    assert ledger.add_observation(net.observe(net.keys[3], signed))
+    assert ledger.add_reveal(batches[3][1])
     assert await ledger.due_in() == 0.0
     decided = await net.decide(ledger)
-    assert len(decided.block.body.observations) == 4
+    assert len(decided.block.body.batches) == 4
+    assert decided.block.body.records == (signed.record.digest(),)
     assert (ledger.height, ledger.log_size) == (1, 1)
-    assert not ledger.add_observation(net.observe(net.keys[3], signed))
+    assert not ledger.add_commit(batches[3][0])
+    assert not ledger.add_reveal(batches[3][1])
     assert len((await ledger.summary()).blocks) == 1
 
 
@@ -57,19 +63,19 @@ async def test_a_certified_record_holds_and_wakes_who_waits_for_it(net, autojump
         await net.decide(ledger)
     assert found[0] == found[1]
     found[0].check(net.network, net.validators)
-    assert ledger.is_certified(signed.record.digest())
+    assert ledger.is_settled(signed.record.digest())
     assert not ledger._waiters
     unsubscribe()
     await net.run_until_quiet(ledger)
     assert seen == [1]
 
 
-async def test_blocks_go_on_only_until_the_last_anchor_is_certified(net, autojump_clock) -> None:
+async def test_blocks_go_on_only_until_the_last_anchor_is_settled(net, autojump_clock) -> None:
     ledger = await net.open()
     signed = net.record("first")
     net.observe_all(ledger, signed)
     blocks = await net.run_until_quiet(ledger)
-    kinds = [(len(b.block.body.observations), len(b.block.body.transactions)) for b in blocks]
+    kinds = [(len(b.block.body.batches), len(b.block.body.transactions)) for b in blocks]
     assert kinds == [(4, 0), (0, 1), (0, 0)]
     proof = await ledger.proof(signed.record.digest())
     assert proof is not None
@@ -117,20 +123,26 @@ async def test_ledgers_that_take_the_same_blocks_agree(net, autojump_clock, tmp_
     assert summaries[0][1] == 18
 
 
-async def test_observations_are_checked_when_they_come(net, autojump_clock) -> None:
+async def test_commits_and_openings_are_checked_when_they_come(net, autojump_clock) -> None:
     ledger = await net.open()
-    good = net.observe(net.keys[0], net.record("first"))
-    with pytest.raises(BlockError, match="not a validator"):
-        ledger.add_observation(net.observe(net.stranger, net.record("first")))
-    with pytest.raises(BlockError, match="rubric"):
-        ledger.add_observation(net.observe(net.keys[0], net.record("first"), rubric=keccak256(b"x")))
+    first = net.record("first")
+    good, reveal = net.batch(net.keys[0], first)
+    with pytest.raises(ObservationError, match="not a validator"):
+        ledger.add_commit(net.batch(net.stranger, first)[0])
+    with pytest.raises(ObservationError, match="rubric"):
+        ledger.add_commit(net.batch(net.keys[0], first, rubric=keccak256(b"x"))[0])
+    with pytest.raises(ObservationError, match="epoch 1"):
+        ledger.add_commit(net.batch(net.keys[0], first, epoch=Epoch(1))[0])
     with pytest.raises(SignatureError):
-        ledger.add_observation(replace(good, signature=net.observe(net.keys[1], net.record("first")).signature))
-    with pytest.raises((ObservationError, BlockError)):
-        ledger.add_observation(net.observe(net.keys[0], net.record("x"), scores=good.observation.scores[::-1]))
-    assert ledger.add_observation(good)
-    assert not ledger.add_observation(good)
-    assert ledger.observations_for(good.observation.record) == (good,)
+        ledger.add_commit(replace(good, signature=net.batch(net.keys[1], first)[0].signature))
+    assert not ledger.add_reveal(reveal), "there is no commit yet"
+    assert ledger.add_commit(good)
+    assert not ledger.add_commit(good)
+    lie = net.batch(net.keys[0], first, number=good.commit.number, ppm=1)[1]
+    with pytest.raises(ObservationError, match="not what was committed to"):
+        ledger.add_reveal(lie)
+    assert ledger.add_reveal(reveal)
+    assert not ledger.add_reveal(reveal)
 
 
 async def test_observations_of_what_was_scored_long_ago_make_no_block(
@@ -144,8 +156,8 @@ async def test_observations_of_what_was_scored_long_ago_make_no_block(
     await ledger.close()
     monkeypatch.setattr("nsllm.governance.ledger.RECENT_RECORDS", 1)
     ledger = await net.open(tmp_path / "ledger.sqlite")
-    assert not ledger.is_certified(net.record("old").record.digest())
-    assert ledger.is_certified(net.record("new").record.digest())
+    assert not ledger.is_settled(net.record("old").record.digest())
+    assert ledger.is_settled(net.record("new").record.digest())
     net.observe_all(ledger, net.record("old"))
     assert await ledger.due_in() is None
     assert (await ledger.summary()).pending == 0
@@ -155,10 +167,10 @@ async def test_observations_of_what_was_scored_long_ago_make_no_block(
 async def test_a_proposal_of_very_much_stays_within_the_bounds(ledger_network, autojump_clock) -> None:
     net = ledger_network(1)
     ledger = await net.open()
-    net.observe_all(ledger, *(net.record(f"r{i}") for i in range(300)))
+    net.observe_all(ledger, *(net.record(f"r{i}") for i in range(1200)))
     blocks = await net.run_until_quiet(ledger)
-    counts = [len(b.block.body.observations) for b in blocks if b.block.body.observations]
-    assert counts == [128, 128, 44]
+    counts = [len(b.block.body.records) for b in blocks if b.block.body.records]
+    assert counts == [1024, 176]
 
 
 async def test_an_admitted_member_s_records_are_scored_once_a_block_admits_it(net, autojump_clock) -> None:

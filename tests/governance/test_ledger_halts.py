@@ -10,7 +10,7 @@ from nsllm import canonical
 from nsllm.consensus.block import Block, DecidedBlock
 from nsllm.consensus.errors import BlockError, CertificateError, DivergenceError
 from nsllm.crypto import keccak256
-from nsllm.ids import Height
+from nsllm.ids import Height, Round
 
 
 async def test_a_certified_state_that_is_not_ours_halts_this_ledger(net, autojump_clock) -> None:
@@ -22,7 +22,7 @@ async def test_a_certified_state_that_is_not_ours_halts_this_ledger(net, autojum
     block = await net.propose(ledger)
     other = Block(header=replace(block.header, state_root=keccak256(b"x")), body=block.body)
     with pytest.raises(BlockError, match="state_root"):
-        await ledger.validate(other, net.clock.now_ms())
+        await ledger.validate(other, net.clock.now_ms(), Round(0))
     with pytest.raises(DivergenceError, match=r"state_root.*compare versions"):
         await ledger.commit(net.certify(other))
     assert ledger.halted is not None
@@ -30,7 +30,7 @@ async def test_a_certified_state_that_is_not_ours_halts_this_ledger(net, autojum
     assert await ledger.due_in() is None
     for call in (
         lambda: net.propose(ledger),
-        lambda: ledger.validate(block, net.clock.now_ms()),
+        lambda: ledger.validate(block, net.clock.now_ms(), Round(0)),
         lambda: ledger.commit(net.certify(block)),
     ):
         with pytest.raises(DivergenceError, match="halted"):
@@ -56,7 +56,7 @@ async def test_what_is_no_decided_block_is_refused_and_nothing_halts(net, autoju
     net.observe_all(ledger, net.record("first"))
     block = await net.propose(ledger)
     decided = net.certify(block)
-    empty = replace(block.body, observations=())
+    empty = replace(block.body, subjects=b"", batches=())
     ahead = Block(header=replace(block.header, height=Height(3)), body=block.body)
     cases = [
         (net.certify(block, net.keys[:2]), CertificateError, "quorum"),

@@ -30,7 +30,7 @@ async def test_a_reopened_ledger_goes_on_where_it_stood(net, autojump_clock, tmp
     ledger = await net.open(path)
     assert net.shown(await ledger.summary()) == net.shown(before)
     assert ledger.registry.get(net.stranger.address) == admission.member
-    assert ledger.is_certified(signed.record.digest())
+    assert ledger.is_settled(signed.record.digest())
     assert await ledger.due_in() is None
     net.observe_all(ledger, net.record("second"))
     await net.run_until_quiet(ledger)

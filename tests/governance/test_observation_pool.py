@@ -1,80 +1,219 @@
-"""The pool of observations: bounded by validator, a record ripe with all or after a wait, liars apart."""
+"""The pool of observations: each validator's fault costs that validator, and nothing in it grows without bound."""
 
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
-from nsllm.crypto import keccak256
-from nsllm.governance import observation_pool
-from nsllm.governance.observation_pool import EXPIRY_S, WAIT_FOR_ALL_S, ObservationPool
+from nsllm.consensus.batch_conflict import conflict_of
+from nsllm.consensus.errors import BatchEquivocationError, ObservationError
+from nsllm.consensus.observation import pack_subjects
+from nsllm.consensus.settlement import Terms
+from nsllm.errors import SignatureError
+from nsllm.governance import batch_lanes
+from nsllm.governance.batch_lanes import EXPIRY_S, MAX_NUMBERS_AHEAD
+from nsllm.governance.observation_pool import Candidate, Hopeless, ObservationPool
+from nsllm.governance.record_case import WAIT_FOR_ALL_S
 
 
 @pytest.fixture
-def net(ledger_network):
-    return ledger_network(4)
+def pool(net) -> ObservationPool:
+    rubric = net.genesis.policy.rubric
+    return ObservationPool(Terms(net.network, net.validators, rubric.digest(), rubric.dimensions), net.keys[0].address)
 
 
-def test_a_record_is_ripe_with_all_at_once_and_with_enough_after_a_wait(net) -> None:
-    pool, signed = ObservationPool(4, 3), net.record("a")
+def never(_record: bytes) -> bool:
+    return False
+
+
+def say(pool, batches, now: float = 0.0) -> None:
+    """All commit, then all open."""
+    for signed, _ in batches:
+        pool.add_commit(signed, now, never)
+    for _, reveal in batches:
+        pool.add_reveal(reveal, now)
+
+
+def test_a_record_is_ready_with_the_rows_of_enough_validators(net, pool) -> None:
+    signed = net.record("a")
     record = signed.record.digest()
-    for at, key in enumerate(net.keys[:3]):
-        assert not pool.enough()
-        assert pool.add(net.observe(key, signed), float(at))
-    assert pool.enough() == [record]
-    assert pool.wait_s(record, 2.0) == pytest.approx(WAIT_FOR_ALL_S)
-    assert pool.wait_s(record, 2.0 + WAIT_FOR_ALL_S) == 0.0
-    assert pool.add(net.observe(net.keys[3], signed), 2.1)
-    assert pool.wait_s(record, 2.1) == 0.0
-    assert [s.observation.validator for s in pool.agreeing(record)] == list(net.validators.members)
+    batches = [net.batch(key, signed) for key in net.keys]
+    for commit, _ in batches:
+        pool.add_commit(commit, 0.0, never)
+    for _, reveal in batches[:2]:
+        assert pool.add_reveal(reveal, 0.0)
+    assert pool.ready() == []
+    for _, reveal in batches[2:]:
+        assert pool.add_reveal(reveal, 0.0)
+    assert pool.ready() == [record]
+    candidate = pool.candidate(record)
+    assert isinstance(candidate, Candidate)
+    assert candidate.subject == net.subject(signed)
+    assert [each.commit.validator for each, _ in candidate.rows] == list(net.validators.members)
+    assert pool.generator(record) == net.generator.address
+    assert {standing.observed for standing in pool.standings.values()} == {1}
 
 
-def test_a_validator_s_first_word_counts(net) -> None:
-    pool, signed = ObservationPool(4, 3), net.record("a")
-    first = net.observe(net.keys[0], signed)
-    second = net.observe(net.keys[0], signed, scores=first.observation.scores[:1])
-    assert pool.add(first, 0.0)
-    assert not pool.add(second, 0.0)
-    assert pool.of(signed.record.digest()) == (first,)
-    assert pool.holds(first)
-    assert not pool.holds(second)
-
-
-def test_a_liar_about_the_generator_does_not_count_with_the_others(net) -> None:
-    pool, signed = ObservationPool(4, 3), net.record("a")
+def test_our_row_waits_for_the_others_commits(net, pool) -> None:
+    signed = net.record("a")
     record = signed.record.digest()
-    pool.add(net.observe(net.keys[0], signed, generator=net.stranger.address), 0.0)
-    pool.add(net.observe(net.keys[1], signed), 0.0)
-    pool.add(net.observe(net.keys[2], signed), 0.0)
-    assert not pool.enough()
-    pool.add(net.observe(net.keys[3], signed), 0.0)
-    assert pool.enough() == [record]
-    assert [s.observation.validator for s in pool.agreeing(record)] == [key.address for key in net.keys[1:]]
-    assert pool.wait_s(record, 0.0) == pytest.approx(WAIT_FOR_ALL_S)
+    batches = [net.batch(key, signed) for key in net.keys]
+    for commit, _ in batches[:2]:
+        pool.add_commit(commit, 0.0, never)
+    assert (pool.openable(9.0), pool.opens_in_s(9.0)) == ([], None)
+    pool.add_commit(batches[2][0], 9.0, never)
+    assert pool.openable(9.0) == []
+    assert pool.opens_in_s(9.0) == pytest.approx(WAIT_FOR_ALL_S)
+    assert pool.openable(9.0 + WAIT_FOR_ALL_S) == [record]
+    pool.add_commit(batches[3][0], 9.1, never)
+    assert pool.openable(9.1) == [record]
+    assert not pool.shown(record)
+    pool.add_reveal(batches[0][1], 9.1)
+    assert pool.shown(record)
+    assert (pool.openable(9.9), pool.opens_in_s(9.9)) == ([], None)
 
 
-def test_who_floods_drops_its_own_observations(net, monkeypatch) -> None:
-    monkeypatch.setattr(observation_pool, "PER_VALIDATOR", 3)
-    pool, signed = ObservationPool(4, 3), net.record("a")
-    for key in net.keys[:3]:
-        pool.add(net.observe(key, signed), 0.0)
-    for i in range(10):
-        pool.add(net.observe(net.keys[0], signed, record=keccak256(b"%d" % i)), 0.0)
-    assert [s.observation.validator for s in pool.of(signed.record.digest())] == [k.address for k in net.keys[1:3]]
-    assert not pool.enough()
-    assert len(pool) == 1 + 3
-    assert pool.add(net.observe(net.keys[0], signed), 0.0)
-    assert pool.enough() == [signed.record.digest()]
+def test_a_batch_opens_row_by_row(net, pool) -> None:
+    """A record that nobody else has holds back its own row, not the rest of the batch."""
+    known, lonely = sorted((net.record("a"), net.record("b")), key=lambda signed: signed.record.digest())
+    mine, reveal = net.batch(net.keys[0], known, lonely)
+    pool.add_commit(mine, 0.0, never)
+    for key in net.keys[1:]:
+        pool.add_commit(net.batch(key, known)[0], 0.0, never)
+    assert pool.openable(0.0) == [known.record.digest()]
+    size = len(reveal.rows) // 2
+    first = replace(reveal, rows=reveal.rows[:size], subjects=pack_subjects([net.subject(known)]))
+    assert pool.add_reveal(first, 0.0)
+    assert not pool.add_reveal(first, 0.0)
+    assert pool.add_reveal(reveal, 0.0), "the rest"
+    with pytest.raises(ObservationError, match="2 rows with 1 subjects"):
+        pool.add_reveal(replace(reveal, subjects=reveal.subjects[:84]), 0.0)
 
 
-def test_what_is_old_or_decided_is_forgotten(net) -> None:
-    pool = ObservationPool(4, 3)
-    old, young = net.record("old"), net.record("young")
-    for key in net.keys:
-        pool.add(net.observe(key, old), 0.0)
-        pool.add(net.observe(key, young), 1.0)
-    pool.expire(EXPIRY_S)
-    assert pool.enough() == [young.record.digest()]
-    pool.drop(young.record.digest())
-    pool.drop(young.record.digest())
+def test_two_batches_of_one_number_exclude_both_and_prove_it(net, pool) -> None:
+    one, two, other = net.record("a"), net.record("b"), net.record("c")
+    first, reveal = net.batch(net.keys[1], one, number=1)
+    second, _ = net.batch(net.keys[1], two, number=1)
+    pool.add_commit(first, 0.0, never)
+    with pytest.raises(BatchEquivocationError) as caught:
+        pool.add_commit(second, 0.0, never)
+    caught.value.conflict.check(net.network)
+    assert caught.value.conflict == conflict_of(first, second)
+    assert pool.is_banned(first)
+    assert pool.standings[net.keys[1].address].equivocated == 1
     assert len(pool) == 0
-    assert all(not held for held in pool._held.values())
+    assert not pool.add_commit(first, 0.0, never)
+    assert not pool.add_commit(second, 0.0, never)
+    assert not pool.add_reveal(reveal, 0.0)
+    assert pool.add_commit(net.batch(net.keys[1], other, number=2)[0], 0.0, never), "its other batches count"
+
+
+def test_two_rows_for_a_record_are_an_equivocation_and_one_row_twice_is_none(net, pool) -> None:
+    signed = net.record("a")
+    pool.add_commit(net.batch(net.keys[1], signed, number=1)[0], 0.0, never)
+    pool.add_commit(net.batch(net.keys[1], signed, number=2)[0], 0.0, never)
+    assert pool.outstanding(net.keys[1].address) == 1
+    with pytest.raises(BatchEquivocationError):
+        pool.add_commit(net.batch(net.keys[1], signed, number=3, ppm=9)[0], 0.0, never)
+    pool.add_commit(net.batch(net.keys[2], signed, number=1)[0], 0.0, never)
+    with pytest.raises(BatchEquivocationError):
+        pool.add_commit(net.batch(net.keys[2], abstain=[signed], number=2)[0], 0.0, never)
+
+
+def test_a_proof_from_elsewhere_excludes_too(net, pool) -> None:
+    proof = conflict_of(*(net.batch(net.keys[1], net.record(name), number=1)[0] for name in "ab"))
+    assert not pool.knows(proof)
+    assert pool.ban(proof)
+    assert pool.knows(proof)
+    assert not pool.ban(proof)
+    assert not pool.add_commit(proof.first, 0.0, never)
+
+
+def test_abstentions_are_counted_and_told(net, pool) -> None:
+    signed = net.record("a")
+    record = signed.record.digest()
+    batches = [net.batch(key, abstain=[signed]) for key in net.keys[:2]]
+    say(pool, batches)
+    assert pool.ready() == [record]
+    found = pool.candidate(record)
+    assert found == Hopeless(record, tuple(commit for commit, _ in batches))
+    assert pool.generator(record) is None
+    standing = pool.standings[net.keys[0].address]
+    assert (standing.abstained, standing.reason, standing.observed) == (1, "no encoder", 0)
+    pool.settled(record)
+    assert len(pool) == 0
+    assert pool.outstanding(net.keys[0].address) == 0
+
+
+def test_who_floods_drops_its_own_batches(net, pool, monkeypatch) -> None:
+    monkeypatch.setattr(batch_lanes, "MAX_OUTSTANDING", 3)
+    signed = net.record("a")
+    batches = [net.batch(key, signed) for key in net.keys[:3]]
+    say(pool, batches)
+    assert pool.ready() == [signed.record.digest()]
+    for i in range(5):
+        pool.add_commit(net.batch(net.keys[1], net.record(f"flood {i}"))[0], 0.0, never)
+    assert pool.outstanding(net.keys[1].address) == 3
+    assert pool.ready() == []
+    assert len(pool) == 4
+    pool.add_commit(batches[1][0], 0.0, never)
+    pool.add_reveal(batches[1][1], 0.0)
+    assert pool.ready() == [signed.record.digest()]
+
+
+def test_rows_of_one_validator_are_bounded_over_all_of_its_batches(net, pool, monkeypatch) -> None:
+    monkeypatch.setattr(batch_lanes, "MAX_ROWS", 5)
+    for name in "abc":
+        pool.add_commit(net.batch(net.keys[1], *(net.record(f"{name}{i}") for i in range(2)))[0], 0.0, never)
+    assert pool.outstanding(net.keys[1].address) == 2
+    assert len(pool) == 4
+
+
+def test_far_numbers_are_dropped_before_their_signature_is_looked_at(net, pool, monkeypatch) -> None:
+    checks = []
+    sound = net.batch(net.keys[1], net.record("a"), number=5000)[0]
+    monkeypatch.setattr(type(sound), "check", lambda self, network: checks.append(self.commit.number))
+    for number in (5000, 5000 + MAX_NUMBERS_AHEAD + 1, 5000 - MAX_NUMBERS_AHEAD - 1, 2**62, 5001):
+        pool.add_commit(net.batch(net.keys[1], net.record(str(number)), number=number)[0], 0.0, never)
+    assert checks == [5000, 5001]
+    pool.expire(EXPIRY_S)
+    pool.add_commit(net.batch(net.keys[1], net.record("late"), number=2**40)[0], EXPIRY_S, never)
+    assert checks == [5000, 5001, 2**40], "whoever is not heard of for long may begin anywhere"
+
+
+def test_what_is_settled_costs_no_signature_check(net, pool) -> None:
+    signed, reveal = net.batch(net.keys[1], net.record("a"), net.record("b"))
+    forged = replace(signed, signature=bytes(65))
+    settled = {net.record("a").record.digest(), net.record("b").record.digest()}
+    assert not pool.add_commit(forged, 0.0, settled.__contains__)
+    with pytest.raises(SignatureError):
+        pool.add_commit(forged, 0.0, never)
+    settled.remove(net.record("b").record.digest())
+    assert pool.add_commit(signed, 0.0, settled.__contains__)
+    assert len(pool) == 1
+    assert pool.add_reveal(reveal, 0.0)
+    pool.settled(net.record("b").record.digest())
+    assert (len(pool), pool.outstanding(net.keys[1].address)) == (0, 0)
+
+
+def test_strangers_and_other_terms_are_refused(net, pool) -> None:
+    for signed, message in (
+        (net.batch(net.stranger, net.record("a"))[0], "not a validator"),
+        (net.batch(net.keys[1], net.record("a"), epoch=3)[0], "epoch 3"),
+        (net.batch(net.keys[1], net.record("a"), rubric=bytes(32))[0], "rubric"),
+        (net.batch(net.keys[1], net.record("a"), commitments=b"")[0], "bytes of commitments"),
+    ):
+        with pytest.raises(ObservationError, match=message):
+            pool.add_commit(signed, 0.0, never)
+
+
+def test_what_is_old_is_forgotten(net, pool) -> None:
+    old, young = net.record("old"), net.record("young")
+    say(pool, [net.batch(key, old) for key in net.keys], 0.0)
+    say(pool, [net.batch(key, young) for key in net.keys], 1.0)
+    pool.expire(EXPIRY_S)
+    assert pool.ready() == [young.record.digest()]
+    pool.settled(young.record.digest())
+    pool.settled(young.record.digest())
+    assert len(pool) == 0
+    assert not pool._closed

@@ -153,8 +153,8 @@ async def test_a_block_with_bad_evidence_is_refused(net, autojump_clock, case) -
     assert ledger.height == 2
     make, reason = BAD[case]
     with pytest.raises(BlockError, match=reason):
-        await ledger.validate(block_of(net, ledger, Body(**make(net))), net.clock.now_ms())
-    await ledger.validate(block_of(net, ledger, Body(**_entries(doubled(net, 2)))), net.clock.now_ms())
+        await ledger.validate(block_of(net, ledger, Body(**make(net))), net.clock.now_ms(), Round(0))
+    await ledger.validate(block_of(net, ledger, Body(**_entries(doubled(net, 2)))), net.clock.now_ms(), Round(0))
 
 
 async def test_too_much_evidence_for_a_block_waits(ledger_network, autojump_clock) -> None:
@@ -170,7 +170,7 @@ async def test_too_much_evidence_for_a_block_waits(ledger_network, autojump_cloc
     fresh = await net.open()
     much = sorted((doubled(net, who) for who in range(MAX_BLOCK_EVIDENCE + 1)), key=lambda each: each.first.validator)
     with pytest.raises(BlockError, match="more than 16 entries of evidence"):
-        await fresh.validate(block_of(net, fresh, Body(**_entries(*much))), net.clock.now_ms())
+        await fresh.validate(block_of(net, fresh, Body(**_entries(*much))), net.clock.now_ms(), Round(0))
 
 
 async def test_evidence_expires(short, autojump_clock) -> None:

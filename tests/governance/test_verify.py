@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import trio.testing
 
 from nsllm import canonical, merkle
 from nsllm.consensus.block import Block, Body
-from nsllm.consensus.observation import DimensionScore
+from nsllm.consensus.observation import DimensionScore, Quartiles
 from nsllm.consensus.registry import admit
 from nsllm.crypto import keccak256
 from nsllm.governance.errors import ReceiptError
@@ -221,7 +222,9 @@ async def test_scores_under_a_wrong_name_are_refused_even_if_a_quorum_signed_the
     signed = net.record("one")
     wrong = {"generator": net.keys[0].address, "request_key": keccak256(b"another question")}[field]
     for key in net.keys:
-        ledger.add_observation(net.observe(key, signed, **{field: wrong}))
+        signed_commit, reveal = net.batch(key, dataclasses.replace(net.subject(signed), **{field: wrong}))
+        ledger.add_commit(signed_commit)
+        ledger.add_reveal(reveal)
     await net.decide(ledger)
     text = receipt_text(build_receipt(signed, await ledger.proof(signed.record.digest())))
     with pytest.raises(ReceiptError, match=rf"record: leaf\.{field}: "):
@@ -245,6 +248,7 @@ def requorumed(net, text: str, header: dict[str, object], leaf: dict[str, object
         ({"validators_hash": keccak256(b"x")}, {}, "certificate", "certificate.header.validators_hash"),
         ({}, {"rubric": keccak256(b"x")}, "policy", "leaf.rubric"),
         ({}, {"scores": (DimensionScore(name="zeal", ppm=Ppm(1)),)}, "policy", "leaf.scores"),
+        ({}, {"quartiles": (Quartiles(lower_ppm=Ppm(1), upper_ppm=Ppm(1)),)}, "policy", "leaf.quartiles"),
         ({}, {"observers": 2}, "scores", "leaf.observers"),
         ({}, {"observers": -1}, "scores", "leaf.observers"),
         ({}, {"observers": keccak256(b"x")[:20]}, "scores", "leaf.observers"),

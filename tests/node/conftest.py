@@ -15,7 +15,7 @@ from nsllm.clock import TrioClock
 from nsllm.consensus.certificate import Certificate, Precommit
 from nsllm.consensus.certified import CertifiedRecord, Inclusion
 from nsllm.consensus.header import Header, precommit_digest
-from nsllm.consensus.observation import DimensionScore, ScoreLeaf
+from nsllm.consensus.observation import DimensionScore, Quartiles, ScoreLeaf
 from nsllm.governance.defaults import default_policy
 from nsllm.ids import ZERO_DIGEST, Digest
 from nsllm.node.context import PeerContext
@@ -143,6 +143,7 @@ class Cast:
             request_key=request_key(network, signed.record.request),
             rubric=rubric.digest(),
             scores=tuple(DimensionScore(name=name, ppm=ppm) for name in rubric.dimensions),
+            quartiles=tuple(Quartiles(lower_ppm=ppm, upper_ppm=ppm) for _ in rubric.dimensions),
             observers=validators.members,
         )
         hashed = merkle.leaf_hash(canonical.encode(leaf))

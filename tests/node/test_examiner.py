@@ -7,55 +7,58 @@ from types import SimpleNamespace
 import pytest
 import trio
 
-from nsllm import canonical
-from nsllm.consensus.observation import DimensionScore
-from nsllm.errors import EncodingError
-from nsllm.governance.errors import AbstainError, BlockError
+from nsllm.consensus.observation import DimensionScore, Subject
+from nsllm.governance.errors import AbstainError
 from nsllm.node import examiner as module
+from nsllm.node.errors import EngineError
 from nsllm.node.examiner import Examiner
 
 
 class FakeLedger:
-    def __init__(self) -> None:
+    def __init__(self, rubric) -> None:
         self.done: set[bytes] = set()
-        self.observations: list[tuple[float, object]] = []
-        self.refuse: Exception | None = None
+        self.terms = SimpleNamespace(rubric=rubric.digest())
 
-    def is_certified(self, record: bytes) -> bool:
+    def is_settled(self, record: bytes) -> bool:
         return record in self.done
 
-    def add_observation(self, signed) -> bool:
-        if self.refuse is not None:
-            raise self.refuse
-        self.observations.append((trio.current_time(), signed))
-        return True
+
+class FakeCommitter:
+    def __init__(self) -> None:
+        self.rows: list[tuple[object, tuple[int, ...]]] = []
+        self.abstentions: list[tuple[bytes, str]] = []
+        self.held: set[bytes] = set()
+
+    def observed(self, subject, ppm) -> None:
+        self.rows.append((subject, ppm))
+
+    def abstained(self, record: bytes, reason: str) -> None:
+        self.abstentions.append((record, reason))
+
+    def holds(self, record: bytes) -> bool:
+        return record in self.held
 
 
 class Desk:
     def __init__(self, cast) -> None:
-        self.ledger = FakeLedger()
-        self.sent: list[tuple[float, bytes, bytes]] = []
-        self.dues = 0
+        self.ledger = FakeLedger(cast.context.policy.rubric)
+        self.committer = FakeCommitter()
         self.scored: list[str] = []
         self.takes_s = 0.1
-        self.fails: Exception | None = None
+        self.fails: list[Exception] = []
         self.cast = cast
         rubric = cast.context.policy.rubric
         self.examiner = Examiner(
             context=cast.context,
             scorer=SimpleNamespace(rubric=rubric, observe=self.observe),
             ledger=self.ledger,
-            share=lambda to, payload: self.sent.append((trio.current_time(), to, payload)),
-            due=self.due,
+            committer=self.committer,
         )
-
-    def due(self) -> None:
-        self.dues += 1
 
     async def observe(self, record):
         await trio.sleep(self.takes_s)
-        if self.fails is not None:
-            raise self.fails
+        if self.fails:
+            raise self.fails.pop(0)
         self.scored.append(record.request.question())
         return tuple(DimensionScore(name=name, ppm=500_000) for name in self.cast.context.policy.rubric.dimensions)
 
@@ -67,51 +70,41 @@ async def desk(cast, autojump_clock, nursery) -> Desk:
     return desk
 
 
-async def test_a_record_is_scored_once_and_shared_with_the_other_validators(cast, autojump_clock, desk) -> None:
+async def test_a_record_is_scored_once_and_handed_to_the_committer(cast, autojump_clock, desk) -> None:
     signed = cast.record()
     assert desk.examiner.accept(signed) is None
     assert desk.examiner.accept(signed) is None
     await trio.sleep(1)
     assert desk.scored == ["why?"]
-    assert [to for _, to, _ in desk.sent] == [a for a in cast.context.validators.members if a != cast.context.address]
-    assert desk.dues == 1
+    subject = Subject(signed.record.digest(), signed.record.generator, cast.key())
+    assert desk.committer.rows == [(subject, (500_000,) * len(cast.context.policy.rubric.dimensions))]
     assert desk.examiner.waiting() == 1
     assert desk.examiner.release(signed.record.digest()) == signed
     assert desk.examiner.waiting() == 0
     assert desk.examiner.release(signed.record.digest()) is None
 
 
-async def test_observations_go_out_again_ever_more_seldom_until_the_record_is_certified(
-    cast, autojump_clock, desk
-) -> None:
+async def test_what_was_committed_to_before_a_restart_is_not_scored_again(cast, autojump_clock, desk) -> None:
+    signed = cast.record()
+    desk.committer.held.add(signed.record.digest())
+    assert desk.examiner.accept(signed) is None
+    await trio.sleep(1)
+    assert desk.scored == []
+    assert desk.examiner.waiting() == 1
+
+
+async def test_what_others_settled_leaves_the_desk(cast, autojump_clock, desk) -> None:
     signed = cast.record()
     desk.examiner.accept(signed)
-    await trio.sleep(60)
-    times = sorted({round(at) for at, _, _ in desk.sent})
-    assert times == [0, 4, 8, 16, 26, 36, 46, 56]
-    assert len(desk.ledger.observations) == len(times)  # our own pool may have dropped it too
-    desk.ledger.done.add(signed.record.digest())
-    await trio.sleep(60)
-    assert len({round(at) for at, _, _ in desk.sent}) == len(times)
-    assert desk.examiner.waiting() == 0
-
-
-async def test_what_goes_out_again_at_once_is_bounded(cast, autojump_clock, desk, monkeypatch) -> None:
-    monkeypatch.setattr(module, "RESEND_AT_ONCE", 4)
-    desk.takes_s = 0.0
-    for number in range(20):
-        desk.examiner.accept(cast.record(f"question {number}", by=number % 4))
     await trio.sleep(1)
-    before = len(desk.sent)
-    await trio.sleep(4)  # two ticks
-    assert len(desk.sent) - before <= 2 * 4 * 3
-    await trio.sleep(30)
-    assert len({payload for at, _, payload in desk.sent if at > 1}) == 20  # nobody is forgotten
+    desk.ledger.done.add(signed.record.digest())
+    await trio.sleep(module.SWEEP_S)
+    assert desk.examiner.waiting() == 0
 
 
 async def test_a_record_that_nobody_certifies_leaves_the_desk(cast, autojump_clock, desk) -> None:
     desk.examiner.accept(cast.record())
-    await trio.sleep(module.GIVE_UP_S + 5)
+    await trio.sleep(module.GIVE_UP_S + 2 * module.SWEEP_S)
     assert desk.examiner.waiting() == 0
 
 
@@ -160,38 +153,34 @@ async def test_a_forged_record_is_refused(cast, autojump_clock, desk) -> None:
     assert desk.examiner.waiting() == 0
 
 
-@pytest.mark.parametrize("how", ["abstains", "hangs", "contradicts the rules"])
+@pytest.mark.parametrize("how", ["lacks the rubric's encoder", "hangs", "fails again and again"])
 async def test_a_validator_that_cannot_score_abstains_aloud_and_goes_on(cast, autojump_clock, desk, how: str) -> None:
-    if how == "abstains":
-        desk.fails = AbstainError("the rubric's encoder is 02, this peer has 03")
-    elif how == "hangs":
+    if how == "hangs":
         desk.takes_s = module.SCORE_DEADLINE_S + 1
+    elif how == "fails again and again":
+        desk.fails = [EngineError("the worker in somebody's folder died")] * module.TRIES
     else:
-        desk.ledger.refuse = BlockError("other dimensions")
-    desk.examiner.accept(cast.record("first"))
+        desk.fails = [AbstainError("the rubric's encoder is 02, this peer has 03")]
+    signed = cast.record("first")
+    desk.examiner.accept(signed)
     await trio.sleep(module.SCORE_DEADLINE_S + 5)
     (abstained,) = [event for event in cast.told if event.kind == "abstained"]
-    wanted = {"abstains": "encoder", "hangs": "too slow", "contradicts the rules": "other dimensions"}[how]
-    assert wanted in abstained.fields["reason"]
-    assert desk.sent == []
-    assert desk.examiner.waiting() == 0
-    desk.fails, desk.takes_s, desk.ledger.refuse = None, 0.1, None
+    [(record, reason)] = desk.committer.abstentions
+    assert (record, reason) == (signed.record.digest(), abstained.fields["reason"])
+    wanted = {"hangs": "too slow", "fails again and again": EngineError.code}
+    assert reason == wanted.get(how, "the rubric's encoder is 02, this peer has 03")
+    assert desk.committer.rows == []
+    assert desk.examiner.accept(signed) is None, "offered again, it is not looked at again"
+    desk.takes_s = 0.1
     desk.examiner.accept(cast.record("second"))
     await trio.sleep(1)
-    assert "second" in desk.scored
-    assert desk.sent
+    assert desk.scored == ["second"]
+    assert len(desk.committer.rows) == 1
 
 
-async def test_only_its_validator_may_bring_an_observation(cast, autojump_clock, desk) -> None:
+async def test_an_engine_that_fails_once_is_asked_again(cast, autojump_clock, desk) -> None:
+    desk.fails = [EngineError("starting again")]
     desk.examiner.accept(cast.record())
-    await trio.sleep(1)
-    payload = desk.sent[0][2]
-    other = next(a for a in cast.context.validators.members if a != cast.context.address)
-    with pytest.raises(EncodingError, match="sent by"):
-        desk.examiner.hear(other, payload)
-    with pytest.raises(EncodingError):
-        desk.examiner.hear(other, b"junk")
-    dues = desk.dues
-    desk.examiner.hear(cast.context.address, payload)
-    assert desk.dues == dues + 1
-    assert canonical.encode(desk.ledger.observations[-1][1]) == payload
+    await trio.sleep(5)
+    assert desk.scored == ["why?"]
+    assert desk.committer.abstentions == []

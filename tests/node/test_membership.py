@@ -28,7 +28,7 @@ def certified_member(peer, newcomer) -> bool:
     return peer.ledger.registry.get(newcomer.settled.identity.address) is not None
 
 
-def test_a_newcomer_with_an_invite_publishes_and_is_certified(on_stage) -> None:
+def test_a_newcomer_with_an_invite_publishes_and_is_settled(on_stage) -> None:
     async def play(stage) -> None:
         newcomer, peer = await joined(stage)
         folder = newcomer.settled.config.data_dir

@@ -15,7 +15,7 @@ from nsllm.consensus.block import Block, Body, DecidedBlock
 from nsllm.consensus.certificate import Certificate, Precommit
 from nsllm.consensus.certified import CertifiedRecord, Inclusion
 from nsllm.consensus.header import Header
-from nsllm.consensus.observation import DimensionScore, ScoreLeaf
+from nsllm.consensus.observation import DimensionScore, Quartiles, ScoreLeaf
 from nsllm.consensus.registry import Admission, Member, MemberRegistry
 from nsllm.crypto import MemberKey
 from nsllm.ids import ZERO_DIGEST, Address, Digest, Height, NetworkId, PeerId, Ppm, Signature, TimeMs
@@ -169,6 +169,7 @@ def make_certified(make_record: Callable[..., SignedRecord]) -> Callable[..., Ce
             request_key=request_key(NETWORK, signed.record.request),
             rubric=ZERO_DIGEST,
             scores=(DimensionScore(name="coherence", ppm=Ppm(1)),),
+            quartiles=(Quartiles(lower_ppm=Ppm(1), upper_ppm=Ppm(1)),),
             observers=(key.address,),
         )
         block = make_block_at(1, key.address)

@@ -114,7 +114,7 @@ function peers(rows, own) {
 
 const cell = (label, value) => el("td", { class: `num ${value === null ? "none" : ""}`, "data-label": label }, value ?? "no data");
 
-const CONSENSUS = ["height", "epoch", "round", "validators", "quorum", "faults", "pending", "halted", "offences"];
+const CONSENSUS = ["height", "epoch", "round", "validators", "quorum", "faults", "pending", "halted", "offences", "observers"];
 
 function consensus(c) {
   const rest = Object.keys(c).filter((key) => !CONSENSUS.includes(key));
@@ -125,6 +125,7 @@ function consensus(c) {
     ["Validators", c.validators === null || c.validators === undefined ? null : `${number(c.validators)}, quorum ${number(c.quorum)}`],
     ["May fail", c.faults === null || c.faults === undefined ? null : c.faults === 0 ? "none (f = 0)" : `${number(c.faults)} (f = ${c.faults})`],
     ["Records waiting", number(c.pending)],
+    ["Observations", observers(c.observers ?? [])],
     ["State", c.halted ? el("span", { class: "error" }, `halted: ${c.halted}`) : "running"],
     ["Offences", offences(c.offences)],
     ...rest.map((key) => [words(key), plain(c[key])]),
@@ -139,6 +140,19 @@ function offences(rows) {
   if (rows.length === 0) return "none";
   return el("span", { class: "error" }, rows.map((row) => el("div", { title: `${row.validator}, evidence in block ${row.block}` },
     `${short(row.validator, 8, 4)} ${OFFENCES[row.kind] ?? words(row.kind)} at height ${number(row.height)}`)));
+}
+
+/* Only what stands out: a validator that observes in time is the rule. */
+function observers(rows) {
+  const odd = rows.filter((row) => row.late || row.abstained || row.equivocated);
+  const said = (row) => [
+    `${row.validator.slice(0, 10)}… observed ${number(row.observed)}`,
+    row.late ? `${number(row.late)} late` : null,
+    row.abstained ? `abstained ${number(row.abstained)}${row.reason ? ` (${row.reason})` : ""}` : null,
+    row.equivocated ? `contradicted itself ${number(row.equivocated)}` : null,
+  ].filter((part) => part !== null).join(", ");
+  if (rows.length === 0) return null;
+  return odd.length === 0 ? "all in time" : el("span", {}, odd.map((row) => el("div", {}, said(row))));
 }
 
 function certificates(rows) {

@@ -76,6 +76,12 @@ def _rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         kind = escape(str(offence.get("kind", "")).replace("_", " "))
         who = escape(str(offence.get("validator")))
         yield "offence", f"[red]{who}: {kind} at height {_shown(offence.get('height'))}[/]"
+    for row in consensus.get("observers") or []:
+        odd = {name: row.get(name) for name in ("late", "abstained", "equivocated") if row.get(name)}
+        if odd:
+            counts = ", ".join(f"{count} {name}" for name, count in odd.items())
+            reason = f" ({escape(str(row['reason']))})" if row.get("reason") else ""
+            yield "observer", f"{escape(str(row.get('validator', ''))[:18])} {counts}{reason}"
     hits = f"hits {_shown(cache.get('hits_local'))} local, {_shown(cache.get('hits_remote'))} remote"
     hits += f", {_shown(cache.get('hits_semantic'))} for like questions"
     yield "cache", f"{_shown(cache.get('records'))} records, {hits}, misses {_shown(cache.get('misses'))}"

@@ -1,0 +1,254 @@
+"""A batch of observations: committed to with one signature, opened row by row.
+
+A validator signs one `BatchCommit` for many records. It names the records in the clear and hides the integers: each
+row has a commitment of its own, a hash over validator, epoch, rubric, subject, salt and integers. So a row is opened
+as soon as enough validators have committed to its record, whatever the rest of the batch waits for; the opening needs
+no second signature; and a commitment is worth nothing to another validator, whose address is not in it.
+
+What repeats once a record stands in packed columns (fixed width, big-endian), so that a block of many records is a few
+values to the codec. A column has one spelling for each content, as everything canonical.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Final
+
+from msgspec import Meta
+
+from nsllm import canonical, crypto
+from nsllm.canonical import Value
+from nsllm.consensus.errors import ObservationError
+from nsllm.consensus.observation import SUBJECT_BYTES, Subject, unpack_digests
+from nsllm.crypto import MemberKey
+from nsllm.ids import (
+    PPM_ONE,
+    Address,
+    AddressField,
+    CountField,
+    Digest,
+    DigestField,
+    Epoch,
+    EpochField,
+    NetworkId,
+    SignatureField,
+    hex0x,
+    short,
+)
+
+MAX_BATCH_RECORDS: Final = 64
+"""Records of one batch, abstentions included: a block takes whole commits, up to 10 kB a validator for one record."""
+SALT_BYTES: Final = 16
+MAX_REASON_CHARS: Final = 80
+MAX_ROWS_BYTES: Final = MAX_BATCH_RECORDS * (2 + SALT_BYTES + 4 * 16)
+Rows = Annotated[bytes, Meta(max_length=MAX_ROWS_BYTES)]
+"""Opened rows, ascending by position, each: position (2 bytes) ‖ salt (16) ‖ one ppm a dimension (4 each)."""
+_Column = Annotated[bytes, Meta(max_length=32 * MAX_BATCH_RECORDS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One opened row of a batch."""
+
+    position: int
+    """Of the record in the commit's column."""
+    salt: bytes
+    ppm: tuple[int, ...]
+    """One integer a dimension of the rubric, in its order."""
+
+
+class Abstention(Value, frozen=True, kw_only=True):
+    """A record that the validator will not score, and why: for people, it decides nothing."""
+
+    record: DigestField
+    reason: Annotated[str, Meta(min_length=1, max_length=MAX_REASON_CHARS, pattern=r"^[ -~]+\Z")]
+
+
+class BatchCommit(Value, frozen=True, kw_only=True, dict=True):
+    """What a validator signs: which records it observed, with hidden integers, and which it abstains from."""
+
+    validator: AddressField
+    epoch: EpochField
+    number: CountField
+    """Of this validator's batches in this epoch, rising; never bound to a height or round."""
+    rubric: DigestField
+    """Digest of the rubric that the records were scored with."""
+    records: _Column
+    """Digests of the records, ascending."""
+    commitments: _Column
+    """One a record, see `commitment`."""
+    abstentions: Annotated[tuple[Abstention, ...], Meta(max_length=MAX_BATCH_RECORDS)] = ()
+    """Ascending by record."""
+
+    def digest(self, network: NetworkId) -> Digest:
+        """What the validator signs."""
+        return canonical.digest("batch", network, self)
+
+    @cached_property
+    def record_digests(self) -> tuple[Digest, ...]:
+        """The column of records, read."""
+        return unpack_digests(self.records)
+
+    @cached_property
+    def position_of(self) -> dict[Digest, int]:
+        """Position by record."""
+        return {record: position for position, record in enumerate(self.record_digests)}
+
+    @cached_property
+    def abstained(self) -> frozenset[Digest]:
+        """The records that the validator abstains from."""
+        return frozenset(abstention.record for abstention in self.abstentions)
+
+    def commitment_at(self, position: int) -> Digest:
+        """The commitment of the row at `position`."""
+        return Digest(self.commitments[32 * position : 32 * position + 32])
+
+    def check_shape(self) -> None:
+        """Pass silently if the columns fit together.
+
+        Raises:
+            ObservationError: says what does not fit.
+        """
+        name = f"batch {self.number} of {hex0x(self.validator)}"
+        records, abstained = self.record_digests, [abstention.record for abstention in self.abstentions]
+        if len(self.commitments) != len(self.records):
+            raise ObservationError(f"{name}: {len(records)} records, {len(self.commitments)} bytes of commitments")
+        if not 0 < len(records) + len(abstained) <= MAX_BATCH_RECORDS:
+            count = len(records) + len(abstained)
+            raise ObservationError(f"{name} speaks of {count} records, 1 to {MAX_BATCH_RECORDS} are allowed")
+        if any(list(column) != sorted(set(column)) for column in (records, abstained)):
+            raise ObservationError(f"{name}: records not in ascending order, each once")
+        if self.abstained & set(records):
+            raise ObservationError(f"{name} observes a record that it abstains from")
+
+
+class SignedCommit(Value, frozen=True, kw_only=True, dict=True):
+    """A commit and its validator's signature: what goes round before any score does."""
+
+    commit: BatchCommit
+    signature: SignatureField
+
+    def check(self, network: NetworkId) -> None:
+        """Pass silently if the columns fit together and the validator signed them.
+
+        Raises:
+            ObservationError: see `BatchCommit.check_shape`.
+            SignatureError: not the validator's signature.
+        """
+        self.commit.check_shape()
+        crypto.verify(self.commit.digest(network), self.signature, self.commit.validator)
+
+    @cached_property
+    def size_bytes(self) -> int:
+        """Length of the canonical encoding."""
+        return len(canonical.encode(self))
+
+
+class BatchReveal(Value, frozen=True, kw_only=True):
+    """Some rows of a committed batch, opened. Unsigned: the signed commit holds their hashes."""
+
+    validator: AddressField
+    epoch: EpochField
+    number: CountField
+    rows: Rows
+    subjects: Annotated[bytes, Meta(max_length=SUBJECT_BYTES * MAX_BATCH_RECORDS)]
+    """What each row is about, in the order of `rows`."""
+
+
+class Excerpt(Value, frozen=True, kw_only=True):
+    """What a block takes from one batch: the commit, and the rows of the records that the block settles."""
+
+    signed: SignedCommit
+    rows: Rows
+
+
+def commitment(commit: BatchCommit, network: NetworkId, subject: Subject, row: Row) -> Digest:
+    """Hash that hides and binds one row of a batch by `commit.validator` in `commit.epoch` under `commit.rubric`."""
+    return row_commitment(network, commit.validator, commit.epoch, commit.rubric, subject, row)
+
+
+def row_commitment(
+    network: NetworkId, validator: Address, epoch: Epoch, rubric: Digest, subject: Subject, row: Row
+) -> Digest:
+    """The same, before there is a commit.
+
+    Neither number nor position is in it: a record that is observed again with the same integers has the same
+    commitment, so that two different ones prove two different rows.
+    """
+    integers = struct.pack(f">Q{len(row.ppm)}I", epoch, *row.ppm)
+    body = validator + rubric + subject.pack() + row.salt + integers
+    return canonical.digest("observation", network, body)
+
+
+def salt_of(secret: bytes, rubric: Digest, record: Digest) -> bytes:
+    """The salt of one row: unknown without `secret`, and the same after a restart."""
+    return hashlib.sha256(b"nsllm/1/salt\0" + secret + rubric + record).digest()[:SALT_BYTES]
+
+
+def salt_secret(key: MemberKey, network: NetworkId, epoch: Epoch) -> bytes:
+    """What the salts of an epoch are made from: a deterministic signature (RFC 6979) that is never sent."""
+    return hashlib.sha256(key.sign(canonical.digest("salt", network, struct.pack(">Q", epoch)))).digest()
+
+
+def sign_commit(key: MemberKey, network: NetworkId, commit: BatchCommit) -> SignedCommit:
+    """The commit with its validator's signature."""
+    return SignedCommit(commit=commit, signature=key.sign(commit.digest(network)))
+
+
+def pack_rows(rows: Iterable[Row]) -> bytes:
+    """A column of opened rows."""
+    return b"".join(struct.pack(f">H{SALT_BYTES}s{len(row.ppm)}I", row.position, row.salt, *row.ppm) for row in rows)
+
+
+def unpack_rows(column: bytes, dimensions: int) -> tuple[Row, ...]:
+    """The rows of a column.
+
+    Args:
+        column: untrusted, bounded by its type.
+        dimensions: integers a row.
+
+    Raises:
+        ObservationError: cut short, positions not ascending, or an integer above 1,000,000.
+    """
+    shape = _shape(dimensions)
+    if len(column) % shape.size:
+        raise ObservationError(f"a column of rows has {len(column)} bytes, not a multiple of {shape.size}")
+    rows = tuple(Row(position, salt, tuple(ppm)) for position, salt, *ppm in shape.iter_unpack(column))
+    last = -1
+    for row in rows:
+        if row.position <= last:
+            raise ObservationError(f"row {row.position} after row {last}")
+        if max(row.ppm) > PPM_ONE:
+            raise ObservationError(f"an observation of {max(row.ppm)} ppm, the most is {PPM_ONE}")
+        last = row.position
+    return rows
+
+
+def check_row(commit: BatchCommit, network: NetworkId, subject: Subject, row: Row) -> None:
+    """Pass silently if `row` opens what `commit` holds at its position, and that is of `subject`.
+
+    Raises:
+        ObservationError: no such position, another record, or another hash.
+    """
+    records = commit.record_digests
+    if row.position >= len(records) or records[row.position] != subject.record:
+        raise ObservationError(
+            f"batch {commit.number} of {hex0x(commit.validator)}: row {row.position} is not of {short(subject.record)}"
+        )
+    if commitment(commit, network, subject, row) != commit.commitment_at(row.position):
+        raise ObservationError(
+            f"batch {commit.number} of {hex0x(commit.validator)}: row {row.position} is not what was committed to"
+        )
+
+
+def row_bytes(dimensions: int) -> int:
+    """Length of one opened row."""
+    return _shape(dimensions).size
+
+
+def _shape(dimensions: int) -> struct.Struct:
+    return struct.Struct(f">H{SALT_BYTES}s{dimensions}I")

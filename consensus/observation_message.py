@@ -1,0 +1,54 @@
+"""What validators say to each other about observations: one tagged union, bounded before it is parsed."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nsllm import canonical
+from nsllm.canonical import Value
+from nsllm.consensus.batch import BatchReveal, SignedCommit
+from nsllm.consensus.batch_conflict import BatchConflict
+
+MAX_OBSERVATION_BYTES: Final = 32 * 1024
+"""Two of the largest commits, of 64 abstentions with their reasons, are about 20 kB."""
+
+
+class Commit(Value, frozen=True, kw_only=True, tag_field="type", tag="commit"):
+    """A batch, hidden."""
+
+    signed: SignedCommit
+
+
+class Reveal(Value, frozen=True, kw_only=True, tag_field="type", tag="reveal"):
+    """Rows of a batch, opened."""
+
+    reveal: BatchReveal
+
+
+class Conflict(Value, frozen=True, kw_only=True, tag_field="type", tag="conflict"):
+    """Proof that a validator equivocated, passed on by whoever noticed: its batches are left out from then on."""
+
+    conflict: BatchConflict
+
+
+ObservationBody = Commit | Reveal | Conflict
+
+
+class ObservationMessage(Value, frozen=True, kw_only=True):
+    """Envelope of the union."""
+
+    body: ObservationBody
+
+
+def encode_observation(body: ObservationBody) -> bytes:
+    """Canonical bytes of a message."""
+    return canonical.encode(ObservationMessage(body=body))
+
+
+def decode_observation(data: bytes) -> ObservationBody:
+    """The message that `data` spells.
+
+    Raises:
+        EncodingError: longer than `MAX_OBSERVATION_BYTES`, malformed, out of bounds, or not the canonical spelling.
+    """
+    return canonical.decode(data, ObservationMessage, limit_bytes=MAX_OBSERVATION_BYTES).body

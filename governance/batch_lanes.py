@@ -1,0 +1,107 @@
+"""Committed batches by validator, each validator's bounded by itself: whoever floods drops its own, never another's."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from nsllm.consensus.batch import SignedCommit
+from nsllm.ids import Address, Digest
+
+MAX_OUTSTANDING: Final = 256
+"""Batches of one validator that are not settled: beyond it the oldest is dropped."""
+MAX_ROWS: Final = 4096
+"""Rows of one validator, over all of its batches: about two megabytes."""
+MAX_NUMBERS_AHEAD: Final = 1024
+"""A number this far from those that are held is junk. A validator of which nothing is held may begin anywhere."""
+MAX_BANNED: Final = 1024
+EXPIRY_S: Final = 600.0
+
+
+@dataclass(slots=True)
+class Held:
+    """One batch that waits for blocks."""
+
+    signed: SignedCommit
+    came_s: float
+    records: set[Digest]
+    """Of those that it names, the ones that wait for a block."""
+
+
+@dataclass(slots=True)
+class _Lane:
+    batches: OrderedDict[int, Held] = field(default_factory=OrderedDict[int, Held])
+    rows: int = 0
+    banned: OrderedDict[int, None] = field(default_factory=OrderedDict[int, None])
+
+
+class BatchLanes:
+    """One lane a validator, made when it is first heard of; the caller has checked that it is one."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[Address, _Lane] = {}
+
+    def get(self, validator: Address, number: int) -> Held | None:
+        """The batch with this number."""
+        lane = self._lanes.get(validator)
+        return lane.batches.get(number) if lane is not None else None
+
+    def takes(self, validator: Address, number: int) -> bool:
+        """May a batch of this number come in? Asked before anything costly is done about it."""
+        lane = self._lanes.get(validator)
+        if lane is None:
+            return True
+        if number in lane.banned:
+            return False
+        return not lane.batches or abs(number - max(lane.batches)) <= MAX_NUMBERS_AHEAD
+
+    def banned(self, validator: Address, number: int) -> bool:
+        """Is this batch part of an equivocation?"""
+        lane = self._lanes.get(validator)
+        return lane is not None and number in lane.banned
+
+    def put(self, signed: SignedCommit, records: set[Digest], now: float) -> list[Held]:
+        """Keep a batch; returns what it pushes out."""
+        lane = self._lanes.setdefault(signed.commit.validator, _Lane())
+        lane.batches[signed.commit.number] = Held(signed, now, records)
+        lane.rows += len(records)
+        pushed: list[Held] = []
+        while len(lane.batches) > 1 and (len(lane.batches) > MAX_OUTSTANDING or lane.rows > MAX_ROWS):
+            pushed.append(self._drop(lane, next(iter(lane.batches))))
+        return pushed
+
+    def ban(self, validator: Address, number: int) -> Held | None:
+        """Take no batch of this number any more; returns the one that was held."""
+        lane = self._lanes.setdefault(validator, _Lane())
+        lane.banned[number] = None
+        if len(lane.banned) > MAX_BANNED:
+            lane.banned.popitem(last=False)
+        return self._drop(lane, number) if number in lane.batches else None
+
+    def settled(self, validator: Address, number: int, record: Digest) -> None:
+        """A block has the record; a batch of which all are settled is forgotten."""
+        lane = self._lanes[validator]
+        held = lane.batches[number]
+        held.records.discard(record)
+        lane.rows -= 1
+        if not held.records:
+            self._drop(lane, number)
+
+    def expired(self, now: float) -> Iterator[Held]:
+        """Drop and return batches older than `EXPIRY_S`."""
+        for lane in self._lanes.values():
+            while lane.batches and next(iter(lane.batches.values())).came_s + EXPIRY_S <= now:
+                yield self._drop(lane, next(iter(lane.batches)))
+
+    def outstanding(self, validator: Address) -> int:
+        """Batches held of a validator."""
+        lane = self._lanes.get(validator)
+        return len(lane.batches) if lane is not None else 0
+
+    @staticmethod
+    def _drop(lane: _Lane, number: int) -> Held:
+        held = lane.batches.pop(number)
+        lane.rows -= len(held.records)
+        return held

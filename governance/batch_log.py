@@ -1,0 +1,155 @@
+"""What this validator has committed to: on disk before it is sent, so that no restart makes it contradict itself.
+
+One SQLite file: batches by number, and the records in them. A number and a record are taken once in an epoch, for good;
+what blocks have settled is forgotten, because the ledger knows it. Blocking; one caller at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from nsllm import canonical
+from nsllm.consensus.batch import BatchReveal, SignedCommit
+from nsllm.consensus.errors import GuardError
+from nsllm.consensus.observation_message import MAX_OBSERVATION_BYTES
+from nsllm.databases import ON_DISK, Databases
+from nsllm.governance.database import Database
+from nsllm.ids import Address, Digest, Epoch, NetworkId, TimeMs, hex0x
+
+HINT: Final = "restore it from a backup; without it this validator may contradict what it committed to"
+SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS counter (epoch INTEGER PRIMARY KEY, number INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS batch (
+    epoch INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    signed BLOB NOT NULL,
+    rows BLOB NOT NULL,
+    PRIMARY KEY (epoch, number)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS entry (
+    epoch INTEGER NOT NULL,
+    record BLOB NOT NULL,
+    number INTEGER NOT NULL,
+    PRIMARY KEY (epoch, record)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS entry_by_batch ON entry (epoch, number);
+"""
+
+
+class BatchLog:
+    """Batches of one validator; `close` it when done."""
+
+    def __init__(self, database: Database, network: NetworkId, validator: Address) -> None:
+        """Use `open` instead."""
+        self._database = database
+        self._connection = database.connection
+        with database.guarded():
+            self._connection.executescript(SCHEMA)
+            owner = network + validator
+            self._connection.execute("INSERT OR IGNORE INTO meta VALUES ('owner', ?)", (owner,))
+            stored = self._connection.execute("SELECT value FROM meta WHERE name = 'owner'").fetchone()[0]
+        if stored != owner:
+            raise GuardError(
+                f"the log of batches is of validator {hex0x(stored[32:])} in network {hex0x(stored[:32])[:18]}",
+                hint=f"this peer is {hex0x(validator)} of network {hex0x(network)[:18]}",
+            )
+
+    @classmethod
+    def open(
+        cls,
+        path: Path | None,
+        network: NetworkId,
+        validator: Address,
+        *,
+        now_ms: TimeMs,
+        databases: Databases = ON_DISK,
+    ) -> BatchLog:
+        """Open or create the log (None: in memory, for tests).
+
+        Raises:
+            DamageError: damaged; it is not begun anew, since nobody knows what it held.
+            GuardError: another validator's.
+            StorageError: no space, or no permission.
+        """
+        database = Database.open(
+            path, what="log of batches", now_ms=now_ms, recover=False, hint=HINT, databases=databases
+        )
+        try:
+            return cls(database, network, validator)
+        except BaseException:
+            database.close()
+            raise
+
+    def next_number(self, epoch: Epoch) -> int:
+        """The number of this epoch's next batch, from 1."""
+        with self._database.guarded():
+            row = self._connection.execute("SELECT number FROM counter WHERE epoch = ?", (epoch,)).fetchone()
+        return 1 if row is None else row[0] + 1
+
+    def fresh(self, epoch: Epoch, records: Sequence[Digest]) -> list[Digest]:
+        """Those of `records` that this validator has neither observed nor abstained from in this epoch."""
+        query = "SELECT 1 FROM entry WHERE epoch = ? AND record = ?"
+        with self._database.guarded():
+            return [r for r in records if self._connection.execute(query, (epoch, r)).fetchone() is None]
+
+    def put(self, signed: SignedCommit, reveal: BatchReveal) -> None:
+        """Keep a batch with all of its rows; on return it is on disk and may be sent.
+
+        Raises:
+            GuardError: its number or one of its records was committed to before. It must not be sent.
+            StorageError: no space; nothing was kept, and it must not be sent.
+        """
+        commit = signed.commit
+        records = sorted((*commit.record_digests, *commit.abstained))
+        with self._database.transaction():
+            if commit.number != self.next_number(commit.epoch) or self.fresh(commit.epoch, records) != records:
+                raise GuardError(
+                    f"refused to commit to batch {commit.number} of epoch {commit.epoch}: "
+                    "its number or a record of it was committed to before",
+                    hint="if this repeats, another process runs with this key",
+                )
+            self._connection.execute("DELETE FROM batch WHERE epoch < ?", (commit.epoch,))
+            self._connection.execute("DELETE FROM entry WHERE epoch < ?", (commit.epoch,))
+            self._connection.execute("INSERT OR REPLACE INTO counter VALUES (?, ?)", (commit.epoch, commit.number))
+            self._connection.execute(
+                "INSERT INTO batch VALUES (?, ?, ?, ?)",
+                (commit.epoch, commit.number, canonical.encode(signed), canonical.encode(reveal)),
+            )
+            self._connection.executemany(
+                "INSERT INTO entry VALUES (?, ?, ?)", [(commit.epoch, record, commit.number) for record in records]
+            )
+
+    def outstanding(self, epoch: Epoch, count: int) -> list[tuple[SignedCommit, BatchReveal]]:
+        """The newest `count` batches of an epoch with records that are not settled, oldest first."""
+        query = (
+            "SELECT signed, rows FROM batch WHERE epoch = ?1 AND number IN"
+            " (SELECT DISTINCT number FROM entry WHERE epoch = ?1 ORDER BY number DESC LIMIT ?2) ORDER BY number"
+        )
+        with self._database.guarded():
+            rows = self._connection.execute(query, (epoch, count)).fetchall()
+        return [
+            (
+                canonical.decode(signed, SignedCommit, limit_bytes=MAX_OBSERVATION_BYTES),
+                canonical.decode(opened, BatchReveal, limit_bytes=MAX_OBSERVATION_BYTES),
+            )
+            for signed, opened in rows
+        ]
+
+    def settled(self, epoch: Epoch, records: Sequence[Digest]) -> None:
+        """Forget records that blocks have settled, and batches without any other."""
+        with self._database.transaction():
+            numbers: set[int] = set()
+            for record in records:
+                query = "DELETE FROM entry WHERE epoch = ? AND record = ? RETURNING number"
+                numbers.update(row[0] for row in self._connection.execute(query, (epoch, record)).fetchall())
+            for number in numbers:
+                left = "SELECT 1 FROM entry WHERE epoch = ?1 AND number = ?2 LIMIT 1"
+                if self._connection.execute(left, (epoch, number)).fetchone() is None:
+                    self._connection.execute("DELETE FROM batch WHERE epoch = ? AND number = ?", (epoch, number))
+
+    def close(self) -> None:
+        """Close the file; what was put stays."""
+        self._database.close()

@@ -1,0 +1,164 @@
+"""One record on its way to a score: who committed to it, who opened, who abstains, and when. No clock of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from nsllm.consensus.batch import Row
+from nsllm.consensus.observation import Subject
+from nsllm.ids import Address
+
+WAIT_FOR_ALL_S: Final = 0.3
+"""How long a record with enough commits, and again with enough opened rows, waits for the remaining validators'."""
+TIMELY_S: Final = WAIT_FOR_ALL_S / 2
+"""What we had this soon after enough of its kind, an honest proposer had before its own wait was over, if the links to
+it and to us differ by less than a quarter of the wait."""
+COPIED_AFTER_S: Final = 1.0
+"""A commit this long after the first opened row is late by every honest validator's watch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a validator's row of the record stands."""
+
+    number: int
+    position: int
+    at_s: float
+    """When the commit came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A row that was opened."""
+
+    subject: Subject
+    row: Row
+    at_s: float
+
+
+@dataclass(slots=True)
+class RecordCase:
+    """What is known of one record."""
+
+    enough: int
+    """n-f."""
+    faults: int
+    """f."""
+    committed: dict[Address, Place] = field(default_factory=dict[Address, Place])
+    opened: dict[Address, Opened] = field(default_factory=dict[Address, Opened])
+    abstained: dict[Address, int] = field(default_factory=dict[Address, int])
+    """Number of the batch in which each abstained."""
+    late: dict[Address, float] = field(default_factory=dict[Address, float])
+    """Validators whose commit came after others had opened, and how long after: they may have copied."""
+    hopeless_s: float | None = None
+    """When so many had abstained that enough rows will never come."""
+    enough_committed_s: float | None = None
+    enough_opened_s: float | None = None
+    first_opened_s: float | None = None
+
+    def commit(self, validator: Address, place: Place) -> None:
+        """Note a commit.
+
+        The first n-f are never late: nobody honest opens before it has seen so many, so whoever has seen fewer has
+        missed some, and its order of things says nothing.
+        """
+        if self.first_opened_s is not None and len(self.committed) >= self.enough:
+            self.late[validator] = place.at_s - self.first_opened_s
+        self.committed[validator] = place
+        if self.enough_committed_s is None and len(self.committed) >= self.enough:
+            self.enough_committed_s = place.at_s
+
+    def abstain(self, validator: Address, number: int, now: float) -> None:
+        """Note an abstention."""
+        self.abstained[validator] = number
+        if self.hopeless_s is None and len(self.abstained) > self.faults:
+            self.hopeless_s = now
+
+    def open(self, validator: Address, opened: Opened) -> None:
+        """Note an opened row of a validator that committed."""
+        self.opened[validator] = opened
+        if self.first_opened_s is None:
+            self.first_opened_s = opened.at_s
+        if self.enough_opened_s is None and len(self.agreeing()) >= self.enough:
+            self.enough_opened_s = opened.at_s
+
+    def forget(self, validator: Address) -> None:
+        """Take back all that a validator said."""
+        self.committed.pop(validator, None)
+        self.opened.pop(validator, None)
+        self.abstained.pop(validator, None)
+        self.late.pop(validator, None)
+        if len(self.abstained) <= self.faults:
+            self.hopeless_s = None
+        if len(self.committed) < self.enough:
+            self.enough_committed_s = None
+        if len(self.agreeing()) < self.enough:
+            self.enough_opened_s = None
+
+    def agreeing(self) -> Mapping[Address, Opened]:
+        """The largest set of rows in time that are about one subject."""
+        groups: dict[Subject, dict[Address, Opened]] = {}
+        for validator in sorted(self.opened):
+            if validator not in self.late:
+                opened = self.opened[validator]
+                groups.setdefault(opened.subject, {})[validator] = opened
+        return max(groups.values(), key=len, default=dict[Address, Opened]())
+
+    def may_open(self, validators: int, now: float) -> bool:
+        """May an honest validator show its row: have enough committed, and all or for long enough?"""
+        if self.enough_committed_s is None:
+            return False
+        all_spoke = len(self.committed.keys() | self.abstained.keys()) >= validators
+        return all_spoke or self.enough_opened_s is not None or self.enough_committed_s + WAIT_FOR_ALL_S <= now
+
+    def open_in_s(self, now: float) -> float | None:
+        """Seconds until the wait for the last commits is over; None while too few have committed."""
+        return None if self.enough_committed_s is None else max(0.0, self.enough_committed_s + WAIT_FOR_ALL_S - now)
+
+    def due_in_s(self, now: float) -> float:
+        """Seconds until a record that is ready goes into a block: 0.0 once all that committed in time have opened."""
+        if self.enough_opened_s is None or len(self.opened) >= len(self.committed):
+            return 0.0
+        if self.committed.keys() - self.late.keys() <= self.opened.keys():
+            return 0.0
+        return max(0.0, self.enough_opened_s + WAIT_FOR_ALL_S - now)
+
+    def due_at_s(self) -> float:
+        """When the record was to go into a block at the latest; infinite before it is ready."""
+        if self.enough_opened_s is not None:
+            return self.enough_opened_s + WAIT_FOR_ALL_S
+        return self.hopeless_s if self.hopeless_s is not None else math.inf
+
+    def timely(self, validator: Address) -> bool:
+        """Must an honest proposer have had this validator's row in time (see `TIMELY_S`)?"""
+        place, opened = self.committed.get(validator), self.opened.get(validator)
+        if place is None or opened is None or validator in self.late:
+            return False
+        if self.enough_committed_s is None or self.enough_opened_s is None:
+            return False
+        return (
+            place.at_s <= self.enough_committed_s + TIMELY_S
+            and opened.at_s <= self.enough_opened_s + TIMELY_S
+            and validator in self.agreeing()
+        )
+
+    def copied(self, validator: Address, now: float) -> bool:
+        """Is the validator's row one that no honest proposer takes in, the way we saw it?"""
+        if validator in self.late:
+            return self.late[validator] > COPIED_AFTER_S
+        if validator in self.committed or self.first_opened_s is None or len(self.committed) < self.enough:
+            return False
+        return now > self.first_opened_s + COPIED_AFTER_S
+
+    @property
+    def ready(self) -> bool:
+        """May a block settle it?"""
+        return self.enough_opened_s is not None or self.hopeless_s is not None
+
+    @property
+    def empty(self) -> bool:
+        """Does nobody speak of it?"""
+        return not self.committed and not self.abstained

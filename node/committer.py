@@ -1,0 +1,427 @@
+"""A validator's word about records: committed to in batches, opened once enough others have committed, sent again.
+
+    examiner -> fresh rows -> sign, log on disk, send commit -> n-f commits of a record -> open its row, send reveal
+
+A batch is what gathered while the one before was written: a record that comes alone goes alone and at once. Opening
+waits for a message, not for a timer, unless a validator stays silent (`record_case.WAIT_FOR_ALL_S`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from nsllm.consensus.batch import (
+    MAX_BATCH_RECORDS,
+    MAX_REASON_CHARS,
+    Abstention,
+    BatchCommit,
+    BatchReveal,
+    Row,
+    SignedCommit,
+    pack_rows,
+    row_commitment,
+    salt_of,
+    salt_secret,
+    sign_commit,
+    unpack_rows,
+)
+from nsllm.consensus.errors import BatchEquivocationError, ObservationError
+from nsllm.consensus.observation import Subject, pack_subjects, unpack_subjects
+from nsllm.consensus.observation_message import (
+    MAX_OBSERVATION_BYTES,
+    Commit,
+    Conflict,
+    ObservationBody,
+    Reveal,
+    decode_observation,
+    encode_observation,
+)
+from nsllm.errors import OwnFault, PeerFault
+from nsllm.governance.batch_log import BatchLog
+from nsllm.governance.ledger import Ledger
+from nsllm.ids import Address, Digest, Epoch, hex0x, short
+from nsllm.node.context import PeerContext
+from nsllm.p2p.rates import SlidingWindow
+
+log = logging.getLogger(__name__)
+
+RESEND_S: Final = 2.0
+RESEND_CAP_S: Final = 10.0
+"""A batch goes out again after `RESEND_S`, then after twice as long each time, up to this."""
+RESEND_AT_ONCE: Final = 16
+"""Batches: the links to the other validators carry votes too, and drop their oldest message when they are full."""
+GIVE_UP_S: Final = 600.0
+RETRY_S: Final = 1.0
+"""After a fault of our own disk."""
+MAX_OUTSTANDING: Final = 128
+"""Batches of ours that wait for blocks; below what others keep of one validator."""
+MESSAGE_UNITS: Final = 1024
+"""What one validator may send in a second: a message is one unit, and one more each `UNIT_BYTES`."""
+UNIT_BYTES: Final = 4096
+
+
+@dataclass(slots=True)
+class _Batch:
+    signed: SignedCommit
+    rows: dict[Digest, tuple[Subject, Row]]
+    """By record; abstentions have none."""
+    open: set[Digest]
+    """Records that wait for a block."""
+    since: float
+    resend_at: float
+    pause_s: float = RESEND_S
+
+
+@dataclass(slots=True)
+class _Fresh:
+    """What the examiner found and no batch holds."""
+
+    rows: deque[tuple[Subject, tuple[int, ...]]] = field(default_factory=deque[tuple[Subject, tuple[int, ...]]])
+    """Measured under the rubric in force."""
+    abstentions: deque[tuple[Digest, str]] = field(default_factory=deque[tuple[Digest, str]])
+
+    def __len__(self) -> int:
+        return len(self.rows) + len(self.abstentions)
+
+
+class Committer:
+    """Commits, opens and repeats this validator's observations; hears the other validators'."""
+
+    def __init__(
+        self,
+        *,
+        context: PeerContext,
+        ledger: Ledger,
+        batches: BatchLog,
+        share: Callable[[Address, bytes], None],
+        due: Callable[[], None],
+        checkpoint: Callable[[str], None] = lambda _moment: None,
+    ) -> None:
+        """Begin with what the log holds.
+
+        Args:
+            context: who we are.
+            ledger: pool of observations, and what is settled.
+            batches: what was committed to; its owner closes it.
+            share: queues a message for one validator; never waits.
+            due: tells the consensus driver that a block may be due.
+            checkpoint: fault-injection point, called with `batch_signed`, `batch_written`, `batch_sent` and
+                `rows_opened` as those moments pass.
+        """
+        self._context = context
+        self._ledger = ledger
+        self._log = batches
+        self._share = share
+        self._due = due
+        self._checkpoint = checkpoint
+        self._fresh = _Fresh()
+        self._terms = ledger.terms
+        self._batches: dict[int, _Batch] = {}
+        self._by_record: dict[Digest, int] = {}
+        self._settled: list[Digest] = []
+        self._secret: tuple[Epoch, bytes] | None = None
+        self._rates: dict[Address, SlidingWindow] = {}
+        self._came = trio.Event()
+        self._opening = trio.Event()
+
+    def observed(self, subject: Subject, ppm: tuple[int, ...]) -> None:
+        """Take a row to commit to: one integer a dimension of the rubric."""
+        self._fresh.rows.append((subject, ppm))
+        self._came.set()
+
+    def abstained(self, record: Digest, reason: str) -> None:
+        """Take an abstention: the record counts as not observed by us, and everybody knows why."""
+        self._fresh.abstentions.append((record, printable(reason)))
+        self._came.set()
+
+    def follow(self) -> None:
+        """Another epoch may have begun: what is not settled is committed to anew, unless the rubric is another."""
+        terms = self._ledger.terms
+        if terms is self._terms:
+            return
+        same, self._terms = terms.rubric == self._terms.rubric, terms
+        held, self._batches = self._batches, {}
+        self._by_record.clear()
+        self._settled.clear()
+        if not same or self._context.address not in terms.validators:
+            self._fresh = _Fresh()
+        else:
+            for batch in held.values():
+                self._put_back(batch.signed, batch.rows.values(), batch.open)
+        self._came.set()
+
+    def holds(self, record: Digest) -> bool:
+        """Is the record in one of our batches that wait for a block?"""
+        return record in self._by_record
+
+    def hear(self, sender: Address, payload: bytes) -> None:
+        """Take another validator's message. What comes too fast is dropped unread: it comes again.
+
+        Raises:
+            PeerFault: malformed, or not its signer's.
+        """
+        window = self._rates.setdefault(sender, SlidingWindow(MESSAGE_UNITS, 1.0))
+        if len(payload) > MAX_OBSERVATION_BYTES:
+            raise ObservationError(f"{len(payload)} bytes of observations, the limit is {MAX_OBSERVATION_BYTES}")
+        if not window.take(1 + len(payload) // UNIT_BYTES):
+            log.info("observations_dropped sender=%s bytes=%d", short(sender), len(payload))
+            return
+        body = decode_observation(payload)
+        if isinstance(body, Conflict):
+            if self._ledger.add_conflict(body.conflict):
+                self._report(body)
+            return
+        said_by = body.signed.commit.validator if isinstance(body, Commit) else body.reveal.validator
+        if said_by != sender:
+            raise ObservationError(f"observations of {hex0x(said_by)} sent by {hex0x(sender)}")
+        self._take(body)
+
+    def settled(self, records: Iterable[Digest]) -> None:
+        """A block has these records."""
+        for record in records:
+            number = self._by_record.pop(record, None)
+            if number is None:
+                continue
+            self._settled.append(record)
+            batch = self._batches[number]
+            batch.open.discard(record)
+            if not batch.open:
+                del self._batches[number]
+                self._came.set()  # there is room for another
+
+    async def run(self) -> None:
+        """Commit, open and repeat until cancelled."""
+        await self._recover()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._commit_all)
+            nursery.start_soon(self._open_all)
+            nursery.start_soon(self._resend)
+
+    async def _recover(self) -> None:
+        """Take up what was committed to before the restart: the same commits go out again, and no others."""
+        epoch = self._ledger.terms.validators.epoch
+        now = trio.current_time()
+        for signed, reveal in await self._context.offload.run(lambda: self._log.outstanding(epoch, MAX_OUTSTANDING)):
+            records = (*signed.commit.record_digests, *signed.commit.abstained)
+            left = set(await self._ledger.unsettled(records))
+            self._settled.extend(record for record in records if record not in left)
+            if left:
+                self._enter(signed, reveal, left, now)
+
+    async def _commit_all(self) -> None:
+        while True:
+            while not self._fresh or len(self._batches) >= MAX_OUTSTANDING or not self._validates():
+                self._came = trio.Event()
+                await self._came.wait()
+            rows, abstentions = await self._take_fresh()
+            if not rows and not abstentions:
+                continue
+            signed, reveal = await self._sign(rows, abstentions)
+            self._checkpoint("batch_signed")
+            if not await self._write(signed, reveal):
+                continue
+            self._checkpoint("batch_written")
+            if signed.commit.epoch != self._ledger.terms.validators.epoch:  # it ended while the disk was busy
+                self._retake(signed, reveal)
+                continue
+            self._enter(signed, reveal, {*signed.commit.record_digests, *signed.commit.abstained}, trio.current_time())
+            self._broadcast(Commit(signed=signed))
+            self._checkpoint("batch_sent")
+            self._opening.set()
+            self._due()
+
+    async def _take_fresh(self) -> tuple[list[tuple[Subject, tuple[int, ...]]], list[tuple[Digest, str]]]:
+        """At most one batch of what is neither settled nor committed to."""
+        count = min(len(self._fresh), MAX_BATCH_RECORDS)
+        taken = [self._fresh.rows.popleft() for _ in range(min(count, len(self._fresh.rows)))]
+        rows = {subject.record: (subject, ppm) for subject, ppm in taken}
+        abstentions = dict(self._fresh.abstentions.popleft() for _ in range(count - len(taken)))
+        epoch = self._ledger.terms.validators.epoch
+        wanted = await self._ledger.unsettled([*rows, *(r for r in abstentions if r not in rows)])
+        fresh = set(await self._context.offload.run(lambda: self._log.fresh(epoch, wanted)))
+        return (
+            [rows[record] for record in sorted(rows) if record in fresh],
+            [(record, abstentions[record]) for record in sorted(abstentions) if record in fresh and record not in rows],
+        )
+
+    async def _sign(
+        self, rows: Sequence[tuple[Subject, tuple[int, ...]]], abstentions: Sequence[tuple[Digest, str]]
+    ) -> tuple[SignedCommit, BatchReveal]:
+        terms, key = self._ledger.terms, self._context.key
+        epoch = terms.validators.epoch
+        if self._secret is None or self._secret[0] != epoch:
+            self._secret = (epoch, salt_secret(key, terms.network, epoch))
+        secret = self._secret[1]
+        number = await self._context.offload.run(lambda: self._log.next_number(epoch))
+        opened = [
+            (subject, Row(position, salt_of(secret, terms.rubric, subject.record), ppm))
+            for position, (subject, ppm) in enumerate(rows)
+        ]
+        commit = BatchCommit(
+            validator=key.address,
+            epoch=epoch,
+            number=number,
+            rubric=terms.rubric,
+            records=b"".join(subject.record for subject, _ in opened),
+            commitments=b"".join(
+                row_commitment(terms.network, key.address, epoch, terms.rubric, subject, row) for subject, row in opened
+            ),
+            abstentions=tuple(Abstention(record=record, reason=reason) for record, reason in abstentions),
+        )
+        return sign_commit(key, terms.network, commit), self._reveal(commit, opened)
+
+    async def _write(self, signed: SignedCommit, reveal: BatchReveal) -> bool:
+        """False if our disk refused: then nothing was sent, and the same rows are tried again."""
+        settled, self._settled = self._settled, []
+        epoch = signed.commit.epoch
+        try:
+            await self._context.offload.run(lambda: self._put(signed, reveal, epoch, settled))
+        except OwnFault as error:
+            log.error("observations_not_written number=%d error=%s", signed.commit.number, error)
+            self._context.events.emit("observations_failed", code=error.code)
+            self._settled.extend(settled)
+            self._retake(signed, reveal)
+            await trio.sleep(RETRY_S)
+            return False
+        return True
+
+    def _retake(self, signed: SignedCommit, reveal: BatchReveal) -> None:
+        """Take back what was not sent, if it still holds."""
+        if signed.commit.rubric == self._ledger.terms.rubric and self._validates():
+            rows = unpack_rows(reveal.rows, len(self._ledger.terms.dimensions))
+            records = {*signed.commit.record_digests, *signed.commit.abstained}
+            self._put_back(signed, zip(unpack_subjects(reveal.subjects), rows, strict=True), records)
+
+    def _put_back(self, signed: SignedCommit, rows: Iterable[tuple[Subject, Row]], records: set[Digest]) -> None:
+        self._fresh.rows.extend((subject, row.ppm) for subject, row in rows if subject.record in records)
+        self._fresh.abstentions.extend((a.record, a.reason) for a in signed.commit.abstentions if a.record in records)
+
+    def _validates(self) -> bool:
+        return self._context.address in self._ledger.terms.validators
+
+    def _put(self, signed: SignedCommit, reveal: BatchReveal, epoch: Epoch, settled: Sequence[Digest]) -> None:
+        self._log.put(signed, reveal)
+        if settled:
+            self._log.settled(epoch, settled)
+
+    def _enter(self, signed: SignedCommit, reveal: BatchReveal, left: set[Digest], now: float) -> None:
+        """Hold a batch that is on disk; our own pool is the first to have it."""
+        commit = signed.commit
+        rows = unpack_rows(reveal.rows, len(self._ledger.terms.dimensions))
+        opened = {s.record: (s, row) for s, row in zip(unpack_subjects(reveal.subjects), rows, strict=True)}
+        self._batches[commit.number] = _Batch(signed, opened, left, now, now + RESEND_S)
+        self._by_record.update((record, commit.number) for record in left)
+        self._take(Commit(signed=signed))
+
+    async def _open_all(self) -> None:
+        while True:
+            self._opening = trio.Event()
+            self._open()
+            wait_s = self._ledger.opens_in_s()
+            with trio.move_on_after(wait_s if wait_s is not None else float("inf")):
+                await self._opening.wait()
+
+    def _open(self) -> None:
+        """Show our rows of the records that enough validators have committed to."""
+        by_batch: dict[int, list[Digest]] = {}
+        for record in self._ledger.openable():
+            number = self._by_record.get(record)
+            if number is not None:
+                by_batch.setdefault(number, []).append(record)
+        for number, records in by_batch.items():
+            batch = self._batches[number]
+            rows = sorted((batch.rows[record] for record in records), key=lambda opened: opened[1].position)
+            reveal = self._reveal(batch.signed.commit, rows)
+            self._ledger.add_reveal(reveal)
+            self._broadcast(Reveal(reveal=reveal))
+        if by_batch:
+            self._checkpoint("rows_opened")
+            self._due()
+
+    def _take(self, body: Commit | Reveal) -> None:
+        """Into the pool; then something of ours may be opened, or a block be due."""
+        try:
+            if isinstance(body, Commit):
+                new = self._ledger.add_commit(body.signed)
+            else:
+                new = self._ledger.add_reveal(body.reveal)
+        except BatchEquivocationError as error:
+            proof = Conflict(conflict=error.conflict)
+            self._report(proof)
+            self._broadcast(proof)
+            raise
+        if new:
+            self._opening.set()
+            self._due()
+
+    def _report(self, proof: Conflict) -> None:
+        conflict = proof.conflict
+        log.warning("observation_equivocation validator=%s", hex0x(conflict.offender))
+        self._context.events.emit(
+            "observation_equivocation",
+            validator=hex0x(conflict.offender),
+            first=conflict.first.commit.number,
+            second=conflict.second.commit.number,
+        )
+
+    async def _resend(self) -> None:
+        while True:
+            await trio.sleep(RESEND_S)
+            now = trio.current_time()
+            sent = 0
+            for number, batch in list(self._batches.items()):
+                if now - batch.since > GIVE_UP_S:
+                    del self._batches[number]
+                    for record in batch.open:
+                        del self._by_record[record]
+                    self._came.set()
+                elif batch.resend_at <= now and sent < RESEND_AT_ONCE:
+                    sent += 1
+                    batch.pause_s = min(2 * batch.pause_s, RESEND_CAP_S)
+                    batch.resend_at = now + batch.pause_s
+                    self._batches[number] = self._batches.pop(number)
+                    self._say_again(batch)
+
+    def _say_again(self, batch: _Batch) -> None:
+        try:
+            self._take(Commit(signed=batch.signed))  # our own pool may have dropped it too
+        except PeerFault as error:
+            log.error("own_batch_refused number=%d error=%s", batch.signed.commit.number, error)
+            return
+        self._broadcast(Commit(signed=batch.signed))
+        shown = [batch.rows[record] for record in batch.open if record in batch.rows and self._ledger.shown(record)]
+        if shown:
+            rows = sorted(shown, key=lambda opened: opened[1].position)
+            self._broadcast(Reveal(reveal=self._reveal(batch.signed.commit, rows)))
+
+    def _broadcast(self, body: ObservationBody) -> None:
+        payload = encode_observation(body)
+        for validator in self._ledger.terms.validators.members:
+            if validator != self._context.address:
+                self._share(validator, payload)
+
+    @staticmethod
+    def _reveal(commit: BatchCommit, opened: Sequence[tuple[Subject, Row]]) -> BatchReveal:
+        return BatchReveal(
+            validator=commit.validator,
+            epoch=commit.epoch,
+            number=commit.number,
+            rows=pack_rows(row for _, row in opened),
+            subjects=pack_subjects([subject for subject, _ in opened]),
+        )
+
+
+def printable(reason: str) -> str:
+    """A reason as an abstention may carry it: short, and nothing but printable ASCII.
+
+    >>> printable("the rubric's encoder is 02\\n…")
+    "the rubric's encoder is 02??"
+    """
+    text = "".join(char if " " <= char <= "~" else "?" for char in reason)
+    return text[:MAX_REASON_CHARS] or "no reason given"
