@@ -13,9 +13,9 @@ from nsllm.ids import Address
 
 WAIT_FOR_ALL_S: Final = 0.3
 """How long a record with enough commits, and again with enough opened rows, waits for the remaining validators'."""
-TIMELY_S: Final = WAIT_FOR_ALL_S / 2
+TIMELY_S: Final = 0.05
 """What we had this soon after enough of its kind, an honest proposer had before its own wait was over, if the links to
-it and to us differ by less than a quarter of the wait."""
+it and to us differ by less than half of what is left of the wait, an eighth of a second."""
 COPIED_AFTER_S: Final = 1.0
 """A commit this long after the first opened row is late by every honest validator's watch."""
 
