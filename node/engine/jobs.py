@@ -6,6 +6,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import assert_never
 
 import trio
 
@@ -146,12 +147,14 @@ class Jobs:
                 if inbox.timing is not None:
                     inbox.timing.started(trio.current_time(), len(reply.prompt_token_ids))
                 inbox.put(reply)
-            case Embedded() | Judged() | Tokenized() | Detokenized():
+            case Embedded() | Judged() | Retraced() | Tokenized() | Detokenized():
                 del self._inboxes[reply.job]
                 inbox.put(reply)
             case Refused():
                 del self._inboxes[reply.job]
                 _end(inbox, _error(reply))
+            case _:
+                assert_never(reply)
 
     def end(self) -> None:
         """The worker is gone."""

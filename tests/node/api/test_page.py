@@ -96,7 +96,7 @@ async def test_the_panels_show_the_status_and_no_data_for_none(running, browse):
         assert page.inner_text("#peer-name") == "atlas"
         assert page.inner_text("#ready") == "Ready"
         assert "4, quorum 3" in page.inner_text("#consensus")
-        assert "none" in page.locator("#consensus dd").nth(6).inner_text()
+        assert "none" in page.locator("#consensus dd").nth(7).inner_text()
         assert "38.4" in page.inner_text("#tiles")
         assert page.locator("#certificates tbody tr").count() == 6
         assert "no data" in page.locator("#peers tbody tr").nth(2).inner_text()
