@@ -14,6 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from nsllm import canonical
+from nsllm.consensus.registry import RegistryState
+from nsllm.ids import hex0x
+
 pytestmark = [pytest.mark.process, pytest.mark.model, pytest.mark.timeout(900)]
 
 
@@ -48,9 +52,11 @@ def machine() -> Iterator[Machine]:
 
 
 def admitted(folder: Path) -> list[str]:
-    """Addresses whose admission the network log holds, as this peer stores it."""
+    """Addresses of the members that the certified registry holds beside the founder, as this peer stores it."""
     with closing(sqlite3.connect(f"file:{folder}/ledger.sqlite?mode=ro", uri=True)) as ledger:
-        return ["0x" + row[0].hex() for row in ledger.execute("SELECT address FROM admission")]
+        rows = ledger.execute("SELECT value FROM meta WHERE name = 'registry'").fetchall()
+    members = canonical.decode(rows[0][0], RegistryState, limit_bytes=1 << 20).members if rows else ()
+    return [hex0x(member.address) for member in members if "validator" not in member.roles]
 
 
 def test_a_solo_network_and_a_peer_that_joins_it(machine, nsllm, free_port, until, tmp_path):
