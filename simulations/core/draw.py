@@ -5,31 +5,12 @@ from __future__ import annotations
 import random
 from typing import Final
 
-from nsllm.simulations.core.plan import Cut, Fault, Guide, Outage, Plan
+from nsllm.simulations.core.plan import FAULTS, GUIDES, Cut, Fault, Outage, Plan
 from nsllm.simulations.errors import PlanError
 
-HABITS: Final[tuple[Fault, ...]] = (
-    "silent",
-    "equivocator",
-    "twin",
-    "selective",
-    "withholding leader",
-    "censor",
-    "late voter",
-    "amnesiac",
-    "flooder",
-    "liar",
-    "schemer",
-)
+HABITS: Final = tuple(fault for fault in FAULTS if fault != "two-faced")
 """Of at most f Byzantine validators; the two-faced need more."""
-AIMS: Final[tuple[Guide, ...]] = (
-    "none",
-    "lone lock",
-    "short of a decision",
-    "split",
-    "slow proposals",
-    "secret decision",
-)
+AIMS: Final = tuple(guide for guide in GUIDES if guide != "two worlds")
 CLOSE_S: Final = 2.4
 """Honest clocks are at most this far from the true time, so that they accept each other's blocks (5 s ahead)."""
 WILD_S: Final = 60.0
