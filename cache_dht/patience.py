@@ -10,7 +10,8 @@ from collections import deque
 from statistics import median
 from typing import Final
 
-LEAST_S: Final = 0.015
+LEAST_S: Final = 0.1
+"""A busy holder's answer; only look-ups that are slower than the prefill wait at all."""
 MOST_S: Final = 1.0
 TIMES: Final = 4.0
 """The wait, in medians of what look-ups took."""

@@ -175,6 +175,10 @@ class FederatedCache:
             )
         return winner
 
+    def reaches_peers(self) -> bool:
+        """Whether a remote look-up has anyone to ask."""
+        return bool(self._network.connected())
+
     async def near(self, request: Request, embedding: bytes) -> tuple[Near, ...]:
         """Records of our own store that answer questions like this one's; see `verified`."""
         try:

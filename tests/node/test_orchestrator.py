@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
+from nsllm.cache_dht.patience import MOST_S
 from nsllm.governance.errors import SafetyUnavailableError
 from nsllm.governance.validation import Measure
 from nsllm.node import orchestrator as module
@@ -200,6 +201,16 @@ def test_a_look_up_that_hangs_holds_an_answer_up_no_longer_than_its_deadline(on_
         assert trio.current_time() - began < module.LOOKUP_DEADLINE_S + 2
 
     on_stage(play)
+
+
+@pytest.mark.parametrize("peers", [1, 4])
+def test_look_ups_that_ask_nobody_teach_no_impatience(on_stage, peers: int) -> None:
+    async def play(stage) -> None:
+        peer = stage.peers[0]
+        await stage.ask(peer, "How do tides work?")
+        assert (peer.parts.orchestrator._patience.wait_s == MOST_S) is (peers == 1)
+
+    on_stage(play, peers=peers)
 
 
 def test_an_answer_too_large_for_a_record_is_given_and_not_published(on_stage) -> None:

@@ -135,8 +135,8 @@ async def test_a_plain_libp2p_host_may_dial_identify_and_ping(tiny_net):
     with trio.fail_after(120):
         async with host.run(listen_addrs=[multiaddr.Multiaddr("/ip4/127.0.0.1/tcp/0")]):
             await host.connect(target)
-            (round_trip_us,) = await PingService(host).ping(target.peer_id, 1)
-            assert round_trip_us > 0
+            (round_trip_ms,) = await PingService(host).ping(target.peer_id, 1)
+            assert round_trip_ms >= 0  # in whole milliseconds: 0 on a quick machine
             while MESH not in host.get_peerstore().get_protocols(target.peer_id):
                 await trio.sleep(0.1)
 
