@@ -5,7 +5,7 @@ network id as salt; there is no chain id, so that one certificate is accepted on
 
     Header(uint64 epoch,uint64 height,uint64 timeMs,bytes32 parent,address proposer,bytes32 bodyDigest,
            bytes32 scoresRoot,uint64 logSize,bytes32 logRoot,bytes32 stateRoot,bytes32 validatorsHash,
-           bytes32 policyDigest,bytes32 registryHash,bytes32 nextEpoch)
+           bytes32 policyDigest,bytes32 registryHash,bytes32 nextEpoch,bytes32 snapshotHash)
     Precommit(uint64 epoch,uint64 height,uint32 round,Header header)Header(...)
 
 A block's id is `hashStruct(header)`; it has no round, so a value proposed again in a later round keeps its id. The
@@ -36,7 +36,7 @@ from nsllm.ids import (
 HEADER_TYPE: Final = (
     "Header(uint64 epoch,uint64 height,uint64 timeMs,bytes32 parent,address proposer,bytes32 bodyDigest,"
     "bytes32 scoresRoot,uint64 logSize,bytes32 logRoot,bytes32 stateRoot,bytes32 validatorsHash,bytes32 policyDigest,"
-    "bytes32 registryHash,bytes32 nextEpoch)"
+    "bytes32 registryHash,bytes32 nextEpoch,bytes32 snapshotHash)"
 )
 PRECOMMIT_TYPE: Final = "Precommit(uint64 epoch,uint64 height,uint32 round,Header header)" + HEADER_TYPE
 DOMAIN_TYPE: Final = "EIP712Domain(string name,string version,bytes32 salt)"
@@ -68,6 +68,8 @@ class Header(Value, frozen=True, kw_only=True, dict=True):
     """Digest of the member registry after this block."""
     next_epoch: DigestField = ZERO_DIGEST
     """Digest of the `EpochChange` that takes effect at the next height; zeros within an epoch."""
+    snapshot_hash: DigestField = ZERO_DIGEST
+    """Digest of the newest snapshot of the state below this height; zeros before the first."""
 
     @property
     def ends_epoch(self) -> bool:
@@ -96,6 +98,7 @@ class Header(Value, frozen=True, kw_only=True, dict=True):
             + self.policy_digest
             + self.registry_hash
             + self.next_epoch
+            + self.snapshot_hash
         )
 
 

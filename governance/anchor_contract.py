@@ -22,12 +22,13 @@ from nsllm.governance.light_client import EpochProof
 from nsllm.ids import Address, Digest, NetworkId
 
 _HEADER: Final = (
-    b"(uint64,uint64,uint64,bytes32,address,bytes32,bytes32,uint64,bytes32,bytes32,bytes32,bytes32,bytes32,bytes32)"
+    b"(uint64,uint64,uint64,bytes32,address,bytes32,bytes32,uint64"
+    b",bytes32,bytes32,bytes32,bytes32,bytes32,bytes32,bytes32)"
 )
-_HEADER_WORDS: Final = 14
+_HEADER_WORDS: Final = 15
 ANCHOR_SELECTOR: Final = keccak256(b"anchor(" + _HEADER + b",uint32,bytes)")[:4]
 HANDOVER_SELECTOR: Final = keccak256(b"handover(" + _HEADER + b",uint32,bytes,address[],bytes32)")[:4]
-CODE_HASH: Final = Digest(bytes.fromhex("2f94cd95fd20e1e1d9980b934748f4ab65c6449ad7331ff81e11ea79b39c1c2d"))
+CODE_HASH: Final = Digest(bytes.fromhex("89e45af4e8dc070432fde5b118f8db158dbea2fc8a3d8a123367847399594cc0"))
 """keccak-256 of the runtime code, the same for every network: the contract has no immutables."""
 
 # Storage layout, as the head of the Solidity source documents it.
@@ -39,7 +40,9 @@ ANCHORS_SLOT: Final = 3
 NETWORK_ID_SLOT: Final = 5
 VALIDATORS_HASH_SLOT: Final = 6
 EPOCH_SLOT: Final = 7
-"""epoch | validatorCount << 64 | quorum << 80."""
+"""epoch | validatorCount << 64 | quorum << 80 | anchorCount << 96."""
+STORED_ANCHORS: Final = 1024
+"""An anchor stands in the contract's storage until so many newer ones do."""
 
 
 class _Artifact(msgspec.Struct):
@@ -116,7 +119,7 @@ def handover_call_limit_bytes(signers: int, following: int) -> int:
 
 
 def anchor_gas(signers: int) -> int:
-    """Gas limit of an anchor. Measured: 128,000 for the first and 7,600 a signature, so half again to spare."""
+    """Gas limit of an anchor. Measured: 156,000 for the first and 7,600 a signature, so half again to spare."""
     return 250_000 + 15_000 * signers
 
 
@@ -159,6 +162,7 @@ def _header(certificate: Certificate) -> bytes:
             header.policy_digest,
             header.registry_hash,
             header.next_epoch,
+            header.snapshot_hash,
             word(certificate.round),
         )
     )

@@ -97,6 +97,8 @@ class Parent:
     """Network log after the block."""
     registry: RegistryState
     """Members after the block."""
+    snapshot_hash: Digest = ZERO_DIGEST
+    """Of the newest snapshot that was taken after a block up to this one; zeros before the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +208,7 @@ class BlockRules:
             policy_digest=self._policy_digest,
             registry_hash=outcome.registry.digest(self.network),
             next_epoch=outcome.change.digest() if outcome.change is not None else ZERO_DIGEST,
+            snapshot_hash=parent.snapshot_hash,
         )
 
     def time_after(self, parent: Parent, now_ms: TimeMs) -> TimeMs:

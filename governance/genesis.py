@@ -38,6 +38,8 @@ class Genesis(Value, frozen=True, kw_only=True):
     placement: Placement
     chain_id: Annotated[int, Meta(ge=1, le=2**53)] = 7777
     """EVM chain id of the embedded chain."""
+    snapshot_heights: Annotated[int, Meta(ge=1, le=1_000_000)] = 500
+    """A snapshot of the state is taken after every so many blocks; the headers that follow certify it."""
     local: bool = False
     """A network on one machine or one trusted LAN: private address ranges may be dialled."""
 

@@ -13,7 +13,11 @@ pragma solidity 0.8.28;
 ///   slot 4        isValidator[epoch][address]
 ///   slot 5        networkId
 ///   slot 6        validatorsHash
-///   slot 7        epoch | validatorCount << 64 | quorum << 80
+///   slot 7        epoch | validatorCount << 64 | quorum << 80 | anchorCount << 96
+///   slots 8 on    recent: log sizes of the newest 1,024 anchors, four in a slot
+///
+/// An anchor is stored until 1,024 newer ones are, so that the state does not grow for ever: whoever wants to show it
+/// later takes its storage proof in time, as receipts do, or its event.
 ///
 /// A header with a `nextEpoch` is the last of its epoch and hands over to the validators that it names: `handover` learns
 /// them from its certificate, which the validators before them signed.
@@ -34,6 +38,7 @@ contract NetworkAnchor {
         bytes32 policyDigest;
         bytes32 registryHash;
         bytes32 nextEpoch;
+        bytes32 snapshotHash;
     }
 
     struct Head {
@@ -48,13 +53,13 @@ contract NetworkAnchor {
     bytes32 private constant HEADER_TYPEHASH = keccak256(
         "Header(uint64 epoch,uint64 height,uint64 timeMs,bytes32 parent,address proposer,bytes32 bodyDigest,"
         "bytes32 scoresRoot,uint64 logSize,bytes32 logRoot,bytes32 stateRoot,bytes32 validatorsHash,bytes32 policyDigest,"
-        "bytes32 registryHash,bytes32 nextEpoch)"
+        "bytes32 registryHash,bytes32 nextEpoch,bytes32 snapshotHash)"
     );
     bytes32 private constant PRECOMMIT_TYPEHASH = keccak256(
         "Precommit(uint64 epoch,uint64 height,uint32 round,Header header)"
         "Header(uint64 epoch,uint64 height,uint64 timeMs,bytes32 parent,address proposer,bytes32 bodyDigest,"
         "bytes32 scoresRoot,uint64 logSize,bytes32 logRoot,bytes32 stateRoot,bytes32 validatorsHash,bytes32 policyDigest,"
-        "bytes32 registryHash,bytes32 nextEpoch)"
+        "bytes32 registryHash,bytes32 nextEpoch,bytes32 snapshotHash)"
     );
     bytes32 private constant VALIDATORS_TYPEHASH = keccak256("ValidatorSet(uint64 epoch,address[] members)");
     bytes32 private constant CHANGE_TYPEHASH =
@@ -62,10 +67,12 @@ contract NetworkAnchor {
     /// Half of the secp256k1 order, rounded down: signatures above it have a second spelling (EIP-2).
     uint256 private constant HALF_ORDER = 0x7fffffffffffffffffffffffffffffff5d576e7357a4501ddfe92f46681b20a0;
     uint256 private constant SIGNATURE_BYTES = 65;
+    /// Anchors that are stored.
+    uint64 private constant RECENT = 1024;
 
     /// The newest anchor.
     Head public head;
-    /// Log size to keccak256(abi.encode(logRoot, headerId)).
+    /// Log size to keccak256(abi.encode(logRoot, headerId)), of the newest anchors.
     mapping(uint64 logSize => bytes32) public anchors;
     mapping(uint64 epoch => mapping(address => bool)) public isValidator;
     bytes32 public networkId;
@@ -73,6 +80,10 @@ contract NetworkAnchor {
     uint64 public epoch;
     uint16 public validatorCount;
     uint16 public quorum;
+    /// Anchors since the deployment.
+    uint64 public anchorCount;
+    /// Log sizes of the newest anchors, the oldest of them next to be overwritten.
+    uint64[RECENT] private recent;
 
     event Anchored(uint64 indexed logSize, bytes32 indexed logRoot, bytes32 indexed headerId, uint64 height, uint32 round);
 
@@ -132,7 +143,7 @@ contract NetworkAnchor {
         emit HandedOver(epoch, validatorsHash, header.height, validatorCount);
     }
 
-    /// Whether a quorum's certificate for exactly this log and header was recorded.
+    /// Whether a quorum's certificate for exactly this log and header is among the newest anchors.
     function verify(uint64 logSize, bytes32 logRoot, bytes32 id) external view returns (bool) {
         return anchors[logSize] == keccak256(abi.encode(logRoot, id));
     }
@@ -159,6 +170,10 @@ contract NetworkAnchor {
     }
 
     function _record(Header calldata header, uint32 round, bytes32 id) private {
+        uint64 place = anchorCount % RECENT;
+        if (recent[place] != 0) delete anchors[recent[place]];
+        recent[place] = header.logSize;
+        ++anchorCount;
         anchors[header.logSize] = keccak256(abi.encode(header.logRoot, id));
         head = Head(header.logSize, header.height, header.timeMs, header.logRoot, id);
         emit Anchored(header.logSize, header.logRoot, id, header.height, round);

@@ -20,7 +20,7 @@ TYPES = {
         ("epoch", "uint64"), ("height", "uint64"), ("timeMs", "uint64"), ("parent", "bytes32"), ("proposer", "address"),
         ("bodyDigest", "bytes32"), ("scoresRoot", "bytes32"), ("logSize", "uint64"), ("logRoot", "bytes32"),
         ("stateRoot", "bytes32"), ("validatorsHash", "bytes32"), ("policyDigest", "bytes32"),
-        ("registryHash", "bytes32"), ("nextEpoch", "bytes32"),
+        ("registryHash", "bytes32"), ("nextEpoch", "bytes32"), ("snapshotHash", "bytes32"),
     ],
     "Precommit": [("epoch", "uint64"), ("height", "uint64"), ("round", "uint32"), ("header", "Header")],
     "ValidatorSet": [("epoch", "uint64"), ("members", "address[]")],
@@ -67,7 +67,7 @@ FIELDS = {
     "epoch": 3, "height": 7, "time_ms": 1_700_000_000_123, "parent": b"\x01" * 32, "proposer": b"\x02" * 20,
     "body_digest": b"\x03" * 32, "scores_root": b"\x04" * 32, "log_size": 99, "log_root": b"\x05" * 32,
     "state_root": b"\x06" * 32, "validators_hash": b"\x07" * 32, "policy_digest": b"\x08" * 32,
-    "registry_hash": b"\x09" * 32, "next_epoch": b"\x0a" * 32,
+    "registry_hash": b"\x09" * 32, "next_epoch": b"\x0a" * 32, "snapshot_hash": b"\x0d" * 32,
 }  # fmt: skip
 
 
@@ -94,10 +94,10 @@ def test_validator_sets_and_epoch_changes_are_structs_too():
 
 def test_pinned_vector():
     header = Header(**FIELDS)
-    assert header.id().hex() == "cac0dc03ff985de471bb6eaf267502721cc6fc3201f77706760e387a97261e5d"
+    assert header.id().hex() == "b387c0d50b7428dbca22d9e614b3da591cf145ba0c4cd17f85a7aaf9c200bf94"
     assert (
         precommit_digest(NETWORK, 3, 7, 2, header.id()).hex()
-        == "dc25298818e4aecfeb6c383f8ebef81a1df915296793b42c61126c61b846bcd7"
+        == "f89744c1b1bff1521532a63433629918e0b0789df955811b49d169b013b2d968"
     )
 
 

@@ -41,6 +41,7 @@ HEADER_CHANGES = {
     "policy_digest": keccak256(b"x"),
     "registry_hash": keccak256(b"x"),
     "next_epoch": keccak256(b"x"),
+    "snapshot_hash": keccak256(b"x"),
     "proposer": keccak256(b"x")[:20],
     "time_ms": TimeMs(5),
 }
