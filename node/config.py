@@ -100,7 +100,13 @@ class EngineConfig:
         least=0,
         most=1024,
     )
-    cache_mb: int = setting(512, "Memory for keys and values on the fast path.", unit="MB", least=1, most=1_000_000)
+    cache_mb: int = setting(
+        512,
+        "Memory for keys and values on the fast path; two full contexts have room in any case.",
+        unit="MB",
+        least=1,
+        most=1_000_000,
+    )
     memory_mb: int = setting(
         0,
         "Memory of all model workers together, as estimated from the models' files; 0: whatever is free.",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nsllm.node.engine.choice import Choice
+from nsllm.node.engine.fast.room import Numerics, block_bytes, block_count
 from nsllm.node.engine.fast.shape import Shape, read_shape
 from nsllm.node.engine.models import read_config
 from nsllm.node.engine.weights import read_weights
@@ -25,7 +26,7 @@ def worker_bytes(folder: Path, choice: Choice, cache_mb: int) -> int:
     Args:
         folder: of the model.
         choice: how it runs.
-        cache_mb: room for keys and values on the fast path.
+        cache_mb: room for keys and values on the fast path, which gives two full contexts at least.
 
     Raises:
         ModelMissingError: no usable model there.
@@ -34,7 +35,9 @@ def worker_bytes(folder: Path, choice: Choice, cache_mb: int) -> int:
     shape = read_shape(config)
     if choice.library is None or shape is None:
         return GENERAL_BASE_BYTES + read_weights(folder).size_bytes + GENERAL_CONTEXTS * _context_bytes(config)
-    return BASE_BYTES + _packed_bytes(shape, choice) + (cache_mb << 20)
+    numerics: Numerics = "int8" if choice.dtype == "int8" else "float32"
+    room_bytes = block_count(shape, numerics, cache_mb) * block_bytes(shape, numerics)
+    return BASE_BYTES + _packed_bytes(shape, choice) + room_bytes
 
 
 def _packed_bytes(shape: Shape, choice: Choice) -> int:

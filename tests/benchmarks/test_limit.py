@@ -6,11 +6,12 @@ import pytest
 
 from benchmarks.limit import Limit, Work, measure
 from benchmarks.serving import carried
+from nsllm.node.engine.fast.rope import Rope
 from nsllm.node.engine.fast.shape import Shape
 
 SHAPE = Shape(
     layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16, inner=128, vocabulary=260, context_tokens=256,
-    epsilon=1e-5, rope_theta=1e4, qkv_bias=False, head_norm=False, tied=True,
+    epsilon=1e-5, rope=Rope(1e4), qkv_bias=False, head_norm=False, tied=True,
 )  # fmt: skip
 
 

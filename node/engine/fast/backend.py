@@ -9,7 +9,6 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import torch
 
@@ -18,17 +17,15 @@ from nsllm.node.engine.fast.blocks import BlockPool, Lease
 from nsllm.node.engine.fast.chat import ChatText
 from nsllm.node.engine.fast.encoder import BertEncoder, runs
 from nsllm.node.engine.fast.memory import trim
-from nsllm.node.engine.fast.native import BLOCK_TOKENS, NativeModel, Run, block_bytes
+from nsllm.node.engine.fast.native import NativeModel, Run
 from nsllm.node.engine.fast.packed import Place, keep_packed
+from nsllm.node.engine.fast.room import BLOCK_TOKENS, SIDE_CONTEXTS, Numerics, block_count, context_blocks
 from nsllm.node.engine.fast.select import NativeChooser
-from nsllm.node.engine.fast.shape import Shape, read_shape
-from nsllm.node.engine.fast.weights import Numerics, load_weights
+from nsllm.node.engine.fast.shape import read_shape
+from nsllm.node.engine.fast.weights import load_weights
 from nsllm.node.engine.guide import GuideBook
 from nsllm.node.engine.sampler import Chooser
 from nsllm.node.errors import ConfigError
-
-SIDE_CONTEXTS: Final = 1
-"""Sequences of full context that side work has room for beside generations."""
 
 
 class FastBackend:
@@ -66,13 +63,13 @@ class FastBackend:
             raise ConfigError(
                 f"{text}: the tokenizer's ids go to {self._chat.last_token_id}, the model knows {shape.vocabulary}"
             )
-        blocks = _block_count(shape, numerics, cache_mb)
+        blocks = block_count(shape, numerics, cache_mb)
         make = partial(load_weights, text, shape, numerics)
         weights = make() if packed is None else keep_packed(make, packed, library)
         trim()
         self._model = NativeModel(library, shape, weights, numerics, blocks=blocks, threads=threads)
         self.pool = BlockPool(
-            blocks, BLOCK_TOKENS, spare=SIDE_CONTEXTS * _context_blocks(shape), copy=self._model.copy_block
+            blocks, BLOCK_TOKENS, spare=SIDE_CONTEXTS * context_blocks(shape), copy=self._model.copy_block
         )
         self.embed = _encoder(encoder).embed
         self.chooser: Chooser = NativeChooser(library, shape.vocabulary)
@@ -139,11 +136,3 @@ def _encoder(folder: Path) -> Encoder:
     from nsllm.node.engine.general import TransformersEncoder  # takes seconds to import
 
     return TransformersEncoder(folder)
-
-
-def _context_blocks(shape: Shape) -> int:
-    return -(-shape.context_tokens // BLOCK_TOKENS)
-
-
-def _block_count(shape: Shape, numerics: Numerics, cache_mb: int) -> int:
-    return max((cache_mb << 20) // block_bytes(shape, numerics), (1 + SIDE_CONTEXTS) * _context_blocks(shape))

@@ -13,12 +13,11 @@ from typing import Final
 import torch
 
 from nsllm.node.engine.fast.memory import reserve
+from nsllm.node.engine.fast.room import BLOCK_TOKENS, Numerics, block_bytes
 from nsllm.node.engine.fast.shape import Shape
-from nsllm.node.engine.fast.weights import LlamaWeights, Numerics, PackedLinear, rope_table
+from nsllm.node.engine.fast.weights import LlamaWeights, PackedLinear, rope_table
 from nsllm.node.errors import EngineError
 
-BLOCK_TOKENS: Final = 32
-"""Tokens in a block of keys and values; `attention.h`."""
 LOGIT_ROWS: Final = 256
 """Rows of logits that there is room for from the beginning; their memory is used as they are first written."""
 
@@ -58,12 +57,6 @@ class Run:
     """Numbers of the sequence's blocks; those of the new tokens are its own."""
     keep: int
     """How many of the last tokens' logits are wanted."""
-
-
-def block_bytes(shape: Shape, numerics: Numerics) -> int:
-    """Keys and values of a block, in all layers; int8 has a float32 scale for each token and head."""
-    vector_bytes = shape.head_dim + 4 if numerics == "int8" else shape.head_dim * 4
-    return shape.layers * 2 * shape.kv_heads * BLOCK_TOKENS * vector_bytes
 
 
 class NativeModel:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from nsllm.node.engine.fast.rope import Rope, read_rope
+
 FAMILY: Final = {
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "mistral",
@@ -31,7 +33,7 @@ class Shape:
     vocabulary: int
     context_tokens: int
     epsilon: float
-    rope_theta: float
+    rope: Rope
     qkv_bias: bool
     """Qwen2."""
     head_norm: bool
@@ -60,9 +62,10 @@ def is_int8(config: Mapping[str, Any]) -> bool:
 def read_shape(config: Mapping[str, Any]) -> Shape | None:
     """The shape that a config.json describes; None if the fast path does not run such a model."""
     architecture = (config.get("architectures") or [None])[0]
-    ropes = [config.get(name) or {} for name in ("rope_parameters", "rope_scaling")]
-    theta = config.get("rope_theta", ropes[0].get("rope_theta", ropes[1].get("rope_theta")))
     try:
+        rope = read_rope(config)
+        if rope is None:
+            return None
         heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
         shape = Shape(
             layers=int(config["num_hidden_layers"]),
@@ -74,12 +77,12 @@ def read_shape(config: Mapping[str, Any]) -> Shape | None:
             vocabulary=int(config["vocab_size"]),
             context_tokens=int(config["max_position_embeddings"]),
             epsilon=float(config.get("rms_norm_eps", 1e-6)),
-            rope_theta=float(theta or 10_000.0),
+            rope=rope,
             qkv_bias=architecture == "Qwen2ForCausalLM",
             head_norm=architecture == "Qwen3ForCausalLM",
             tied=bool(config.get("tie_word_embeddings", False)),
         )
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None
     window = config.get("sliding_window")
     unlike = (
@@ -88,7 +91,6 @@ def read_shape(config: Mapping[str, Any]) -> Shape | None:
         or config.get("attention_bias")
         or config.get("mlp_bias")
         or (config.get("quantization_config") and not is_int8(config))
-        or any(rope.get("rope_type", rope.get("type", "default")) != "default" for rope in ropes)
         or (window is not None and config.get("use_sliding_window", True) and window < shape.context_tokens)
         or any(width % LANES for width in (shape.hidden, shape.head_dim, shape.inner))
         or shape.heads % shape.kv_heads

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from safetensors import safe_open
 
 from nsllm.node.engine.fast.memory import LINE_BYTES, Arena
+from nsllm.node.engine.fast.room import Numerics
 from nsllm.node.engine.fast.shape import Shape
 
 COLS: Final = 48
@@ -21,8 +23,6 @@ COLS: Final = 48
 SHIFT: Final = 128
 """Weights are unsigned bytes around it."""
 INDEX: Final = "model.safetensors.index.json"
-
-Numerics = Literal["int8", "float32"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +115,23 @@ def load_weights(folder: Path, shape: Shape, numerics: Numerics) -> LlamaWeights
 
 def rope_table(shape: Shape, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines (positions, head_dim / 2), as transformers computes them: angles in float32."""
-    steps = torch.arange(0, shape.head_dim, 2, dtype=torch.int64).float() / shape.head_dim
-    angles = torch.arange(positions).float()[:, None] * (1.0 / shape.rope_theta**steps)[None]
+    angles = torch.arange(positions).float()[:, None] * _turns(shape)[None]
     return angles.double().cos().float().contiguous(), angles.double().sin().float().contiguous()
+
+
+def _turns(shape: Shape) -> torch.Tensor:
+    """(head_dim / 2,) angles of one position, operation by operation as in transformers' `modeling_rope_utils`."""
+    rope = shape.rope
+    turns = 1.0 / rope.theta ** (torch.arange(0, shape.head_dim, 2, dtype=torch.int64).float() / shape.head_dim)
+    slow = turns / rope.factor
+    if rope.fade is None:
+        return slow
+    low, high, trained_tokens = rope.fade.low, rope.fade.high, rope.fade.trained_tokens
+    lengths = 2 * math.pi / turns
+    kept = (trained_tokens / lengths - low) / (high - low)
+    between = (1 - kept) * turns / rope.factor + kept * turns
+    fast = torch.where(lengths < trained_tokens / high, turns, between)
+    return torch.where(lengths > trained_tokens / low, slow, fast)
 
 
 def _packed_bytes(shape: Shape, numerics: Numerics) -> int:

@@ -62,8 +62,12 @@ def test_what_is_stored_in_float32_runs_in_float32_on_either_path(tiny):
         {"hidden_act": "gelu"},
         {"attention_bias": True},
         {"mlp_bias": True},
+        {"rope_parameters": {"rope_type": "yarn", "factor": 8.0}},
         {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}},
-        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_parameters": {"rope_type": "linear", "factor": "twice"}},
+        {"rope_parameters": ["linear"]},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},  # beside other parameters
+        {"partial_rotary_factor": 0.5},
         {"quantization_config": {"quant_method": "awq"}},
         {"sliding_window": 128},
         {"intermediate_size": 120},

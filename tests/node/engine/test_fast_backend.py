@@ -40,6 +40,29 @@ KINDS = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0},
         },
     ),
+    "a longer context than was trained": (
+        "LlamaConfig",
+        {
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500_000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+    ),
+    "positions closer together": (
+        "LlamaConfig",
+        {
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0},
+        },
+    ),
     "mistral": (
         "MistralConfig",
         {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": None, "head_dim": 32},
