@@ -1,4 +1,4 @@
-"""GGUF to safetensors: the shipped text model, turned once into files that load in a third of a second.
+"""GGUF to safetensors: models of the Llama family, the shipped one among them, in files that load quickly.
 
 Written by hand rather than through transformers, whose GGUF loader needs accelerate, takes 15 s and 1.5 GB, forgets
 SmolLM's digit splitting, and refuses to save what it loaded. This one streams tensor by tensor (about 400 MB), and its
@@ -27,6 +27,13 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from nsllm.node.engine.fetch import CANNOT_CONVERT
+from nsllm.node.engine.gguf_tokenizer import (
+    check_tokenizer,
+    field,
+    special_tokens,
+    tokenizer_config,
+    tokenizer_json,
+)
 from nsllm.node.engine.recast import (
     CODES,
     ConversionError,
@@ -41,6 +48,8 @@ from nsllm.node.errors import ModelMissingError
 
 LAYER_NAMES: Final = {
     "attn_norm": "input_layernorm",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
@@ -55,16 +64,22 @@ OUTER_NAMES: Final = {
     "output_norm": "model.norm",
     "output": "lm_head",
 }
-CONTROL_TOKEN: Final = 3
-"""GGUF's token type for control tokens."""
+KINDS: Final = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+"""Architectures by GGUF's names, which are Hugging Face's model types as well; Mistral's models are `llama` there."""
+PERMUTED: Final = ("llama",)
+"""Architectures whose queries and keys llama.cpp keeps in another order."""
 CARD_SAMPLING: Final = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
+"""Of SmolLM2."""
+SLOWED: Final = "rope_freqs.weight"
+LOW, HIGH, TRAINED_TOKENS = 1.0, 4.0, 8192
+"""Of Llama 3.1 to 3.3, as their config.json has them."""
 
 
 def convert(gguf: Path, folder: Path, report: Callable[[int, int], None], dtype: Dtype = "bfloat16") -> None:
     """Write `gguf` as a Hugging Face model folder: safetensors, tokenizer, configuration, chat template.
 
     Args:
-        gguf: a Llama-architecture file with a byte-level BPE tokenizer.
+        gguf: a file of the Llama family (Llama, Mistral, Qwen2, Qwen3) with a byte-level BPE tokenizer of a known kind.
         folder: exists and is empty.
         report: called with tensors done and total.
         dtype: what the weights become; `int8` is made of bfloat16, see `recast`.
@@ -81,21 +96,27 @@ def convert(gguf: Path, folder: Path, report: Callable[[int, int], None], dtype:
             recast(halfway, folder, dtype, report)
         return
     reader = GGUFReader(gguf)
-    if _field(reader, "general.architecture") != "llama":
-        raise ConversionError(f"{gguf.name}: architecture {_field(reader, 'general.architecture')!r}, expected 'llama'")
-    if _field(reader, "tokenizer.ggml.model") != "gpt2" or _field(reader, "tokenizer.ggml.pre") != "smollm":
-        raise ConversionError(f"{gguf.name}: tokenizer {_field(reader, 'tokenizer.ggml.pre')!r}, expected 'smollm'")
+    kind = field(reader, "general.architecture")
+    if kind not in KINDS:
+        known = ", ".join(repr(name) for name in KINDS)
+        raise ConversionError(f"{gguf.name}: architecture {kind!r}, expected one of {known}")
+    check_tokenizer(reader, gguf.name)
     config = _config(reader, dtype)
-    tokens: list[str] = _field(reader, "tokenizer.ggml.tokens")
     write_json(folder / "config.json", config)
-    write_json(folder / "tokenizer.json", _tokenizer(reader, tokens))
-    write_json(folder / "tokenizer_config.json", _tokenizer_config(reader, tokens))
-    (folder / "chat_template.jinja").write_text(_field(reader, "tokenizer.chat_template"), encoding="utf-8")
+    write_json(folder / "tokenizer.json", tokenizer_json(reader))
+    write_json(folder / "tokenizer_config.json", tokenizer_config(reader, config["max_position_embeddings"]))
+    template = field(reader, "tokenizer.chat_template", None)
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     (folder / "README.md").write_text(_card(reader), encoding="utf-8")
-    ids = {"bos_token_id": config["bos_token_id"], "eos_token_id": config["eos_token_id"]}
-    write_json(folder / "generation_config.json", {**ids, "pad_token_id": config["pad_token_id"], **CARD_SAMPLING})
+    sampling = CARD_SAMPLING if field(reader, "tokenizer.ggml.pre") == "smollm" else {}
+    ids = {name: value for name, value in config.items() if name.endswith("_token_id")}
+    turn_end = field(reader, "tokenizer.ggml.eot_token_id", None)
+    if turn_end is not None and turn_end != ids.get("eos_token_id", turn_end):
+        ids["eos_token_id"] = [ids["eos_token_id"], turn_end]
+    write_json(folder / "generation_config.json", {**ids, **sampling})
     heads = (config["num_attention_heads"], config["num_key_value_heads"])
-    tensors = list(_outs(reader, heads, dtype))
+    tensors = list(_outs(reader, heads if kind in PERMUTED else None, dtype))
     done = 0
 
     def written() -> None:
@@ -106,75 +127,57 @@ def convert(gguf: Path, folder: Path, report: Callable[[int, int], None], dtype:
     write_safetensors(folder / "model.safetensors", tensors, written)
 
 
-def _field(reader: GGUFReader, name: str) -> Any:
-    field = reader.get_field(name)
-    if field is None:
-        raise ConversionError(f"no field {name!r} in the GGUF file")
-    return field.contents()
-
-
 def _config(reader: GGUFReader, dtype: Dtype) -> dict[str, Any]:
-    hidden, heads = _field(reader, "llama.embedding_length"), _field(reader, "llama.attention.head_count")
+    kind: str = field(reader, "general.architecture")
+
+    def said(name: str, default: Any = None) -> Any:
+        value = field(reader, f"{kind}.{name}", default)
+        if value is None:
+            raise ConversionError(f"no field '{kind}.{name}' in the GGUF file")
+        return value
+
+    hidden, heads = said("embedding_length"), said("attention.head_count")
+    shapes = {tensor.name: tuple(map(int, reversed(tensor.shape))) for tensor in reader.tensors}
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [KINDS[kind]],
+        "model_type": kind,
         "dtype": dtype,
         "hidden_size": hidden,
-        "intermediate_size": _field(reader, "llama.feed_forward_length"),
-        "num_hidden_layers": _field(reader, "llama.block_count"),
+        "intermediate_size": said("feed_forward_length"),
+        "num_hidden_layers": said("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": _field(reader, "llama.attention.head_count_kv"),
-        "head_dim": hidden // heads,
-        "max_position_embeddings": _field(reader, "llama.context_length"),
+        "num_key_value_heads": said("attention.head_count_kv", heads),
+        "head_dim": said("attention.key_length", hidden // heads),
+        "max_position_embeddings": said("context_length"),
         # The file holds float32 neighbours of 1e-5 and 100000; the model card's numbers are the exact ones.
-        "rms_norm_eps": float(f"{_field(reader, 'llama.attention.layer_norm_rms_epsilon'):.6g}"),
-        "rope_parameters": {"rope_type": "default", "rope_theta": float(_field(reader, "llama.rope.freq_base"))},
+        "rms_norm_eps": float(f"{said('attention.layer_norm_rms_epsilon'):.6g}"),
+        "rope_parameters": _rope(reader, float(said("rope.freq_base", 10_000.0)), said("rope.scaling.type", "none")),
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
-        "vocab_size": _field(reader, "llama.vocab_size"),
-        "tie_word_embeddings": all(tensor.name != "output.weight" for tensor in reader.tensors),
-        "bos_token_id": _field(reader, "tokenizer.ggml.bos_token_id"),
-        "eos_token_id": _field(reader, "tokenizer.ggml.eos_token_id"),
-        "pad_token_id": _field(reader, "tokenizer.ggml.padding_token_id"),
+        "vocab_size": shapes["token_embd.weight"][0],
+        "tie_word_embeddings": "output.weight" not in shapes,
+        **{f"{name}_id": token for name, token in special_tokens(reader).items() if name != "unk_token"},
     }
 
 
-def _tokenizer(reader: GGUFReader, tokens: list[str]) -> dict[str, Any]:
-    """tokenizer.json: byte-level BPE; `pre = smollm` means that every digit stands alone."""
-    kinds = _field(reader, "tokenizer.ggml.token_type")
-    merges: list[str] = _field(reader, "tokenizer.ggml.merges")
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+def _rope(reader: GGUFReader, theta: float, scaling: str) -> dict[str, Any]:
+    """Llama 3.1 to 3.3 store what the pairs of numbers are slowed down by, not the parameters behind it."""
+    slowed = next((tensor for tensor in reader.tensors if tensor.name == SLOWED), None)
+    if scaling != "none":
+        raise ConversionError(f"positions are scaled in the way {scaling!r}, which this converter does not know")
+    if slowed is None:
+        return {"rope_type": "default", "rope_theta": theta}
+    stored = np.asarray(slowed.data, np.float32)
+    turned = TRAINED_TOKENS * theta ** (-np.arange(len(stored)) / len(stored)) / (2 * np.pi)
+    kept = np.clip((turned - LOW) / (HIGH - LOW), 0, 1)
+    factor = float(stored.max())
+    if not np.allclose(stored, 1 / ((1 - kept) / factor + kept), rtol=1e-3):
+        raise ConversionError(f"{SLOWED} is not what Llama 3.1 to 3.3 have, which this converter expects")
     return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": i, "content": token, **flags}
-            for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
-            if kind == CONTROL_TOKEN
-        ],
-        "normalizer": None,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level],
-        },
-        "post_processor": None,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": {token: i for i, token in enumerate(tokens)},
-            "merges": [merge.split(" ") for merge in merges],
-        },
-    }
+        "rope_type": "llama3", "rope_theta": theta, "factor": factor, "low_freq_factor": LOW, "high_freq_factor": HIGH,
+        "original_max_position_embeddings": TRAINED_TOKENS,
+    }  # fmt: skip
 
 
 def _card(reader: GGUFReader) -> str:
@@ -189,31 +192,21 @@ def _card(reader: GGUFReader) -> str:
     return f"---\n{front}---\n{said.get('name', 'A model')}{by}, converted from GGUF to bfloat16.\n"
 
 
-def _tokenizer_config(reader: GGUFReader, tokens: list[str]) -> dict[str, Any]:
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": _field(reader, "llama.context_length"),
-        "clean_up_tokenization_spaces": False,
-        "bos_token": tokens[_field(reader, "tokenizer.ggml.bos_token_id")],
-        "eos_token": tokens[_field(reader, "tokenizer.ggml.eos_token_id")],
-        "pad_token": tokens[_field(reader, "tokenizer.ggml.padding_token_id")],
-        "unk_token": tokens[_field(reader, "tokenizer.ggml.unknown_token_id")],
-    }
-
-
-def _outs(reader: GGUFReader, heads: tuple[int, int], dtype: Dtype) -> Iterator[Out]:
+def _outs(reader: GGUFReader, heads: tuple[int, int] | None, dtype: Dtype) -> Iterator[Out]:
     convert, width = (to_bfloat16, 2) if dtype == "bfloat16" else (np.ascontiguousarray, 4)
     for tensor in reader.tensors:
+        if tensor.name == SLOWED:
+            continue
         shape = tuple(int(length) for length in reversed(tensor.shape))  # GGUF lists the fastest dimension first
         make = partial(_bytes, tensor, heads, convert)
         yield Out(_name(tensor.name), CODES[dtype], shape, width * int(tensor.n_elements), make)
 
 
-def _bytes(tensor: Any, heads: tuple[int, int], convert: Callable[[NDArray[np.float32]], NDArray[Any]]) -> bytes:
+def _bytes(tensor: Any, heads: tuple[int, int] | None, convert: Callable[[NDArray[np.float32]], NDArray[Any]]) -> bytes:
     values = dequantize(tensor.data, tensor.tensor_type)
-    if ".attn_q." in tensor.name:
+    if heads is not None and ".attn_q." in tensor.name:
         values = _unpermuted(values, heads[0])
-    elif ".attn_k." in tensor.name:
+    elif heads is not None and ".attn_k." in tensor.name:
         values = _unpermuted(values, heads[1])
     return convert(values).tobytes()
 
@@ -225,12 +218,12 @@ def _unpermuted(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
 
 
 def _name(gguf_name: str) -> str:
-    parts = gguf_name.split(".")
-    if parts[-1] == "weight" and parts[0] == "blk" and len(parts) == 4 and parts[2] in LAYER_NAMES:
-        return f"model.layers.{parts[1]}.{LAYER_NAMES[parts[2]]}.weight"
-    if parts[-1] == "weight" and len(parts) == 2 and parts[0] in OUTER_NAMES:
-        return f"{OUTER_NAMES[parts[0]]}.weight"
-    raise ConversionError(f"tensor {gguf_name!r} has no place in a Llama model")
+    match gguf_name.split("."):
+        case ["blk", layer, name, ("weight" | "bias") as part] if name in LAYER_NAMES:
+            return f"model.layers.{layer}.{LAYER_NAMES[name]}.{part}"
+        case [name, "weight"] if name in OUTER_NAMES:
+            return f"{OUTER_NAMES[name]}.weight"
+    raise ConversionError(f"tensor {gguf_name!r} has no place in a model of the Llama family")
 
 
 def main(arguments: list[str]) -> int:

@@ -143,13 +143,14 @@ def test_rounding_is_that_of_torch(values):
     ("change", "said"),
     [
         ({"architecture": "mamba"}, "architecture 'mamba'"),
-        ({"pre": "llama-bpe"}, "tokenizer 'llama-bpe'"),
-        ({"extra": "blk.0.attn_q.bias"}, "has no place"),
+        ({"pre": "tekken"}, "of the kind 'tekken', expected 'gpt2' of one of 'smollm', 'gpt-2'"),
+        ({"extra": "blk.0.attn_sinks.weight"}, "has no place"),
+        ({"extra": "rope_freqs.weight"}, "not what Llama 3.1 to 3.3 have"),
     ],
 )
 def test_other_files_are_refused(tmp_path, weights, capsys, change, said):
     if "extra" in change:
-        weights[change.pop("extra")] = np.zeros(HIDDEN, np.float32)
+        weights[change.pop("extra")] = np.full(HIDDEN, 2, np.float32)
     write_gguf(tmp_path / "m.gguf", weights, **change)
     (tmp_path / "out").mkdir()
     assert convert.main([str(tmp_path / "m.gguf"), str(tmp_path / "out"), "bfloat16"]) == CANNOT_CONVERT
