@@ -13,11 +13,10 @@ from nsllm.node.engine.card import read_text_info
 from nsllm.node.engine.choice import choose
 from nsllm.node.engine.models import model_digest, model_dtype, read_config
 from nsllm.node.engine.needs import worker_bytes
+from nsllm.node.engine.origin import CARD, read_source
 from nsllm.node.engine.weights import read_weights
 from nsllm.node.errors import NodeError
 
-SOURCE: Final = ".nsllm-source.json"
-"""Beside a model of the store: where it came from."""
 TEXT: Final = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForImageTextToText")
 """How the architectures of models that write text end."""
 MAX_CARD_BYTES: Final = 256 * 1024
@@ -69,7 +68,7 @@ def read_about(folder: Path) -> About:
         licence=read_licence(folder),
         size_bytes=sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
         chat_template=_has_chat_template(folder),
-        source=_read_source(folder),
+        source=read_source(folder),
     )
 
 
@@ -116,23 +115,13 @@ def writes_text(architecture: str | None) -> bool:
 def read_licence(folder: Path) -> str | None:
     """The licence that the folder's model card names in its front matter, as the Hugging Face hub reads it."""
     try:
-        with (folder / "README.md").open("rb") as file:
+        with (folder / CARD).open("rb") as file:
             card = file.read(MAX_CARD_BYTES).decode("utf-8", "replace")
     except OSError:
         return None
     front = _FRONT_MATTER.match(card)
     names = _LICENCE.findall(front[1]) if front else []
     return next((name for name in names if name != "other"), names[0] if names else None)
-
-
-def write_source(folder: Path, source: str) -> None:
-    """Keep where the model came from."""
-    (folder / SOURCE).write_text(json.dumps({"source": source}) + "\n", encoding="utf-8")
-
-
-def _read_source(folder: Path) -> str | None:
-    value = _json(folder / SOURCE).get("source")
-    return value if isinstance(value, str) else None
 
 
 def _has_chat_template(folder: Path) -> bool:

