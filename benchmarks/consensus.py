@@ -17,6 +17,7 @@ import os
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from benchmarks import goals, in_memory, real_answers, validators
@@ -47,12 +48,13 @@ def among(count: int, *, answers: int, seconds: float, rounds: int) -> dict[str,
     """Figures of `count` validators; rates are medians of `rounds` loads of some seconds."""
     with validators.running(count) as network:
         network.latencies_s(count)  # the first ones open streams
-        network.split()
         before = network.counted()
         latencies_ms = [took * 1000 for took in network.latencies_s(answers)]
         alone = validators.between(before, network.counted())
         one = [network.load(seconds, batch=1, lanes=1) for _ in range(rounds)]
-        many = [network.load(seconds, batch=validators.BATCH, lanes=validators.LANES) for _ in range(rounds)]
+        scores = partial(network.load, seconds, batch=validators.BATCH, lanes=validators.LANES)
+        many = [scores() for _ in range(rounds)]
+        splits = [network.split(task) for task in (partial(network.latencies_s, max(count, answers // 4)), scores)]
     found = {
         "p50_ms": quantile(latencies_ms, 0.5),
         "p99_ms": quantile(latencies_ms, 0.99),
@@ -60,8 +62,8 @@ def among(count: int, *, answers: int, seconds: float, rounds: int) -> dict[str,
         "decisions_per_s": statistics.median(load["decisions_per_s"] for load in one),
         "scores_per_s": statistics.median(load["scores_per_s"] for load in many),
         **{name: alone[name] for name in PER_SIZE if name in alone and name.endswith("_per_decision")},
-        "cpu_split": alone["cpu_split"],
-        "scores_cpu_split": many[-1]["cpu_split"],
+        "cpu_split": splits[0],
+        "scores_cpu_split": splits[1],
         "scores_cpus": statistics.median(load["cpus"] for load in many),
     }
     said = f"{found['p50_ms']:.0f} ms, {found['decisions_per_s']:.1f} decisions/s, {found['scores_per_s']:.0f} scores/s"

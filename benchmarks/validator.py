@@ -264,7 +264,6 @@ async def serve(place: Place) -> None:
     split = CpuSplit()
     validator = await opened(place)
     rng = random.Random(place.folder.name)
-    trio.lowlevel.add_instrument(split)
     async with trio.open_nursery() as nursery:
         await nursery.start(validator.run)
         await validator.connected()
@@ -282,8 +281,10 @@ async def serve(place: Place) -> None:
                 case "split":
                     split.start()
                     answer({})
+                case "whole":
+                    answer({"seconds": split.stop()})
                 case "counted":
-                    answer({**validator.counted(), "split_s": split.seconds()})
+                    answer(validator.counted())
         nursery.cancel_scope.cancel()
 
 

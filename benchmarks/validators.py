@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +35,10 @@ PAUSE_S: Final = 0.05
 BATCH: Final = 32
 LANES: Final = 3
 """Batches that each validator keeps under way while scores are counted; its desk takes 128 of its own records."""
+QUIET_CPUS: Final = 0.1
+"""Heartbeats alone take less."""
+LOOK_S: Final = 0.5
+SETTLE_S: Final = 60.0
 
 
 class Validators:
@@ -50,7 +56,6 @@ class Validators:
 
     def load(self, seconds: float, *, batch: int, lanes: int) -> dict[str, float]:
         """What came of `lanes` batches of answers that each validator keeps under way: see `between`."""
-        self.split()
         before = self.counted()
         for process in self._processes:
             process.tell("load", seconds=seconds, batch=batch, lanes=lanes)
@@ -58,31 +63,44 @@ class Validators:
             process.hear()
         return between(before, self.counted())
 
-    def split(self) -> None:
-        """Begin to look where CPU time goes."""
+    def split(self, task: Callable[[], object]) -> dict[str, float]:
+        """Shares of CPU time by kind of work, largest first, while `task` runs."""
         for process in self._processes:
             process.ask("split")
+        task()
+        seconds: Counter[str] = Counter()
+        for process in self._processes:
+            seconds.update(process.ask("whole")["seconds"])
+        whole_s = seconds.total()
+        return {kind: used_s / whole_s for kind, used_s in seconds.most_common()}
 
     def counted(self) -> list[dict[str, Any]]:
         """Counters of each validator."""
         return [process.ask("counted") for process in self._processes]
 
+    def settle(self) -> None:
+        """Return once connecting has left nothing to do: together they compute for `QUIET_CPUS` of a while at most.
+
+        Raises:
+            SystemExit: they were still busy after `SETTLE_S`.
+        """
+        deadline = time.perf_counter() + SETTLE_S
+        cpus = math.inf
+        while cpus > QUIET_CPUS:
+            if time.perf_counter() > deadline:
+                raise SystemExit(f"{len(self._processes)} validators without a task keep {cpus:.2f} processors busy")
+            before = self.counted()
+            time.sleep(LOOK_S)
+            cpus = between(before, self.counted())["cpus"]
+
 
 def between(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> dict[str, Any]:
     """Rates and costs of all validators together between two looks at their counters."""
-    grown = [
-        {name: then[name] - now[name] for name in now if name != "split_s"}
-        for now, then in zip(before, after, strict=True)
-    ]
+    grown = [{name: then[name] - now[name] for name in now} for now, then in zip(before, after, strict=True)]
     seconds = sum(one["at_s"] for one in grown) / len(grown)
     decisions = max(one["decisions"] for one in grown)
     records = max(one["records"] for one in grown)
     total = {name: sum(one[name] for one in grown) for name in ("messages", "wire_bytes", "writes", "cpu_s")}
-    split: dict[str, float] = {}
-    for one in after:
-        for kind, used_s in one["split_s"].items():
-            split[kind] = split.get(kind, 0.0) + used_s
-    whole_s = sum(split.values())
     per = max(1, decisions)
     return {
         "decisions_per_s": decisions / seconds,
@@ -92,7 +110,6 @@ def between(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> dict[s
         "wire_kb_per_decision": total["wire_bytes"] / per / 1000,
         "cpu_ms_per_decision": total["cpu_s"] / per * 1000,
         "cpus": total["cpu_s"] / seconds,
-        "cpu_split": {kind: split[kind] / whole_s for kind in sorted(split, key=lambda kind: -split[kind])},
     }
 
 
@@ -107,8 +124,9 @@ def running(count: int) -> Iterator[Validators]:
             started = [_start(f"validator-{number}", plan, folder, processes) for number, plan in enumerate(plans)]
             for process in started:
                 process.hear()
-            time.sleep(1)  # what connecting left behind
-            yield Validators(started)
+            validators = Validators(started)
+            validators.settle()
+            yield validators
         finally:
             for popen in processes:
                 popen.kill()

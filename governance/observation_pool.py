@@ -43,7 +43,7 @@ class Standing:
 
     observed: int = 0
     late: int = 0
-    """Rows that it committed to only after others had opened theirs: slow, or copied."""
+    """Rows that it committed to only after others had waited for it and opened theirs: slow, or copied."""
     abstained: int = 0
     reason: str | None = None
     """Of its last abstention."""
@@ -157,8 +157,7 @@ class ObservationPool:
 
     def openable(self, now: float) -> list[Digest]:
         """Records whose rows of ours may be shown now."""
-        size = self._terms.validators.size
-        return [record for record in self._closed if self._cases[record].may_open(size, now)]
+        return [record for record in self._closed if self._cases[record].may_open(now)]
 
     def opens_in_s(self, now: float) -> float | None:
         """Seconds until a row of ours may be shown without anybody else's doing; None if there is none to come."""

@@ -63,9 +63,10 @@ class RecordCase:
         """Note a commit.
 
         The first n-f are never late: nobody honest opens before it has seen so many, so whoever has seen fewer has
-        missed some, and its order of things says nothing.
+        missed some, and its order of things says nothing. Nor is one that comes within the wait for all: whoever opened
+        before that had heard everybody, and links differ.
         """
-        if self.first_opened_s is not None and len(self.committed) >= self.enough:
+        if self.first_opened_s is not None and len(self.committed) >= self.enough and self._waited_for_all(place.at_s):
             self.late[validator] = place.at_s - self.first_opened_s
         self.committed[validator] = place
         if self.enough_committed_s is None and len(self.committed) >= self.enough:
@@ -107,24 +108,23 @@ class RecordCase:
                 groups.setdefault(opened.subject, {})[validator] = opened
         return max(groups.values(), key=len, default=dict[Address, Opened]())
 
-    def may_open(self, validators: int, now: float) -> bool:
+    def may_open(self, now: float) -> bool:
         """May an honest validator show its row: have enough committed, and all or for long enough?"""
         if self.enough_committed_s is None:
             return False
-        all_spoke = len(self.committed.keys() | self.abstained.keys()) >= validators
-        return all_spoke or self.enough_opened_s is not None or self.enough_committed_s + WAIT_FOR_ALL_S <= now
+        return self._all_spoke() or self.enough_opened_s is not None or self._waited_for_all(now)
 
     def open_in_s(self, now: float) -> float | None:
         """Seconds until the wait for the last commits is over; None while too few have committed."""
         return None if self.enough_committed_s is None else max(0.0, self.enough_committed_s + WAIT_FOR_ALL_S - now)
 
     def due_in_s(self, now: float) -> float:
-        """Seconds until a record that is ready goes into a block: 0.0 once all that committed in time have opened."""
-        if self.enough_opened_s is None or len(self.opened) >= len(self.committed):
+        """Seconds until a record that is ready goes into a block: 0.0 once all that spoke in time have opened."""
+        if self.enough_opened_s is None:
             return 0.0
-        if self.committed.keys() - self.late.keys() <= self.opened.keys():
-            return 0.0
-        return max(0.0, self.enough_opened_s + WAIT_FOR_ALL_S - now)
+        if not self.committed.keys() - self.late.keys() <= self.opened.keys():
+            return max(0.0, self.enough_opened_s + WAIT_FOR_ALL_S - now)
+        return 0.0 if self._all_spoke() else self.open_in_s(now) or 0.0
 
     def due_at_s(self) -> float:
         """When the record was to go into a block at the latest; infinite before it is ready."""
@@ -152,6 +152,13 @@ class RecordCase:
         if validator in self.committed or self.first_opened_s is None or len(self.committed) < self.enough:
             return False
         return now > self.first_opened_s + COPIED_AFTER_S
+
+    def _all_spoke(self) -> bool:
+        return len(self.committed.keys() | self.abstained.keys()) >= self.enough + self.faults
+
+    def _waited_for_all(self, now: float) -> bool:
+        """Is the wait for the last commits over?"""
+        return self.enough_committed_s is not None and self.enough_committed_s + WAIT_FOR_ALL_S <= now
 
     @property
     def ready(self) -> bool:

@@ -58,13 +58,14 @@ class SteadyMuxedStream(YamuxStream):  # type: ignore[misc] # the library is unt
             sent += size
 
     async def read(self, n: int | None = -1) -> bytes:
-        """What has come, at most `n` bytes; waits for the first.
+        """What has come, at most `n` bytes; waits for the first. A read that is cancelled has taken nothing.
 
         Raises:
             MuxedStreamEOF: nothing more will come.
             MuxedStreamReset: aborted by the other end, or with the connection.
         """
         conn, number = self.conn, self.stream_id
+        await trio.lowlevel.checkpoint_if_cancelled()
         while not (buffer := conn.stream_buffers.get(number)):
             if self.reset_received:
                 raise MuxedStreamReset("stream was reset")
@@ -72,25 +73,22 @@ class SteadyMuxedStream(YamuxStream):  # type: ignore[misc] # the library is unt
                 raise MuxedStreamEOF("stream is closed for receiving")
             conn.stream_events[number] = came = trio.Event()
             await came.wait()
-        if n is None or n < 0 or n >= len(buffer):
-            data = bytes(buffer)
-            buffer.clear()
-        else:
-            data = bytes(buffer[:n])
-            del buffer[:n]
+        size = len(buffer) if n is None or n < 0 else min(n, len(buffer))
+        await self._give_credit(size)
+        data = bytes(buffer[:size])
+        del buffer[:size]
+        self._read_bytes += size
         if self.closed and not buffer:
-            await conn._finalize_stream(self, fully_closed=True)  # noqa: SLF001
-        await self._give_credit(len(data))
+            conn._finalize_stream_locked(self, fully_closed=True)  # noqa: SLF001 - its lock guards what never waits here
         return data
 
     async def _give_credit(self, size: int) -> None:
-        self._read_bytes += size
-        if self._read_bytes < CREDIT_BYTES or self.recv_closed:
-            await trio.lowlevel.checkpoint_if_cancelled()
-            return
-        given, self._read_bytes = self._read_bytes, 0
-        self.recv_window += given
-        await self.send_window_update(given)
+        """Before `size` bytes are read; if the read is cancelled here, they have been given back already."""
+        given = self._read_bytes + size
+        if given >= CREDIT_BYTES and not self.recv_closed:
+            self._read_bytes = -size
+            self.recv_window += given
+            await self.send_window_update(given)
 
     async def _writable(self) -> None:
         """Return once a window is open."""

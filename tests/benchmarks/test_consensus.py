@@ -5,36 +5,69 @@ from __future__ import annotations
 import json
 import random
 
+import pytest
 import trio
 
 from benchmarks import goals
 from benchmarks.consensus import PER_SIZE, SIZES, flat, markdown
 from benchmarks.cpu_split import CpuSplit
-from benchmarks.validators import between
+from benchmarks.validators import Validators, between
 
 
 def counters(**more):
     return {
         "decisions": 0, "records": 0, "messages": 0, "message_bytes": 0, "wire_bytes": 0, "writes": 0,
-        "cpu_s": 0.0, "at_s": 0.0, "split_s": {}, **more,
+        "cpu_s": 0.0, "at_s": 0.0, **more,
     }  # fmt: skip
 
 
 def test_rates_and_costs_of_all_validators_together():
     before = [counters(decisions=5), counters(at_s=100.0)]
     after = [
-        counters(decisions=25, records=40, messages=300, wire_bytes=50_000, writes=90, cpu_s=1.0, at_s=2.0,
-                 split_s={"network": 3.0, "chain": 1.0}),
-        counters(decisions=19, records=40, messages=100, wire_bytes=30_000, writes=10, cpu_s=0.5, at_s=102.0,
-                 split_s={"network": 1.0}),
-    ]  # fmt: skip
+        counters(decisions=25, records=40, messages=300, wire_bytes=50_000, writes=90, cpu_s=1.0, at_s=2.0),
+        counters(decisions=19, records=40, messages=100, wire_bytes=30_000, writes=10, cpu_s=0.5, at_s=102.0),
+    ]
     found = between(before, after)
     assert found["decisions_per_s"] == 10.0  # the quickest saw 20 in two seconds
     assert found["scores_per_s"] == 20.0
     assert found["messages_per_decision"] == 20.0
     assert found["wire_kb_per_decision"] == 4.0
     assert found["cpu_ms_per_decision"] == 75.0
-    assert found["cpu_split"] == {"network": 0.8, "chain": 0.2}
+    assert found["cpus"] == 0.75
+
+
+class Said:
+    """A validator that gives its answers in turn."""
+
+    def __init__(self, **answers):
+        self._answers = answers
+
+    def ask(self, do):
+        return self._answers[do].pop(0)
+
+
+def test_shares_of_cpu_time_are_those_of_all_validators_while_a_task_runs():
+    done = []
+    whole = [{"seconds": {"network": 3.0, "chain": 1.0}}, {"seconds": {"network": 1.0}}]
+    network = Validators([Said(split=[{}], whole=[seconds]) for seconds in whole])
+    assert network.split(lambda: done.append(True)) == {"network": 0.8, "chain": 0.2}
+    assert done == [True]
+
+
+def test_a_network_is_quiet_once_its_validators_compute_next_to_nothing(monkeypatch):
+    monkeypatch.setattr("benchmarks.validators.time.sleep", lambda _s: None)
+    looks = [(0.0, 0.0), (0.5, 0.4), (0.5, 0.4), (1.0, 0.42)]
+    said = Said(counted=[counters(at_s=at_s, cpu_s=cpu_s) for at_s, cpu_s in looks] + [counters()])
+    Validators([said]).settle()
+    assert said.ask("counted") == counters()  # two looks twice: busy, then quiet
+
+
+def test_a_network_that_never_gets_quiet_is_not_measured(monkeypatch):
+    monkeypatch.setattr("benchmarks.validators.time.sleep", lambda _s: None)
+    monkeypatch.setattr("benchmarks.validators.time.perf_counter", iter(range(0, 1000, 30)).__next__)
+    busy = [counters(at_s=float(look), cpu_s=float(look)) for look in range(20)]
+    with pytest.raises(SystemExit, match=r"keep 1\.00 processors busy"):
+        Validators([Said(counted=busy)]).settle()
 
 
 def test_sizes_that_were_left_out_have_no_data():
@@ -68,4 +101,8 @@ async def test_cpu_time_is_booked_on_what_a_task_does(monkeypatch):
     assert random.betavariate(1, 1) == 0.5
     split.after_task_step(task)
     split.before_task_step(task)
-    assert split.seconds() == {"scheduling": 2, "agreement": 2, "chain": 1}
+    split.after_task_step(task)
+    assert split.stop() == {"scheduling": 3, "agreement": 3, "chain": 1}
+    assert random.betavariate(1, 1) == 0.5  # not counted any more
+    split.start()
+    assert split.stop() == {"scheduling": 1}

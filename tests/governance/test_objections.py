@@ -120,6 +120,7 @@ async def test_our_own_proposal_leaves_copied_rows_out(net, autojump_clock, ledg
     record = net.record("a")
     batches = [net.batch(key, record) for key in net.keys]
     say(ledger, batches[:3])
+    await trio.sleep(WAIT_FOR_ALL_S)
     say(ledger, batches[3:])
     block = await net.propose(ledger)
     assert [each.signed for each in block.body.batches] == [signed for signed, _ in batches[:3]]
@@ -133,6 +134,7 @@ async def test_an_equivocators_batch_may_not_be_taken_in(net, autojump_clock, le
     other = net.batch(net.keys[3], net.record("b"), number=batches[3][0].commit.number)[0]
     with pytest.raises(Exception, match="contradicts itself"):
         ledger.add_commit(other)
+    await trio.sleep(WAIT_FOR_ALL_S)  # for another word of it
     assert len((await net.propose(ledger)).body.batches) == 3
     await refused_at_first(net, ledger, block_of(net, ledger, [record], batches), "who equivocated")
 

@@ -130,6 +130,45 @@ async def test_small_messages_cost_no_window_updates(autojump_clock: MockClock) 
         assert update[4] >= CREDIT_BYTES
 
 
+async def test_a_read_that_is_cancelled_has_taken_nothing(autojump_clock: MockClock) -> None:
+    """Bytes and the end of somebody's patience may come at the same moment."""
+    async with pair() as (one, other):
+        ours = await one.open_stream()
+        theirs = await other.accept_stream()
+        await ours.write(b"there already")
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.move_on_after(0) as over:
+            await theirs.read(65536)
+        assert over.cancelled_caught
+        with trio.fail_after(1):
+            assert await theirs.read(65536) == b"there already"
+
+
+async def test_credit_is_given_once_for_bytes_whose_read_was_cancelled(autojump_clock: MockClock) -> None:
+    async with pair() as (one, other):
+        ours = await one.open_stream()
+        theirs = await other.accept_stream()
+        await ours.write(bytes(CREDIT_BYTES))
+        await trio.testing.wait_all_tasks_blocked()
+        write = other.secured_conn.write
+
+        async def queue_and_wait(data: bytes) -> None:
+            await write(data)
+            await trio.sleep_forever()
+
+        other.secured_conn.write = queue_and_wait
+        with trio.move_on_after(1) as over:
+            await theirs.read()
+        assert over.cancelled_caught
+        other.secured_conn.write = write
+        assert await theirs.read() == bytes(CREDIT_BYTES)
+        assert len(updates(other)) == 1
+        await ours.write(bytes(CREDIT_BYTES))
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(await theirs.read()) == CREDIT_BYTES
+        assert sum(update[4] for update in updates(other)) == 2 * CREDIT_BYTES
+
+
 async def test_streams_do_not_hold_each_other_up(autojump_clock: MockClock) -> None:
     async with pair() as (one, other):
         full, free = await one.open_stream(), await one.open_stream()
