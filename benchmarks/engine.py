@@ -120,6 +120,8 @@ def run(models: Models, gguf: Mapping[str, Path], threads: int, effort: Effort) 
     chat = ChatText(models.text)
     windows = material.windows(chat.tokens, max(effort.windows, *DECODE_STREAMS), WINDOW_TOKENS)
     timings: dict[str, list[Timing]] = {}
+    around: dict[str, limit.Limit] = {}
+    most = limit.measure(threads)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         chosen = commands(models, threads, gguf)
         busy = effort.thorough or os.getloadavg()[0] > QUIET_LOAD
@@ -133,6 +135,7 @@ def run(models: Models, gguf: Mapping[str, Path], threads: int, effort: Effort) 
         for key, task in tasks(effort).items():
             present = [one for one in contestants if effort.thorough or key in HASTY.get(one.name, {key})]
             timings[key] = compare(task, present, effort.rounds, thorough=effort.thorough)
+            around[key], most = most.or_more(after := limit.measure(threads)), after
         generate = Task(
             f"{STREAMS} prompts of {GENERATE_PROMPT_TOKENS} tokens, {effort.generated_tokens} tokens each",
             "generate",
@@ -140,16 +143,16 @@ def run(models: Models, gguf: Mapping[str, Path], threads: int, effort: Effort) 
         )
         pair = [contestants[0], contestants[-1]]
         timings["generate"] = compare(generate, pair, effort.generate_rounds, thorough=False)
+        around["generate"] = most.or_more(limit.measure(threads))
         perplexities = {one.name: _perplexity(one, effort) for one in contestants}
         abouts = {one.name: one.about for one in contestants}
     prompts = list(material.prompts(chat.tokens, chat.text, PROMPT_TOKENS))
     systems = [f"{number}. {chat.text(windows[-1 - number][:SYSTEM_TOKENS])}" for number in range(effort.systems)]
     worker = whole_engine(models, threads, prompts, systems, effort.worker_rounds)
     found = figures(timings, perplexities) | worker
-    most = limit.measure(threads)
     return {
         **found,
-        **shares(timings, limit.Work.of_folder(models.text), most, effort),
+        **shares(timings, limit.Work.of_folder(models.text), around, effort),
         "goals": goals.judged(goals.ENGINE, found),
         "perplexity_tokens": effort.windows * (WINDOW_TOKENS - 1),
         "contestants": abouts,
@@ -213,21 +216,28 @@ def figures(timings: Mapping[str, Sequence[Timing]], perplexities: Mapping[str, 
 
 
 def shares(
-    timings: Mapping[str, Sequence[Timing]], work: limit.Work, most: limit.Limit, effort: Effort
+    timings: Mapping[str, Sequence[Timing]], work: limit.Work, around: Mapping[str, limit.Limit], effort: Effort
 ) -> dict[str, Any]:
-    """How much of what this machine can do at most ours uses, by the linear layers alone; attention is on top."""
+    """How much of what this machine can do at most ours uses, by the linear layers alone; attention is on top.
+
+    `around` has the limit by task, the more of what was measured before and after it.
+    """
     whole = STREAMS * (work.prefill(GENERATE_PROMPT_TOKENS) + work.decode(effort.generated_tokens))
     gops = {f"streams{n}": work.decode(n) for n in (8, 32, 64)} | {"prefill": work.prefill(PREFILL_TOKENS)}
     reads_gb = (work.layers + work.head) / 2 / 1e9  # a byte a weight
     return {
-        "machine_int8_gops": most.int8_gops,
-        "machine_read_gb_per_s": most.read_gb_per_s,
-        "streams1_share_of_read_limit": reads_gb / (timings["streams1"][0].wall_ms / 1000) / most.read_gb_per_s,
+        "machine_int8_gops": max(most.int8_gops for most in around.values()),
+        "machine_read_gb_per_s": max(most.read_gb_per_s for most in around.values()),
+        "streams1_share_of_read_limit": reads_gb
+        / (timings["streams1"][0].wall_ms / 1000)
+        / around["streams1"].read_gb_per_s,
         **{
-            f"{key}_share_of_int8_limit": needed / (timings[key][0].wall_ms / 1000) / most.int8_gops
+            f"{key}_share_of_int8_limit": needed / (timings[key][0].wall_ms / 1000) / around[key].int8_gops
             for key, needed in gops.items()
         },
-        "streams32_vs_generate_batch_at_limit": timings["generate"][1].wall_ms / 1000 / (whole / most.int8_gops),
+        "streams32_vs_generate_batch_at_limit": timings["generate"][1].wall_ms
+        / 1000
+        / (whole / around["generate"].int8_gops),
     }
 
 

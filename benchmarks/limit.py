@@ -36,6 +36,10 @@ class Limit:
     """Billions of int8 operations a second, a multiply-add being two."""
     read_gb_per_s: float
 
+    def or_more(self, other: Limit) -> Limit:
+        """The more of both: a machine's clock and its neighbours change from minute to minute."""
+        return Limit(max(self.int8_gops, other.int8_gops), max(self.read_gb_per_s, other.read_gb_per_s))
+
 
 @dataclass(frozen=True)
 class Work:
