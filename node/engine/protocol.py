@@ -113,7 +113,10 @@ class Gain(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True):
-    """How full the worker is after a step, and what the step took. Blocks are 0 of 0 where nobody counts them."""
+    """How full the worker is after a step, and what the step took: nothing, if it only says that somebody left.
+
+    Blocks are 0 of 0 where nobody counts them.
+    """
 
     step_s: float
     """Time of the whole step: forward pass, choices, text."""

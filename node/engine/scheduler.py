@@ -76,6 +76,8 @@ class Scheduler:
         """With and without room, by job."""
         self._queried_tokens = self._found_tokens = 0
         self._failed_passes = 0
+        self._left = False
+        """Somebody was cancelled since the last step."""
 
     @property
     def busy(self) -> bool:
@@ -99,6 +101,7 @@ class Scheduler:
             case Cancel(job=job):
                 if job in self._generations:
                     self._drop(self._generations[job])
+                    self._left = True
                 self._side.cancel(job)
             case Ping():
                 self._send(Pong())
@@ -109,28 +112,36 @@ class Scheduler:
         self._admit()
         running, reads = self._plan()
         if not running:
+            if self._left:  # the last one: nothing else would say that its room is free
+                self._send(Step((), self._load()))
+            self._left = False
             return
         prompt_rows = sum(len(read.token_ids) for one, read in zip(running, reads, strict=True) if not one.tokens)
         gains = self._choose(*self._read(running, reads))
+        rows = sum(len(read.token_ids) for read in reads)
+        self._left = False
+        self._send(Step(gains, self._load(time.perf_counter() - started_s, rows, len(running), prompt_rows)))
+
+    def side(self) -> None:
+        """One piece of side work, if there is any."""
+        if self._side.busy:
+            self._side.step()
+
+    def _load(self, step_s: float = 0.0, rows: int = 0, running: int = 0, prompt_tokens: int = 0) -> Load:
         used, blocks = self._backend.room()
         load = Load(
-            step_s=time.perf_counter() - started_s,
-            rows=sum(len(read.token_ids) for read in reads),
-            running=len(running),
+            step_s=step_s,
+            rows=rows,
+            running=running,
             waiting=len(self._waiting),
-            prompt_tokens=prompt_rows,
+            prompt_tokens=prompt_tokens,
             queried_tokens=self._queried_tokens,
             found_tokens=self._found_tokens,
             used_blocks=used,
             blocks=blocks,
         )
         self._queried_tokens = self._found_tokens = 0
-        self._send(Step(gains, load))
-
-    def side(self) -> None:
-        """One piece of side work, if there is any."""
-        if self._side.busy:
-            self._side.step()
+        return load
 
     def _start(self, message: Generate) -> None:
         request = message.request

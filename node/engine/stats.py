@@ -138,7 +138,8 @@ class Recorder:
         self._load = load
         self._queried_tokens += load.queried_tokens
         self._found_tokens += load.found_tokens
-        self.step_tokens.add(load.rows)
+        if load.rows:
+            self.step_tokens.add(load.rows)
 
     def ended(self, outcome: Outcome) -> None:
         """A generation ended."""

@@ -229,7 +229,7 @@ def test_cancelling_frees_at_once(desk):
         desk.scheduler.handle(Cancel(job))
     assert not desk.scheduler.busy
     desk.turn()
-    assert len(desk.said) == said
+    assert all(message.gains == () and message.load.rows == 0 for message in desk.said[said:])
 
 
 def test_a_long_prompt_never_stalls_a_running_stream(desk):
@@ -566,6 +566,22 @@ def test_a_step_says_how_full_the_worker_is(desk, backend):
     assert all(load.step_s > 0 and load.waiting == 0 for load in loads)
     if loads[0].blocks:
         assert 0 < loads[0].used_blocks < loads[0].blocks
+
+
+def test_who_leaves_last_is_said_to_have_freed_its_room(desk):
+    desk.ask(1, user("hi"), with_(max_tokens=30))
+    desk.ask(2, user("ho"), with_(max_tokens=30))
+    for _ in range(4):
+        desk.scheduler.step()
+    before = len(desk.said)
+    for job in (1, 2):
+        desk.scheduler.handle(Cancel(job))
+        desk.scheduler.step()
+    desk.scheduler.step()
+    with_one, with_none = (message for message in desk.said[before:] if isinstance(message, Step))
+    assert (with_one.load.running, with_one.load.rows) == (1, 1)
+    assert with_none.gains == ()
+    assert (with_none.load.running, with_none.load.rows, with_none.load.used_blocks) == (0, 0, 0)
 
 
 def test_probabilities_come_with_the_tokens(desk, backend):

@@ -83,6 +83,9 @@ def test_steps_add_up_and_the_last_one_shows():
     stats = recorder.stats("fast", 1)
     assert (stats.hit_rate, stats.cache_usage, stats.batch_tokens, stats.step_s) == (0.25, 0.5, 32, 0.02)
     assert stats.histograms.step_tokens.total == 41
+    recorder.step(load(rows=0, used_blocks=0, blocks=16))  # the last caller left: no step, but its room is free
+    stats = recorder.stats("fast", 1)
+    assert (stats.cache_usage, sum(stats.histograms.step_tokens.counts)) == (0.0, 2)
     recorder.lost()  # the next worker begins empty, the counts go on
     assert (recorder.stats("fast", 1).used_blocks, recorder.stats("fast", 1).queried_tokens) == (0, 200)
 
