@@ -21,7 +21,7 @@ from nsllm.cache_dht.placement import cell
 from nsllm.cache_dht.wording import read
 from nsllm.consensus.certified import CertifiedRecord
 from nsllm.consensus.validators import ValidatorSet
-from nsllm.ids import Address, Digest, NetworkId, Ppm
+from nsllm.ids import Address, Digest, Height, NetworkId, Ppm, short
 from nsllm.record import Sampling, request_key
 
 LEAST_COSINE: Final = 0.6
@@ -48,7 +48,13 @@ def may_stand_in(sampling: Sampling) -> bool:
 
 
 def check_found(
-    found: CertifiedRecord, key: Digest, network: NetworkId, validators: ValidatorSet, hybrid_ppm: Ppm, minimum: Ppm
+    found: CertifiedRecord,
+    key: Digest,
+    network: NetworkId,
+    validators: ValidatorSet,
+    hybrid_ppm: Ppm,
+    minimum: Ppm,
+    retracted: Height | None = None,
 ) -> None:
     """Pass silently if a record that somebody gave us for `key` may be served.
 
@@ -59,16 +65,28 @@ def check_found(
         validators: validator set of the certificate's epoch.
         hybrid_ppm: its hybrid score under the policy in force.
         minimum: the policy's `reuse_min_ppm`.
+        retracted: height at which validators took it back.
 
     Raises:
-        RecordRefusedError: another request's record, or below the policy's threshold.
+        RecordRefusedError: another request's record, revoked, or below the policy's threshold.
         CertificateError, SignatureError, EncodingError: see `CertifiedRecord.check`.
     """
     if request_key(network, found.signed.record.request) != key:
         raise RecordRefusedError(f"asked for request {key.hex()[:16]}, got another request's record")
+    check_standing(found.leaf.record, retracted)
     found.check(network, validators)
     if hybrid_ppm < minimum:
         raise RecordRefusedError(f"hybrid score {hybrid_ppm} ppm is below the policy's {minimum} ppm")
+
+
+def check_standing(record: Digest, retracted: Height | None) -> None:
+    """Pass silently if validators have not taken the record back.
+
+    Raises:
+        RecordRefusedError: they have.
+    """
+    if retracted is not None:
+        raise RecordRefusedError(f"record {short(record)} was revoked at height {retracted}")
 
 
 @dataclass(frozen=True, slots=True)

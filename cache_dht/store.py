@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -230,17 +230,37 @@ class RecordStore:
 
         return await self._offload.run(work)
 
-    async def forget(self, digest: Digest) -> bool:
-        """Delete a record; True if it was there."""
+    async def erase(self, records: Sequence[Digest]) -> tuple[Digest, ...]:
+        """Delete records so that their bytes are overwritten, in the file and in its log; which of them were there.
+
+        Raises:
+            StoreError: disk trouble; some of them may be there still.
+        """
+
+        def work() -> tuple[Digest, ...]:
+            found: dict[int, tuple[Digest, int]] = {}
+            with self._guarded():
+                self._connection.execute("PRAGMA secure_delete=ON")
+                with self._connection:
+                    sql = "DELETE FROM record WHERE digest=? RETURNING row, length(body)"
+                    for digest in records:
+                        for row, size in self._connection.execute(sql, (digest,)).fetchall():
+                            found[row] = (digest, size)
+                self._gone({row: size + ROW_BYTES for row, (_, size) in found.items()})
+                self._connection.execute("PRAGMA secure_delete=OFF")
+                if found:
+                    self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            return tuple(digest for digest, _ in found.values())
+
+        return await self._offload.run(work)
+
+    async def holds(self, record: Digest) -> bool:
+        """Whether a record is here."""
 
         def work() -> bool:
-            with self._guarded(), self._connection:
-                sql = "DELETE FROM record WHERE digest=? RETURNING row, length(body)"
-                found = self._connection.execute(sql, (digest,)).fetchone()
-            if found is None:
-                return False
-            self._gone({found[0]: found[1] + ROW_BYTES})
-            return True
+            with self._guarded():
+                sql = "SELECT 1 FROM record WHERE digest=?"
+                return self._connection.execute(sql, (record,)).fetchone() is not None
 
         return await self._offload.run(work)
 

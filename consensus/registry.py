@@ -1,11 +1,13 @@
 """Members of the network: who may publish, validate and hold. The genesis lists the first; members admit others.
 
-The registry is certified state: every header carries its digest after the block. Its changes are values (`admitted`,
-`with_member`, `without`, …), so that proposing and judging a block never touch what is in force.
+The registry is certified state: every header carries its digest after the block. Its changes are values (`with_member`,
+`without`, …), so that proposing and judging a block never touch what is in force. Which records validators retracted
+stands in it too, so that every header says it and whoever takes over certified state has it.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Annotated, Final, Literal
@@ -18,11 +20,26 @@ from nsllm.canonical import Value
 from nsllm.consensus.errors import ConsensusError
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.crypto import MemberKey
-from nsllm.ids import Address, AddressField, Digest, Epoch, NetworkId, PeerId, PeerIdField, SignatureField, hex0x
+from nsllm.ids import (
+    Address,
+    AddressField,
+    Digest,
+    DigestField,
+    Epoch,
+    Height,
+    HeightField,
+    NetworkId,
+    PeerId,
+    PeerIdField,
+    SignatureField,
+    hex0x,
+)
 
 Role = Literal["contributor", "data", "validator"]
 DEFAULT_SLOTS: Final = 600
 MAX_MEMBERS: Final = 65_536
+MAX_RETRACTED: Final = 16_384
+"""Records that a network may retract: about 1 MB of certified state."""
 
 
 class Member(Value, frozen=True, kw_only=True):
@@ -56,6 +73,14 @@ def admit(key: MemberKey, network: NetworkId, member: Member) -> Admission:
     return Admission(member=member, by=key.address, signature=key.sign(Admission.digest(network, member)))
 
 
+class Retraction(Value, frozen=True, kw_only=True):
+    """A record that validators took back: nobody serves it from this height on."""
+
+    record: DigestField
+    height: HeightField
+    """Of the block that holds the motion."""
+
+
 _Addresses = Annotated[tuple[AddressField, ...], Meta(max_length=MAX_MEMBERS)]
 
 
@@ -67,6 +92,8 @@ class RegistryState(Value, frozen=True, kw_only=True, dict=True):
     """Validators that were away for long: out of the set until they say that they are present."""
     revoked: _Addresses = ()
     """Former members, whom no single member's admission brings back."""
+    retracted: Annotated[tuple[Retraction, ...], Meta(max_length=MAX_RETRACTED)] = ()
+    """Records that validators took back, ascending by record."""
 
     def digest(self, network: NetworkId) -> Digest:
         """The header's `registry_hash`; computed once, since most blocks leave the registry as it is."""
@@ -95,7 +122,8 @@ class RegistryState(Value, frozen=True, kw_only=True, dict=True):
     def with_member(self, member: Member) -> RegistryState:
         """With this entry, in place of an earlier one of the same address; a revoked address is one no longer."""
         others = (each for each in self.members if each.address != member.address)
-        return RegistryState(
+        return replace(
+            self,
             members=tuple(sorted((*others, member), key=lambda each: each.address)),
             absent=_minus(self.absent, member.address),
             revoked=_minus(self.revoked, member.address),
@@ -111,7 +139,8 @@ class RegistryState(Value, frozen=True, kw_only=True, dict=True):
 
     def without(self, address: Address) -> RegistryState:
         """With a member's entry revoked."""
-        return RegistryState(
+        return replace(
+            self,
             members=tuple(member for member in self.members if member.address != address),
             absent=_minus(self.absent, address),
             revoked=tuple(sorted({*self.revoked, address})),
@@ -124,6 +153,20 @@ class RegistryState(Value, frozen=True, kw_only=True, dict=True):
     def with_present(self, address: Address) -> RegistryState:
         """With this validator back."""
         return replace(self, absent=_minus(self.absent, address))
+
+    def retracted_at(self, record: Digest) -> Height | None:
+        """Height of the block that retracted a record; None if none did."""
+        at = bisect_left(self.retracted, record, key=lambda each: each.record)
+        found = self.retracted[at : at + 1]
+        return found[0].height if found and found[0].record == record else None
+
+    def with_retracted(self, record: Digest, height: Height) -> RegistryState:
+        """With a record retracted; one that is already stays as it was."""
+        if self.retracted_at(record) is not None:
+            return self
+        at = bisect_left(self.retracted, record, key=lambda each: each.record)
+        fresh = Retraction(record=record, height=height)
+        return replace(self, retracted=(*self.retracted[:at], fresh, *self.retracted[at:]))
 
     @cached_property
     def _digests(self) -> dict[NetworkId, Digest]:

@@ -175,7 +175,7 @@ class BlockRules:
             *(unscored_entry(unscored) for unscored in settlement.unscored),
             *body.entries,
         )
-        registry, policy = self._govern(parent.registry, body.entries)
+        registry, policy = self._govern(parent, body.entries)
         outcome = Outcome(
             leaves=leaves,
             unscored=settlement.unscored,
@@ -250,7 +250,7 @@ class BlockRules:
             raise BlockError(f"header.time_ms: {header.time_ms} is over {MAX_AHEAD_MS} ms ahead of our {now_ms}")
         try:
             self._check_entries(body.entries, parent.registry, history, header)
-            members, _ = self._govern(parent.registry, body.entries)
+            members, _ = self._govern(parent, body.entries)
             outcome = self.outcome(parent, body)
             self._check_batches(body, outcome, history, members, known)
         except BlockError:
@@ -311,16 +311,16 @@ class BlockRules:
             raise MotionError(f"motion {hex0x(motion)} was decided before")
         check_transaction(self.network, transaction, self.validators, self.policy, time_ms)
 
-    def _govern(self, registry: RegistryState, entries: Sequence[bytes]) -> tuple[RegistryState, Policy]:
-        """Members and policy after a block's entries, in their order."""
-        policy = self.policy
+    def _govern(self, parent: Parent, entries: Sequence[bytes]) -> tuple[RegistryState, Policy]:
+        """Registry and policy after a block's entries, in their order."""
+        registry, policy, height = parent.registry, self.policy, Height(parent.height + 1)
         for data in entries:
             entry = decode_entry(data)
             match entry:
                 case AdmissionEntry(admission=admission):
                     registry = registry.with_member(admission.member)
                 case GovernanceEntry(transaction=transaction):
-                    registry, policy = apply(transaction.motion.action, registry, policy)
+                    registry, policy = apply(transaction.motion.action, registry, policy, height)
                 case EvidenceEntry(evidence=evidence):
                     convicted = registry.with_weight(offence_of(evidence).validator, 0)
                     # The last validator goes on: a network that nobody certifies helps nobody.

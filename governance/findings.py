@@ -30,6 +30,10 @@ def notes_of(receipt: Receipt, validators: ValidatorSet) -> tuple[str, ...]:
         notes.append(f"the network has {validators.size} validators and tolerates no faulty one (f = 0)")
     if receipt.anchor is not None:
         notes.append("the embedded chain is executed by the same validators: it adds no trust beyond the quorum")
+    if receipt.revoked is not None:
+        notes.append("the validators took this record back: it shows what was answered, not what counts")
+    else:
+        notes.append("not revoked when this receipt was written; ask a peer about later: `nsllm verify --api`")
     return tuple(notes)
 
 
@@ -94,6 +98,10 @@ def _spread(quartiles: Quartiles) -> str:
 
 def _log_findings(receipt: Receipt, validators: ValidatorSet) -> list[Finding]:
     found: list[Finding] = []
+    if (revoked := receipt.revoked) is not None:
+        count, n = len(revoked.transaction.approvals), len(revoked.certificate.precommits)
+        why = f"{count} validators moved it, {n} signed the header of the block that holds their motion"
+        found.append(Finding("revoked", f"at height {revoked.height}", "attested", why))
     header, entry, anchor = receipt.certificate.header, receipt.entry, receipt.anchor
     if entry is not None:
         place = f"entry {entry.index} of {header.log_size}"

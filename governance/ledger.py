@@ -42,6 +42,7 @@ from nsllm.governance.offences import OffenceRow
 from nsllm.governance.pending import RECENT_RECORDS, Pending
 from nsllm.governance.policy import Policy
 from nsllm.governance.record_proof import RecordProof
+from nsllm.governance.retraction import RetractionNotice
 from nsllm.ids import Address, Digest, Height, Round, TimeMs, hex0x
 from nsllm.offload import Offload
 from nsllm.record import SignedRecord
@@ -408,6 +409,10 @@ class Ledger:
         """All that can be proved of a record by now; None if it is not scored. A receipt is built from this."""
         return await self._run(lambda: self._state.proof(record))
 
+    async def retraction(self, record: Digest) -> RetractionNotice | None:
+        """Proof that validators took a record back, for whoever has an older receipt; None if they have not."""
+        return await self._run(lambda: self._state.retraction(record))
+
     async def certified(self, record: Digest) -> tuple[ScoreLeaf, Inclusion, Certificate] | None:
         """Scores of a record, their inclusion in the header's `scores_root`, and its certificate."""
         proof = await self.proof(record)
@@ -444,10 +449,6 @@ class Ledger:
         """The decided header at `height`."""
         found = await self.decided(height, 1) if height >= 1 else ()
         return found[0].block.header if found else None
-
-    async def anchor_for(self, log_size: int) -> AnchorRow | None:
-        """The first certified anchor of a log of at least `log_size` entries."""
-        return await self._run(lambda: self._state.store.anchor_covering(log_size))
 
     async def summary(self, rows: int = 10) -> LedgerSummary:
         """The ledger for the status page, with the newest `rows` blocks and anchors."""

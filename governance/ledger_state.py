@@ -37,8 +37,9 @@ from nsllm.governance.log_entry import AdmissionEntry, Checkpoint, EvidenceEntry
 from nsllm.governance.offences import OffenceRow
 from nsllm.governance.policy import Policy
 from nsllm.governance.proposal import Draft, select
-from nsllm.governance.proving import prove_record
+from nsllm.governance.proving import notice_of, prove_record
 from nsllm.governance.record_proof import RecordProof
+from nsllm.governance.retraction import RetractionNotice
 from nsllm.governance.transaction import parse_transaction
 from nsllm.ids import Address, Digest, Epoch, Height, TimeMs, hex0x
 from nsllm.merkle import Frontier
@@ -246,7 +247,16 @@ class LedgerState:
     def proof(self, record: Digest) -> RecordProof | None:
         """All that can be proved of a record; None if it was not scored."""
         with self._database.guarded():
-            return prove_record(self.store, record, self._genesis.policy, self.epochs)
+            retracted = self.registry.state.retracted_at(record)
+            return prove_record(self.store, record, self._genesis.policy, self.epochs, retracted)
+
+    def retraction(self, record: Digest) -> RetractionNotice | None:
+        """Proof that validators took a record back; None if they have not."""
+        height = self.registry.state.retracted_at(record)
+        if height is None:
+            return None
+        with self._database.guarded():
+            return notice_of(self.store, record, height, self.epochs)
 
     def leaves(self, height: Height) -> tuple[ScoreLeaf, ...]:
         """Scores of one block, in its order."""

@@ -1,4 +1,4 @@
-"""Governance transactions: what members decide about members and policy, with the approvals that carry it. Pure.
+"""Governance transactions: what is decided about members, policy and records, with the approvals that carry it. Pure.
 
 A motion says what shall change and until when it may be decided. Validators approve it by signing its digest; with as
 many approvals as the policy asks for it may stand in a block, once. What it changes there takes effect at the next
@@ -14,12 +14,24 @@ from msgspec import Meta
 
 from nsllm import canonical, crypto
 from nsllm.canonical import Value
-from nsllm.consensus.registry import MAX_MEMBERS, Member, RegistryState
+from nsllm.consensus.registry import MAX_MEMBERS, MAX_RETRACTED, Member, RegistryState
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.crypto import MemberKey
 from nsllm.governance.errors import MotionError
 from nsllm.governance.policy import Policy
-from nsllm.ids import Address, AddressField, Digest, Epoch, NetworkId, SignatureField, TimeMs, TimeMsField, hex0x
+from nsllm.ids import (
+    Address,
+    AddressField,
+    Digest,
+    DigestField,
+    Epoch,
+    Height,
+    NetworkId,
+    SignatureField,
+    TimeMs,
+    TimeMsField,
+    hex0x,
+)
 
 MAX_TERM_MS: Final = 30 * 24 * 3600 * 1000
 """A motion may be decided for thirty days at most; so long, decided ones are remembered."""
@@ -39,6 +51,12 @@ class ChangePolicy(Value, frozen=True, kw_only=True, tag_field="kind", tag="poli
     policy: Policy
 
 
+class Retract(Value, frozen=True, kw_only=True, tag_field="kind", tag="retract"):
+    """A record is taken back: holders delete it, nobody serves it, and receipts written later say so."""
+
+    record: DigestField
+
+
 class Revoke(Value, frozen=True, kw_only=True, tag_field="kind", tag="revoke"):
     """A membership ends. Only another motion admits that address again."""
 
@@ -51,7 +69,7 @@ class Suspend(Value, frozen=True, kw_only=True, tag_field="kind", tag="suspend")
     address: AddressField
 
 
-Action = Admit | ChangePolicy | Revoke | Suspend
+Action = Admit | ChangePolicy | Retract | Revoke | Suspend
 
 
 class Motion(Value, frozen=True, kw_only=True):
@@ -131,8 +149,17 @@ def check_transaction(
         check_approval(network, motion, approval, validators)
 
 
-def apply(action: Action, registry: RegistryState, policy: Policy) -> tuple[RegistryState, Policy]:
-    """Registry and policy after an action.
+def check_possible(action: Action, registry: RegistryState, policy: Policy) -> None:
+    """Pass silently if the action can be done after the last block.
+
+    Raises:
+        MotionError: see `apply`.
+    """
+    apply(action, registry, policy, Height(0))  # whether it can be done depends on no height
+
+
+def apply(action: Action, registry: RegistryState, policy: Policy, height: Height) -> tuple[RegistryState, Policy]:
+    """Registry and policy after an action in the block at `height`.
 
     Raises:
         MotionError: it changes nothing, names nobody, or would leave the network without validators.
@@ -144,6 +171,8 @@ def apply(action: Action, registry: RegistryState, policy: Policy) -> tuple[Regi
             if wanted == policy:
                 raise MotionError("the policy is in force already")
             return registry, wanted
+        case Retract(record=record):
+            return _retracted(record, registry, height), policy
         case Revoke(address=address):
             _present(registry, address)
             after = registry.without(address)
@@ -158,13 +187,15 @@ def apply(action: Action, registry: RegistryState, policy: Policy) -> tuple[Regi
     return after, policy
 
 
-def about(action: Action) -> Address | None:
-    """The member whom an action is about."""
+def about(action: Action) -> Address | Digest | None:
+    """The member or the record that an action is about."""
     match action:
         case Admit(member=member):
             return member.address
         case Revoke(address=address) | Suspend(address=address):
             return address
+        case Retract(record=record):
+            return record
         case ChangePolicy():
             return None
         case _:
@@ -191,6 +222,15 @@ def _admitted(member: Member, registry: RegistryState) -> RegistryState:
     if after.count_validators() > MAX_VALIDATORS:
         raise MotionError(f"more than {MAX_VALIDATORS} members would validate")
     return after
+
+
+def _retracted(record: Digest, registry: RegistryState, height: Height) -> RegistryState:
+    before = registry.retracted_at(record)
+    if before is not None:
+        raise MotionError(f"record {hex0x(record)} was retracted at height {before}")
+    if len(registry.retracted) >= MAX_RETRACTED:
+        raise MotionError(f"{MAX_RETRACTED} records are retracted, the most there can be")
+    return registry.with_retracted(record, height)
 
 
 def _present(registry: RegistryState, address: Address) -> Member:

@@ -9,7 +9,7 @@ from typing import Final
 from nsllm.consensus.registry import RegistryState
 from nsllm.governance.block_rules import MAX_BLOCK_MOTIONS, BlockRules
 from nsllm.governance.errors import MotionError
-from nsllm.governance.motion import MAX_TERM_MS, GovernanceTransaction, apply, check_approval, merge
+from nsllm.governance.motion import MAX_TERM_MS, GovernanceTransaction, check_approval, check_possible, merge
 from nsllm.ids import Digest, TimeMs, hex0x
 
 PER_PROPOSER: Final = 8
@@ -79,7 +79,7 @@ class MotionPool:
             if len(transaction.approvals) < needed or len(found) == MAX_BLOCK_MOTIONS:
                 continue
             try:
-                apply(transaction.motion.action, registry, self._rules.policy)
+                check_possible(transaction.motion.action, registry, self._rules.policy)
             except MotionError:
                 continue
             found.append(transaction)

@@ -57,7 +57,7 @@ def select(
     newcomers = [each for each in draft.admissions if history.member(each.member.address) is None]
     admissions = sorted(newcomers[:MAX_ADMISSIONS], key=lambda admission: admission.member.address)
     entries = [admission_entry(admission) for admission in admissions]
-    entries += _motions(draft.motions, rules, registry, admissions)
+    entries += _motions(draft.motions, rules, registry, admissions, height)
     selection = Selection(BODY_BUDGET_BYTES - sum(len(entry) + FRAMING_BYTES for entry in (*entries, *convicting)))
     joining = {admission.member.address for admission in admissions}
     for each in draft.records:
@@ -95,6 +95,7 @@ def _motions(
     rules: BlockRules,
     registry: RegistryState,
     admissions: Sequence[Admission],
+    height: Height,
 ) -> list[bytes]:
     """Entries of those motions that can be done one after the other."""
     policy, entries = rules.policy, list[bytes]()
@@ -102,7 +103,7 @@ def _motions(
         registry = registry.with_member(admission.member)
     for transaction in motions[:MAX_BLOCK_MOTIONS]:
         try:
-            registry, policy = apply(transaction.motion.action, registry, policy)
+            registry, policy = apply(transaction.motion.action, registry, policy, height)
         except MotionError:
             continue
         entries.append(governance_entry(transaction))

@@ -13,21 +13,31 @@ from nsllm.governance.block_store import BlockStore, EpochRow
 from nsllm.governance.database import RECOVERY_HINT
 from nsllm.governance.errors import DamageError
 from nsllm.governance.light_client import EpochProof
+from nsllm.governance.log_entry import GovernanceEntry, decode_entry
+from nsllm.governance.motion import Retract
 from nsllm.governance.policy import Policy
 from nsllm.governance.record_proof import AnchorEvidence, RecordProof
-from nsllm.ids import Digest, Height
+from nsllm.governance.retraction import RetractionNotice, RetractionProof
+from nsllm.ids import Digest, Height, hex0x
 
 MAX_PROOF_BYTES: Final = 256 * 1024
 
 
-def prove_record(store: BlockStore, record: Digest, founding: Policy, epochs: Sequence[EpochRow]) -> RecordProof | None:
-    """Scores, log entry and anchor of a record; None if it was not scored.
+def prove_record(
+    store: BlockStore,
+    record: Digest,
+    founding: Policy,
+    epochs: Sequence[EpochRow],
+    retracted: Height | None = None,
+) -> RecordProof | None:
+    """Scores, log entry, anchor and retraction of a record; None if it was not scored.
 
     Args:
         store: the ledger's tables.
         record: digest of the record.
         founding: the genesis's policy.
         epochs: all epochs after the first.
+        retracted: height at which it was taken back.
 
     Raises:
         DamageError: a block that the indexes name is missing or damaged.
@@ -41,20 +51,51 @@ def prove_record(store: BlockStore, record: Digest, founding: Policy, epochs: Se
     hashes = [merkle.leaf_hash(canonical.encode(leaf)) for leaf in leaves]
     index = store.row(height).log_start + position
     anchor = _prove_anchor(store, index)
+    retraction = _prove_retraction(store, record, retracted) if retracted is not None else None
     epoch = certificate.header.epoch
-    latest = max(epoch, anchor.certificate.header.epoch) if anchor is not None else epoch
+    others = [each.certificate.header.epoch for each in (anchor, retraction) if each is not None]
     return RecordProof(
         leaf=leaves[position],
         scores=Inclusion(index=position, size=len(hashes), path=merkle.inclusion_path(hashes, position)),
         certificate=certificate,
         entry=store.log.inclusion(index, certificate.header.log_size),
         anchor=anchor,
-        epochs=tuple(
-            EpochProof(certificate=_stored(store, row.boundary).certificate, change=row.change)
-            for row in epochs[:latest]
-        ),
+        epochs=_handovers(store, epochs[: max([epoch, *others])]),
         policy=epochs[epoch - 1].policy if epoch and epochs[epoch - 1].policy != founding else None,
+        retraction=retraction,
     )
+
+
+def notice_of(store: BlockStore, record: Digest, height: Height, epochs: Sequence[EpochRow]) -> RetractionNotice:
+    """The retraction of a record by the block at `height`, provable on its own.
+
+    Raises:
+        DamageError: a block that it takes is missing or damaged.
+    """
+    proof = _prove_retraction(store, record, height)
+    handovers = _handovers(store, epochs[: proof.certificate.header.epoch])
+    return RetractionNotice(format="nsllm-retraction/1", epochs=handovers, proof=proof)
+
+
+def _prove_retraction(store: BlockStore, record: Digest, height: Height) -> RetractionProof:
+    """The proof of a retraction that the block at `height` holds.
+
+    Raises:
+        DamageError: the block or the motion is missing.
+    """
+    row, certificate = store.row(height), _stored(store, height).certificate
+    entries = store.log.entries(row.log_start, row.log_size - row.log_start)
+    for index, data in enumerate(entries, start=row.log_start):
+        entry = decode_entry(data)
+        action = entry.transaction.motion.action if isinstance(entry, GovernanceEntry) else None
+        if isinstance(entry, GovernanceEntry) and isinstance(action, Retract) and action.record == record:
+            path = store.log.inclusion(index, row.log_size).path
+            return RetractionProof(transaction=entry.transaction, index=index, path=path, certificate=certificate)
+    raise DamageError(f"block {height} holds no motion that retracts {hex0x(record)}", hint=RECOVERY_HINT)
+
+
+def _handovers(store: BlockStore, epochs: Sequence[EpochRow]) -> tuple[EpochProof, ...]:
+    return tuple(EpochProof(certificate=_stored(store, row.boundary).certificate, change=row.change) for row in epochs)
 
 
 def _prove_anchor(store: BlockStore, index: int) -> AnchorEvidence | None:

@@ -21,6 +21,7 @@ from nsllm.governance.anchor_proof import AnchorProof
 from nsllm.governance.light_client import EpochProof
 from nsllm.governance.policy import Policy
 from nsllm.governance.record_proof import RecordProof
+from nsllm.governance.retraction import RetractionProof
 from nsllm.ids import CountField, DigestField
 from nsllm.record import SignedRecord
 
@@ -84,6 +85,8 @@ class Receipt(Value, frozen=True, kw_only=True):
     """None below level `logged`."""
     anchor: ReceiptAnchor | None
     """None below level `anchored`."""
+    revoked: RetractionProof | None
+    """None if validators had not taken the record back when the receipt was written."""
 
     @property
     def level(self) -> Level:
@@ -118,16 +121,17 @@ def build_receipt(signed: SignedRecord, proof: RecordProof, level: Level | None 
         leaf=proof.leaf,
         scores=_sided(proof.scores),
         certificate=proof.certificate,
-        epochs=proof.epochs[: _latest_epoch(proof.certificate, anchor)],
+        epochs=proof.epochs[: _latest_epoch(proof.certificate, anchor, proof.retraction)],
         policy=proof.policy,
         entry=EntryProof(index=proof.entry.index, path=proof.entry.path) if logged else None,
         anchor=anchor,
+        revoked=proof.retraction,
     )
 
 
-def _latest_epoch(certificate: Certificate, anchor: ReceiptAnchor | None) -> int:
-    epoch = certificate.header.epoch
-    return max(epoch, anchor.certificate.header.epoch) if anchor is not None else epoch
+def _latest_epoch(certificate: Certificate, anchor: ReceiptAnchor | None, retraction: RetractionProof | None) -> int:
+    others = [each.certificate.header.epoch for each in (anchor, retraction) if each is not None]
+    return max([certificate.header.epoch, *others])
 
 
 def receipt_text(receipt: Receipt) -> str:

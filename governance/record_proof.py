@@ -11,6 +11,7 @@ from nsllm.consensus.observation import ScoreLeaf
 from nsllm.governance.anchor_proof import AnchorProof
 from nsllm.governance.light_client import EpochProof
 from nsllm.governance.policy import Policy
+from nsllm.governance.retraction import RetractionProof
 from nsllm.ids import Digest, Height
 
 
@@ -45,3 +46,5 @@ class RecordProof:
     """Handovers from the genesis to the latest epoch that a certificate here is of, in order."""
     policy: Policy | None
     """In force when the record was scored; None if it is the genesis's."""
+    retraction: RetractionProof | None = None
+    """None while validators have not taken the record back."""

@@ -40,10 +40,18 @@ class Report:
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
     """What a reader must know about the trust behind it."""
+    revoked_height: int | None = None
+    """At which validators took the record back, as the receipt proves; None: not when the receipt was written."""
+
+    @property
+    def verdict(self) -> str:
+        """One line: what holds, and whether it still counts."""
+        holds = f"receipt holds: {self.level} at height {self.height}"
+        return holds if self.revoked_height is None else f"{holds}, revoked at height {self.revoked_height}"
 
     def lines(self) -> list[str]:
         """The report for people, a line each."""
-        head = f"receipt holds: {self.level} at height {self.height}, {self.signers} of {self.validators} validators"
+        head = f"{self.verdict}, {self.signers} of {self.validators} validators"
         width = max(len(finding.field) for finding in self.findings)
         body = [
             f"  {finding.standing:<8}  {finding.field:<{width}}  {finding.value}  ({finding.why})"
@@ -68,4 +76,5 @@ class Report:
                 for finding in self.findings
             },
             "notes": list(self.notes),
+            "revoked_height": self.revoked_height,
         }

@@ -12,6 +12,7 @@ Trust begins at the genesis alone. Every step leans on those before it:
     scores       the leaf stands under the header's scores root, observed by enough validators
     log          the record's entry stands in the network log under the header's log root
     anchor       the contract holds a log root that covers the entry, in a state that a quorum certified
+    revoked      validators took the record back: their motion stands in the log under a certified header
     level        the receipt is at least what was required
 
 Imports neither models, network libraries nor an EVM, and takes milliseconds.
@@ -39,6 +40,7 @@ from nsllm.governance.log_entry import certified_leaf_hash
 from nsllm.governance.policy import Policy
 from nsllm.governance.receipt import LEVELS, MAX_RECEIPT_BYTES, EntryProof, Level, Receipt, ReceiptAnchor
 from nsllm.governance.report import Report
+from nsllm.governance.retraction import RetractionProof
 from nsllm.ids import Digest, NetworkId, hex0x
 from nsllm.record import request_key
 
@@ -53,6 +55,7 @@ STEPS: Final = (
     "scores",
     "log",
     "anchor",
+    "revoked",
     "level",
 )
 _PATH: Final = re.compile(r"\$[\w.\[\]]*|line \d+")
@@ -81,6 +84,8 @@ def verify_receipt(text: str, genesis: Genesis, require: Level = "certified") ->
         verifier.check_log(receipt.entry)
     if receipt.anchor is not None:
         verifier.check_anchor(receipt.entry, receipt.anchor)
+    if receipt.revoked is not None:
+        verifier.check_retraction(receipt.revoked)
     if LEVELS.index(receipt.level) < LEVELS.index(require):
         raise ReceiptError(
             f"the receipt is {receipt.level}, required is {require}",
@@ -88,7 +93,7 @@ def verify_receipt(text: str, genesis: Genesis, require: Level = "certified") ->
             step="level",
             field="anchor" if require == "anchored" else "entry",
         )
-    skipped = {"log": receipt.entry is None, "anchor": receipt.anchor is None}
+    skipped = {"log": receipt.entry is None, "anchor": receipt.anchor is None, "revoked": receipt.revoked is None}
     return Report(
         level=receipt.level,
         record=hex0x(receipt.leaf.record),
@@ -100,6 +105,7 @@ def verify_receipt(text: str, genesis: Genesis, require: Level = "certified") ->
         steps=tuple(step for step in STEPS if not skipped.get(step)),
         findings=findings_of(receipt, genesis, verifier.policy, verifier.validators),
         notes=notes_of(receipt, verifier.validators),
+        revoked_height=receipt.revoked.height if receipt.revoked is not None else None,
     )
 
 
@@ -133,8 +139,9 @@ class _Verifier:
     def check_epochs(self) -> None:
         receipt = self._receipt
         latest, field = receipt.certificate.header.epoch, "certificate.header.epoch"
-        if receipt.anchor is not None and receipt.anchor.certificate.header.epoch > latest:
-            latest, field = receipt.anchor.certificate.header.epoch, "anchor.certificate.header.epoch"
+        for name, later in (("anchor", receipt.anchor), ("revoked", receipt.revoked)):
+            if later is not None and later.certificate.header.epoch > latest:
+                latest, field = later.certificate.header.epoch, f"{name}.certificate.header.epoch"
         if len(receipt.epochs) != latest:
             raise ReceiptError(
                 f"a certificate of epoch {latest} with {len(receipt.epochs)} handovers; one is needed for each epoch"
@@ -230,6 +237,11 @@ class _Verifier:
                 log_root=anchored.log_root,
                 header_id=anchored.id(),
             )
+
+    def check_retraction(self, proof: RetractionProof) -> None:
+        self.check_certificate(proof.certificate, "revoked.certificate", "revoked")
+        with _step("revoked", "revoked"):
+            proof.check(self._receipt.leaf.record)
 
     def _check_inclusion(
         self, step: str, field: str, index: int, size: int, path: tuple[Digest, ...], root: Digest

@@ -32,6 +32,8 @@ LOGGED: Final = frozenset(
         "record_held",
         "record_refused",
         "record_rejected",
+        "record_removed",
+        "removal_contradicted",
         "scored",
         "submission_refused",
         "unpublished",

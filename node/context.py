@@ -16,7 +16,7 @@ from nsllm.crypto import MemberKey
 from nsllm.governance.errors import PolicyError
 from nsllm.governance.genesis import Genesis
 from nsllm.governance.policy import Policy
-from nsllm.ids import Address, NetworkId, Ppm
+from nsllm.ids import Address, Digest, Height, NetworkId, Ppm
 from nsllm.node.events import EventBus
 from nsllm.offload import Offload
 
@@ -65,6 +65,10 @@ class PeerContext:
     def address(self) -> Address:
         """Our member address."""
         return self.key.address
+
+    def retracted_at(self, record: Digest) -> Height | None:
+        """Height at which validators took a record back; None if they have not."""
+        return self.standing.registry.state.retracted_at(record)
 
     @property
     def policy(self) -> Policy:

@@ -106,6 +106,9 @@ class Examiner:
             signed.check(self._context.network_id)
         except PeerFault as error:
             return error.message
+        retracted = self._context.retracted_at(signed.record.digest())
+        if retracted is not None:
+            return f"it was revoked at height {retracted}"
         if len(self._cases) >= DESK_LIMIT or self._desk_bytes + size_bytes > DESK_BYTES:
             return f"{len(self._cases)} records are waiting already; submit again later"
         if self._held[signed.record.generator] >= GENERATOR_LIMIT:

@@ -19,7 +19,7 @@ from nsllm.cache_dht.errors import StoreError
 from nsllm.cache_dht.guards import same_but_question
 from nsllm.cache_dht.index import cosine
 from nsllm.cache_dht.placement import Shard
-from nsllm.cache_dht.reuse import LEAST_COSINE, NEIGHBOURS, check_found
+from nsllm.cache_dht.reuse import LEAST_COSINE, NEIGHBOURS, check_found, check_standing
 from nsllm.cache_dht.store import RecordStore
 from nsllm.consensus.certified import CertifiedRecord
 from nsllm.consensus.registry import Member
@@ -229,12 +229,16 @@ class FederatedCache:
         """
         record = certified.signed.record
         key = certified.leaf.request_key
+        check_standing(certified.leaf.record, self._context.retracted_at(certified.leaf.record))
         certified.check(self._context.network_id, self._context.validators_of(certified.certificate))
         shards = placement.shards_of(record, key, self._placement.shards)
         mine = [shard for shard in shards if self._context.address in self.holders_of(shard)]
         if check_placement and not mine:
             raise PeerFault(f"record {short(certified.leaf.record)} belongs to shards that we do not hold")
         new = await self._store.put(certified, key, self._hybrid(certified))
+        if not self._stands(certified):  # a block took it back while the disk was busy
+            await self._store.erase([certified.leaf.record])
+            return False
         self._fill(mine)
         if new:
             self._context.events.emit("record_held", record=short(certified.leaf.record), shards=len(mine))
@@ -242,12 +246,17 @@ class FederatedCache:
 
     async def lookup(self, key: Digest, *, member: bool) -> CertifiedRecord | None:
         """What we give to a peer that asks; strangers see public records only."""
-        return await self._store.get(key, public_only=not member)
+        found = await self._store.get(key, public_only=not member)
+        return found if found is not None and self._stands(found) else None
 
     async def lookup_near(self, embedding: bytes, count: int, *, member: bool) -> tuple[CertifiedRecord, ...]:
         """What we give to a peer that asks by meaning; strangers see public records only."""
         found = await self._store.near(embedding, count, least=LEAST_COSINE, public_only=not member)
-        return tuple(certified for certified, _ in found)
+        return tuple(certified for certified, _ in found if self._stands(certified))
+
+    def _stands(self, certified: CertifiedRecord) -> bool:
+        """Whether validators have not taken the record back; one that they have is about to be deleted."""
+        return self._context.retracted_at(certified.leaf.record) is None
 
     async def announce(self) -> None:
         """Provider records for the shards that we hold, as they fill, and again before they expire; until cancelled."""
@@ -353,7 +362,9 @@ class FederatedCache:
         try:
             hybrid = self._hybrid(certified)
             validators = context.validators_of(certified.certificate)
-            check_found(certified, key, context.network_id, validators, hybrid, context.policy.reuse_min_ppm)
+            retracted = context.retracted_at(certified.leaf.record)
+            minimum = context.policy.reuse_min_ppm
+            check_found(certified, key, context.network_id, validators, hybrid, minimum, retracted)
         except (PeerFault, PolicyError) as error:
             self._refuse(certified, holder, error)
             return None

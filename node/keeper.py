@@ -80,6 +80,8 @@ class Keeper:
         await trio.sleep(FIRST_LOOK_S + TURN_S * self._turn(certified))
         missing = self._cache.holders_of_record(certified)
         for look in range(LOOKS):
+            if self._context.retracted_at(certified.leaf.record) is not None:
+                return
             missing = tuple([holder for holder in missing if not await self._has(holder, certified)])
             missing = tuple([holder for holder in missing if not await self._push(holder, certified)])
             if not missing:

@@ -8,6 +8,7 @@ from typing import Final
 
 import trio
 
+from nsllm.cache_dht.removal import SignedRemoval
 from nsllm.consensus.block import DecidedBlock
 from nsllm.consensus.certified import CertifiedRecord
 from nsllm.errors import NsllmError
@@ -17,6 +18,7 @@ from nsllm.p2p.network import Network
 from nsllm.p2p.protocols.fetch import fetch, fetch_near
 from nsllm.p2p.protocols.mesh import MeshClient
 from nsllm.p2p.protocols.push import push
+from nsllm.p2p.protocols.removal import ask_removal
 from nsllm.p2p.protocols.submit import submit
 from nsllm.p2p.protocols.sync import fetch_blocks
 from nsllm.record import SignedRecord
@@ -114,6 +116,10 @@ class MemberLinks:
         """None if the validator took the record, else its reason."""
         verdicts = await submit(self._network, validator, [signed])
         return verdicts[signed.record.digest()]
+
+    async def ask_removal(self, holder: PeerId, record: Digest) -> SignedRemoval:
+        """The holder's signed word that it has no copy of a revoked record."""
+        return await ask_removal(self._network, holder, record)
 
     async def fetch(self, holder: PeerId, key: Digest) -> CertifiedRecord | None:
         """What the holder has for a request key, unverified."""

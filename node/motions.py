@@ -17,11 +17,12 @@ from nsllm.governance.motion import (
     ChangePolicy,
     GovernanceTransaction,
     Motion,
+    Retract,
     Revoke,
     Suspend,
     about,
-    apply,
     approve,
+    check_possible,
 )
 from nsllm.governance.policy import Policy
 from nsllm.ids import Address, Digest, TimeMs, hex0x
@@ -150,7 +151,7 @@ class Motions:
             raise InvalidRequestError("only validators move and approve", hint="ask one of the network's validators")
         approval = approve(context.key, context.network_id, motion)
         try:
-            apply(motion.action, context.registry.state, context.policy)
+            check_possible(motion.action, context.registry.state, context.policy)
             self._ledger.add_motion(GovernanceTransaction(motion=motion, approvals=(approval,)))
         except NsllmError as error:
             raise InvalidRequestError(error.message, hint=error.hint) from None
@@ -173,6 +174,8 @@ class Motions:
     def _action(self, wish: Wish) -> Action:
         if wish.kind == "policy":
             return ChangePolicy(policy=_policy(wish.policy))
+        if wish.kind == "retract":
+            return Retract(record=record_named(wish.record))
         address = _address(wish.address)
         match wish.kind:
             case "admit":
@@ -182,7 +185,9 @@ class Motions:
             case "suspend":
                 return Suspend(address=address)
             case _:
-                raise InvalidRequestError(f"no motion of kind {wish.kind!r}", hint="admit, policy, revoke or suspend")
+                raise InvalidRequestError(
+                    f"no motion of kind {wish.kind!r}", hint="admit, policy, retract, revoke or suspend"
+                )
 
     def _member(self, address: Address, wish: Wish) -> Member:
         known = self._context.registry.get(address)
@@ -206,10 +211,30 @@ def _kind(action: Action) -> str:
             return "admit"
         case ChangePolicy():
             return "policy"
+        case Retract():
+            return "retract"
         case Revoke():
             return "revoke"
         case Suspend():
             return "suspend"
+
+
+def record_named(text: str | None) -> Digest:
+    """The digest that an operator spelled.
+
+    Raises:
+        InvalidRequestError: it is none.
+    """
+    try:
+        digest = bytes.fromhex((text or "").removeprefix("0x"))
+    except ValueError:
+        digest = b""
+    if len(digest) != 32:
+        raise InvalidRequestError(
+            f"a record's digest is 0x and 64 hex digits, not {(text or '')[:70]!r}",
+            hint="it stands in the receipt, and `nsllm verify` prints it",
+        )
+    return Digest(digest)
 
 
 def _address(text: str | None) -> Address:

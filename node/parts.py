@@ -39,6 +39,7 @@ from nsllm.node.orchestrator import Orchestrator
 from nsllm.node.presence import Presence
 from nsllm.node.publisher import Publisher
 from nsllm.node.receipts import Receipts
+from nsllm.node.removals import Removals
 from nsllm.node.restock import Restocker
 from nsllm.node.stores import Stores
 from nsllm.node.world import World
@@ -49,6 +50,7 @@ from nsllm.p2p.protocols.fetch import FETCH, serve_fetch
 from nsllm.p2p.protocols.generate import GENERATE, serve_generate
 from nsllm.p2p.protocols.mesh import MESH, MeshClient, MeshKind, serve_mesh
 from nsllm.p2p.protocols.push import PUSH, serve_push
+from nsllm.p2p.protocols.removal import REMOVAL, serve_removal
 from nsllm.p2p.protocols.submit import SUBMIT, serve_submit
 from nsllm.p2p.protocols.sync import SYNC, serve_sync
 from nsllm.record import SignedRecord
@@ -104,6 +106,7 @@ class Parts:
         self._restocker = Restocker(
             context=context, ledger=ledger, store=stores.records, cache=self.cache, shelves=links
         )
+        self.removals = Removals(context=context, ledger=ledger, shelves=[stores.records], holders=links)
         self._committer = self._make_committer()
         self._examiner = self._make_examiner(self._committer)
         self.motions = Motions(
@@ -173,6 +176,7 @@ class Parts:
             ("auditor", self._auditor.run),
             ("cache", self.cache.announce),
             ("restocker", self._restocker.run),
+            ("removals", self.removals.run),
             ("reuse", self.near.run),
         ]
         tasks += [
@@ -227,6 +231,7 @@ class Parts:
         network.handle(PUSH, serve_push(directory, self._hold))
         network.handle(GENERATE, serve_generate(directory, self._executors.execute))
         network.handle(MESH, serve_mesh(directory, self._deliver))
+        network.handle(REMOVAL, serve_removal(directory, self.removals.prove))
         network.handle(SUBMIT, serve_submit(directory, self._submitted))
 
     async def _deliver(self, sender: Address, kind: MeshKind, payload: bytes) -> None:
@@ -269,6 +274,7 @@ class Parts:
                 self._keeper.keep(signed)
         self.directory.follow(self.context.registry.state)
         self._restocker.decided(decided)
+        self.removals.decided()
         header = decided.block.header
         if header.proposer == self.context.address:
             with contextlib.suppress(trio.WouldBlock):  # followers also hear heights in heartbeats

@@ -19,7 +19,9 @@ from nsllm.node.data_folder import Settled
 from nsllm.node.engine.pool import Models
 from nsllm.node.engine.port import LoadedModel, ModelInfo
 from nsllm.node.errors import InvalidRequestError
+from nsllm.node.motions import record_named
 from nsllm.node.parts import Parts
+from nsllm.node.record_views import removals_view, standing_view
 from nsllm.node.service import (
     ChatCommand,
     ChatEvent,
@@ -228,6 +230,16 @@ class Peer:
     def approve_motion(self, digest: str) -> None:
         """Approve a waiting motion."""
         self.parts.motions.approve(digest)
+
+    async def standing(self, record: str) -> dict[str, Any]:
+        """What is decided about a record."""
+        return await standing_view(self.stores.ledger, record_named(record))
+
+    async def removals(self, record: str) -> dict[str, Any]:
+        """Who has proved that it removed a revoked record."""
+        digest = record_named(record)
+        rows = await self.parts.removals.collect(digest)
+        return removals_view(digest, self.parts.context.retracted_at(digest), rows)
 
     async def invite(self) -> str:
         """One-time invite text."""

@@ -206,6 +206,8 @@ class Publisher:
     async def spread(self, certified: CertifiedRecord) -> int:
         """Push a certified record to its holders, all at once; returns how many acknowledged it."""
         acknowledged = 0
+        if self._context.retracted_at(certified.leaf.record) is not None:
+            return acknowledged
 
         async def push(holder: Address) -> None:
             nonlocal acknowledged

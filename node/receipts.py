@@ -53,6 +53,7 @@ class Receipts:
             signers=tuple(hex0x(vote.validator) for vote in certificate.precommits),
             anchor_tx=hex0x(anchor.transaction_hash) if anchor is not None else None,
             receipt_json=receipt_text(build_receipt(signed, proof)),
+            revoked_height=proof.retraction.height if proof.retraction is not None else None,
         )
 
 

@@ -86,6 +86,8 @@ class Restocker:
         return sum([await self._fetch(leaf) for leaf in lacking])
 
     async def _lacks(self, leaf: ScoreLeaf) -> bool:
+        if self._context.retracted_at(leaf.record) is not None:
+            return False
         shard = placement.key_shard(leaf.request_key, self._context.genesis.placement.shards)
         mine = self._context.address in self._cache.holders_of(shard)
         # The log tells a record's key, not its embedding: what we hold for its embedding only is worth asking for

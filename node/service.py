@@ -24,7 +24,7 @@ class Wish:
     """What an operator asks for, as text."""
 
     kind: str
-    """`admit`, `policy`, `revoke` or `suspend`."""
+    """`admit`, `policy`, `retract`, `revoke` or `suspend`."""
     address: str | None = None
     """0x and 40 hex digits: whom it is about."""
     peer_id: str | None = None
@@ -33,6 +33,8 @@ class Wish:
     """For `admit`: all that the member shall have; none: those that it has."""
     policy: str | None = None
     """For `policy`: its JSON."""
+    record: str | None = None
+    """For `retract`: 0x and 64 hex digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,8 @@ class ReceiptStatus:
     """Hash (0x…) of the anchor transaction once it is certified."""
     receipt_json: str | None
     """Canonical receipt at its present level; None before certification."""
+    revoked_height: int | None = None
+    """At which validators took the record back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +342,17 @@ class PeerService(Protocol):
 
     def approve_motion(self, digest: str) -> None:
         """Approve a waiting motion; needs the admin key at the HTTP side. Raises `ServiceError` if we cannot."""
+        ...
+
+    async def standing(self, record: str) -> dict[str, Any]:
+        """What is decided about a record: certified or not, revoked or not, with the proof. Raises `ServiceError`."""
+        ...
+
+    async def removals(self, record: str) -> dict[str, Any]:
+        """Who has proved that it removed a revoked record; needs the admin key at the HTTP side: others are asked.
+
+        Raises `ServiceError`.
+        """
         ...
 
     async def invite(self) -> str:

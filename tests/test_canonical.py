@@ -195,3 +195,27 @@ def test_the_encoding_of_a_request_never_changes() -> None:
     assert canonical.digest("request", bytes(32), request).hex() == (
         "58fcde87b9956488df2c7f7f6a5633d346a3fbea3c30e669dfd6fbf588a338d6"
     )
+
+
+class Left(Value, frozen=True, kw_only=True, tag_field="kind", tag="left"):
+    name: bytes
+
+
+class Right(Value, frozen=True, kw_only=True, tag_field="kind", tag="right"):
+    number: int
+
+
+class Either(Value, frozen=True, kw_only=True):
+    one: Left | Right
+    other: Left | Right | None
+
+
+def test_json_of_a_union_of_tagged_values_has_its_bytes_as_hex() -> None:
+    value = Either(one=Left(name=b"\x01"), other=Right(number=1))
+    text = canonical.to_json(value)
+    assert '"0x01"' in text
+    assert canonical.from_json(text, Either, limit_bytes=1000) == value
+    with pytest.raises(EncodingError, match=r"one\.name"):
+        canonical.from_json(text.replace("0x01", "01"), Either, limit_bytes=1000)
+    with pytest.raises(EncodingError, match="middle"):
+        canonical.from_json(text.replace('"left"', '"middle"'), Either, limit_bytes=1000)

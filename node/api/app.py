@@ -15,6 +15,7 @@ from nsllm.node.api import (
     model_admin,
     models,
     receipts,
+    records,
     status,
     tokens,
 )
@@ -47,6 +48,7 @@ def _handlers(page: Page) -> dict[tuple[str, str], Handler]:
         ("GET", "/v1/models"): models.list_models,
         ("GET", "/v1/models/{id:.+}"): models.get_model,
         ("GET", "/v1/receipts/{id}"): receipts.get_receipt,
+        ("GET", "/v1/records/{digest}"): records.standing,
         ("GET", "/status.json"): status.status_json,
         ("GET", "/peers"): status.peers,
         ("GET", "/events"): status.events,
@@ -61,6 +63,7 @@ def _handlers(page: Page) -> dict[tuple[str, str], Handler]:
         ("GET", "/admin/governance"): governance.show,
         ("POST", "/admin/governance"): governance.propose,
         ("POST", "/admin/governance/approve"): governance.approve,
+        ("GET", "/admin/removals/{digest}"): records.removals,
         ("GET", "/admin/models"): model_admin.list_loaded,
         ("POST", "/admin/models"): model_admin.load,
         ("DELETE", "/admin/models/{id}"): model_admin.unload,

@@ -37,6 +37,12 @@ ENDPOINTS: Final = (
         "Receipt of a completion: 200 with the receipt, 202 while pending, 404 if there is none; "
         "`?wait=certified|logged|anchored&timeout_s=30` waits for a level",
     ),
+    Endpoint(
+        "GET",
+        "/v1/records/{digest}",
+        "key",
+        "Standing of a record (`0x…`): `certified`, `revoked` or `unknown`, with the proof of its retraction",
+    ),
     Endpoint("GET", "/status.json", "key", "The whole status of the peer, a fresh snapshot"),
     Endpoint("GET", "/peers", "key", "Known peers with dialable addresses, the asked peer first"),
     Endpoint("GET", "/events", "key", "What happens on the peer, as server-sent events"),
@@ -53,9 +59,13 @@ ENDPOINTS: Final = (
         "POST",
         "/admin/governance",
         "admin",
-        'Moves and approves: `{"kind": "suspend", "address": "0x…"}`; kinds `admit`, `policy`, `revoke`, `suspend`',
+        'Moves and approves: `{"kind": "suspend", "address": "0x…"}`, or `admit`, `policy`, `revoke`, or `retract` with'
+        ' `"record": "0x…"`',
     ),
     Endpoint("POST", "/admin/governance/approve", "admin", 'Approves a waiting motion: `{"motion": "0x…"}`'),
+    Endpoint(
+        "GET", "/admin/removals/{digest}", "admin", "Which members have signed that they removed a revoked record"
+    ),
     Endpoint("GET", "/admin/models", "admin", "Text models that are loaded, what they take, and the memory budget"),
     Endpoint(
         "POST",

@@ -21,6 +21,7 @@ class MotionBody(Struct, forbid_unknown_fields=True):
     peer_id: str | None = None
     roles: tuple[str, ...] = ()
     policy: str | None = None
+    record: str | None = None
 
 
 class ApprovalBody(Struct, forbid_unknown_fields=True):
@@ -39,7 +40,14 @@ async def propose(request: web.Request) -> web.Response:
     """Make a motion and approve it."""
     context = request.app[CONTEXT]
     body = decode(await read_body(request), MotionBody)
-    wish = Wish(kind=body.kind, address=body.address, peer_id=body.peer_id, roles=body.roles, policy=body.policy)
+    wish = Wish(
+        kind=body.kind,
+        address=body.address,
+        peer_id=body.peer_id,
+        roles=body.roles,
+        policy=body.policy,
+        record=body.record,
+    )
     digest = await context.bridge.call_sync(partial(context.service.propose_motion, wish))
     return web.json_response({"object": "motion", "motion": hex0x(digest)})
 

@@ -82,4 +82,6 @@ def _headers(status: ReceiptStatus) -> dict[str, str]:
         headers["x-nsllm-signers"] = ",".join(status.signers)
     if status.anchor_tx is not None:
         headers["x-nsllm-anchor"] = status.anchor_tx
+    if status.revoked_height is not None:
+        headers["x-nsllm-revoked-height"] = str(status.revoked_height)
     return headers

@@ -268,9 +268,19 @@ def _unhexed(value: Any, info: shape.Type, path: str) -> Any:  # noqa: PLR0911 -
     if isinstance(info, shape.VarTupleType | shape.ListType) and isinstance(value, list):
         return [_unhexed(item, info.item_type, f"{path}[{i}]") for i, item in enumerate(value)]
     if isinstance(info, shape.UnionType):
-        kinds = [kind for kind in info.types if not isinstance(kind, shape.NoneType)]
-        return _unhexed(value, kinds[0], path) if value is not None and len(kinds) == 1 else value
+        kind = _kind_of(value, [kind for kind in info.types if not isinstance(kind, shape.NoneType)])
+        return _unhexed(value, kind, path) if value is not None and kind is not None else value
     return value
+
+
+def _kind_of(value: Any, kinds: list[shape.Type]) -> shape.Type | None:
+    """Which of a union's kinds a value says that it is: by its tag, where there are several."""
+    if len(kinds) == 1:
+        return kinds[0]
+    tagged = [kind for kind in kinds if isinstance(kind, shape.StructType)]
+    if not isinstance(value, dict):
+        return None
+    return next((kind for kind in tagged if kind.tag_field and value.get(kind.tag_field) == kind.tag), None)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

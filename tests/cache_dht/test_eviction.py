@@ -124,7 +124,7 @@ async def test_the_bound_holds_after_a_restart_and_with_a_smaller_limit(certify,
     assert len(await full.there()) == 8  # until the next one comes
     await full.put(8)
     assert await full.there() == [5, 6, 7, 8]
-    assert await full.store.forget(full.record(5).leaf.record)
+    assert await full.store.erase([full.record(5).leaf.record])
     await full.put(9)
     assert await full.there() == [6, 7, 8, 9]
 

@@ -35,7 +35,9 @@ async def test_put_get_and_reopen(tmp_path: Path, certify) -> None:
     assert await again.by_digest(record.leaf.record) == record
     assert [found[0] for found in await again.near(record.signed.record.embedding, 3)] == [record]
     assert (await again.stats()).records == 1
-    assert await again.forget(record.leaf.record) is True
+    assert await again.holds(record.leaf.record)
+    assert await again.erase([record.leaf.record]) == (record.leaf.record,)
+    assert not await again.holds(record.leaf.record)
     assert await again.get(record.leaf.request_key) is None
     assert await again.near(record.signed.record.embedding, 3) == ()
 
@@ -145,3 +147,19 @@ async def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path: Path, ce
 def test_a_folder_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot open"):
         store_at(tmp_path / "missing" / "records.sqlite")
+
+
+async def test_what_is_erased_is_in_no_file_any_more(tmp_path: Path, certify) -> None:
+    path = tmp_path / "records.sqlite"
+    store = store_at(path)
+    kept, gone = certify("kept?", "stays here"), certify("gone?", "unmistakable words " * 2000)
+    for record in (kept, gone):
+        await store.put(record, record.leaf.request_key, 900_000)
+    files = lambda: b"".join(each.read_bytes() for each in tmp_path.iterdir())  # noqa: E731
+    assert b"unmistakable words" in files()
+    assert await store.erase([gone.leaf.record, kept.leaf.generator + bytes(12)]) == (gone.leaf.record,)
+    assert b"unmistakable words" not in files()
+    assert gone.leaf.record not in files()
+    assert await store.get(kept.leaf.request_key) == kept
+    assert [found for found, _ in await store.near(kept.signed.record.embedding, 5)] == [kept]
+    assert await store.erase([gone.leaf.record]) == ()

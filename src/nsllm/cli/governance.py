@@ -1,9 +1,10 @@
-"""`nsllm governance`: what the validators decide about members and policy, seen, moved and approved."""
+"""`nsllm governance`: what the validators decide about members, policy and records: seen, moved, approved, proved."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import click
 
@@ -20,11 +21,14 @@ from nsllm.cli.terminal import emit, examples, json_option, note
         "nsllm governance policy > policy.json            # edit it, then:",
         "nsllm governance propose policy policy.json",
         "nsllm governance approve 0x12345678              # on other validators, until enough have",
+        "nsllm governance propose retract 0x…             # a record: take it back",
+        "nsllm governance removals 0x…                    # who has proved that it is gone",
     ),
 )
 def governance() -> None:
-    """Members and policy change by motion: one validator proposes, others approve through their own peers, and once as
-    many have as the policy asks for, a block holds the motion. It takes effect at the next height.
+    """Members and policy change by motion, and records are taken back by one: one validator proposes, others approve
+    through their own peers, and once as many have as the policy asks for, a block holds the motion. It takes effect at
+    the next height.
     """  # noqa: D205 - help text
 
 
@@ -67,9 +71,10 @@ def policy(*, data_dir: Path | None, as_json: bool) -> None:
         "nsllm governance propose admit 0x… --role validator --role contributor --role data",
         "nsllm governance propose revoke 0x…",
         "nsllm governance propose policy policy.json",
+        "nsllm governance propose retract 0x…",
     )
 )
-@click.argument("kind", type=click.Choice(["admit", "policy", "revoke", "suspend"]))
+@click.argument("kind", type=click.Choice(["admit", "policy", "retract", "revoke", "suspend"]))
 @click.argument("subject")
 @click.option("--role", "roles", multiple=True, help="admit: a role that the member shall have; repeat it.")
 @click.option("--peer-id", metavar="ID", help="admit: libp2p identity of somebody who is no member yet.")
@@ -78,14 +83,14 @@ def policy(*, data_dir: Path | None, as_json: bool) -> None:
 def propose(
     *, kind: str, subject: str, roles: tuple[str, ...], peer_id: str | None, data_dir: Path | None, as_json: bool
 ) -> None:
-    """Make a motion and approve it. SUBJECT is a member's address, or the policy's file."""
+    """Make a motion and approve it. SUBJECT is a member's address, the policy's file, or a record's digest."""
     body: dict[str, Any] = {"kind": kind}
     if kind == "policy":
         from nsllm.files import read_bounded
 
         body["policy"] = read_bounded(Path(subject), limit_bytes=65536).decode("utf-8", "replace")
     else:
-        body["address"] = subject
+        body["record" if kind == "retract" else "address"] = subject
     if kind == "admit":
         body |= {"roles": roles} | ({"peer_id": peer_id} if peer_id else {})
     answer = _asked(data_dir, "POST", "/admin/governance", body)
@@ -106,6 +111,29 @@ def approve(*, motion: str, data_dir: Path | None, as_json: bool) -> None:
         emit(answer)
         return
     note("[green]✓[/] approved")
+
+
+@governance.command(epilog=examples("nsllm governance removals 0x…", "nsllm governance removals 0x… --json"))
+@click.argument("record")
+@data_dir_option
+@json_option
+@click.pass_context
+def removals(ctx: click.Context, *, record: str, data_dir: Path | None, as_json: bool) -> None:
+    """Ask every member that stores records to sign that it has removed the revoked RECORD, and whether it serves it
+    still. Exit status 1 while one of them has not proved it.
+    """  # noqa: D205 - help text
+    found = _asked(data_dir, "GET", f"/admin/removals/{quote(record, safe='')}", None)
+    if as_json:
+        emit(found)
+    elif found["revoked_height"] is None:
+        note(f"{found['record'][:18]} is not revoked")
+    else:
+        click.echo(f"{found['record'][:18]}  revoked at height {found['revoked_height']}")
+        for row in found["holders"]:
+            since = f"signed at height {row['height']}" if row["height"] is not None else ""
+            click.echo(f"{row['holder']}  {row['verdict']:<9}  {row['detail'] or since}".rstrip())
+    if not found["complete"]:
+        ctx.exit(1)
 
 
 def _asked(data_dir: Path | None, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:

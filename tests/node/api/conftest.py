@@ -230,6 +230,14 @@ class FakeService:
     def approve_motion(self, digest):
         self.approved.append(digest)
 
+    async def standing(self, record: str) -> dict:
+        await trio.lowlevel.checkpoint()
+        return {"object": "record", "record": record, "state": "unknown"}
+
+    async def removals(self, record: str) -> dict:
+        await trio.lowlevel.checkpoint()
+        return {"object": "removals", "record": record, "complete": False, "holders": []}
+
     async def invite(self) -> str:
         await trio.lowlevel.checkpoint()
         if self.invite_error is not None:
