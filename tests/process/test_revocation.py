@@ -1,4 +1,4 @@
-"""An answer is taken back on real peers: validators vote with the command, holders delete and prove it, receipts say it."""
+"""An answer is taken back on real peers: validators vote, holders delete it and prove that, receipts say it."""
 
 from __future__ import annotations
 
