@@ -14,7 +14,8 @@ import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from itertools import chain, combinations
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +25,20 @@ from nsllm.consensus.registry import Member
 from nsllm.ids import Address, Digest, Epoch, NetworkId
 from nsllm.record import EMBEDDING_DIMENSIONS, Record
 
-Space = Literal["key", "embedding"]
+Space = Literal["key", "embedding", "passage"]
+"""Where shards lie: request keys, embeddings of questions, embeddings of document chunks."""
+EmbeddingSpace = Literal["embedding", "passage"]
+
+
+PASSAGE_SHARDS: Final = 16
+"""Cells of document chunks. A question and the passage that answers it are farther apart (cosine 0.69 at the median)
+than two like questions: of 500 questions of BoolQ, 8 probes found the cell of the own passage for 87 % with 16 cells,
+for 56 % with 64."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Shard:
-    """One cell of the key space or of the embedding space."""
+    """One cell of a space."""
 
     space: Space
     number: int
@@ -44,21 +53,32 @@ def key_shard(request_key: Digest, shards: int) -> Shard:
     return Shard("key", int.from_bytes(request_key[:8], "big") % shards)
 
 
-def embedding_shard(embedding: bytes, shards: int) -> Shard:
+def embedding_shard(embedding: bytes, shards: int, space: EmbeddingSpace = "embedding") -> Shard:
     """Shard of a quantized embedding (384 signed bytes): its cell, modulo the shards."""
-    return Shard("embedding", cell(embedding, _bits(shards)) % shards)
+    return Shard(space, cell(embedding, _bits(shards)) % shards)
 
 
-def near_shards(embedding: bytes, shards: int, probes: int) -> tuple[Shard, ...]:
+def passage_shard(embedding: bytes, shards: int) -> Shard:
+    """Shard of a document chunk, in a network whose records have so many shards."""
+    return embedding_shard(embedding, min(shards, PASSAGE_SHARDS), "passage")
+
+
+def near_passage_shards(embedding: bytes, shards: int, probes: int) -> tuple[Shard, ...]:
+    """Shards where chunks near a question may be, the likeliest first."""
+    return near_shards(embedding, min(shards, PASSAGE_SHARDS), probes, "passage")
+
+
+def near_shards(embedding: bytes, shards: int, probes: int, space: EmbeddingSpace = "embedding") -> tuple[Shard, ...]:
     """Shards where neighbours of an embedding may be, the likeliest first: its own, then across the nearest planes.
 
-    Multi-probe in the manner of Lv et al. 2007: of the planes, that with the smallest product is crossed first.
+    Multi-probe in the manner of Lv et al. 2007: one plane is crossed, or two, those with the smallest products first.
     """
     products = _products(embedding, _bits(shards))
     own = _cell(products)
-    crossings = sorted((abs(product), len(products) - 1 - at) for at, product in enumerate(products))
-    cells = (own, *(own ^ 1 << bit for _, bit in crossings))
-    return tuple(dict.fromkeys(Shard("embedding", cell % shards) for cell in cells))[:probes]
+    costs = [(abs(product), 1 << len(products) - 1 - at) for at, product in enumerate(products)]
+    pairs = ((one[0] + other[0], one[1] | other[1]) for one, other in combinations(costs, 2))
+    crossed = heapq.nsmallest(probes, chain(costs, pairs))
+    return tuple(dict.fromkeys(Shard(space, (own ^ bits) % shards) for _, bits in [(0, 0), *crossed]))[:probes]
 
 
 def cell(embedding: bytes, bits: int) -> int:
@@ -97,7 +117,7 @@ def holders(
 def shards_held(
     network: NetworkId, epoch: Epoch, own: Address, members: Iterable[Member], shards: int, replication: int
 ) -> tuple[Shard, ...]:
-    """Every shard of both spaces that `own` holds, ascending."""
+    """Every shard of records (both spaces) that `own` holds, ascending."""
     known = tuple(members)
     spaces: tuple[Space, ...] = ("embedding", "key")
     every = (Shard(space, number) for space in spaces for number in range(shards))

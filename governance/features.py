@@ -15,7 +15,7 @@ from msgspec import Meta
 from nsllm.canonical import Value
 from nsllm.governance.ports import HEAD_TOKENS, JudgeModels, Likelihood
 from nsllm.ids import PPM_ONE
-from nsllm.record import EMBEDDING_DIMENSIONS, Evidence, Message, quantize_embedding
+from nsllm.record import EMBEDDING_DIMENSIONS, Message, quantize_embedding
 
 MICRO: Final = 1_000_000
 LOGPROB_FLOOR: Final = -30.0
@@ -63,7 +63,7 @@ async def measure_answer(
     models: JudgeModels,
     messages: Sequence[Message],
     answer: str,
-    evidence: Sequence[Evidence] = (),
+    evidence: Sequence[str] = (),
     *,
     given: Likelihood | None = None,
 ) -> AnswerFeatures:
@@ -73,7 +73,7 @@ async def measure_answer(
         models: the rubric's.
         messages: the conversation.
         answer: what the assistant said.
-        evidence: what the answer cites.
+        evidence: texts that the answer cites.
         given: the answer's likelihood after the conversation, where it is known already.
 
     Relevance is the higher cosine of the answer to the last user turn and, in a longer conversation, to all user turns
@@ -83,7 +83,7 @@ async def measure_answer(
         return EMPTY_ANSWER
     turns = [message.content for message in messages if message.role == "user"] or [""]
     questions = turns[-1:] + (["\n".join(turns)[-HISTORY_CHARS:]] if len(turns) > 1 else [])
-    vectors = await models.embed([answer, *questions, *(piece.text for piece in evidence)])
+    vectors = await models.embed([answer, *questions, *evidence])
     if given is None:
         [given] = await models.likelihoods([(tuple(messages), answer)])
     [free] = await models.likelihoods([(UNCONDITIONED, answer)], most_tokens=HEAD_TOKENS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Protocol
 
+from nsllm import passages
 from nsllm.canonical import Value
 from nsllm.consensus.observation import DimensionScore
 from nsllm.errors import NsllmError
@@ -85,7 +86,7 @@ class HybridScorer:
             found[COMPUTATION] = computation_ppm(trace)
             given = trace.likelihood if record.request.model_digest == self._scorer_model else None
         features = await measure_answer(
-            self._models, record.request.messages, record.text, record.evidence, given=given
+            self._models, record.request.messages, record.text, passages.texts(record.evidence), given=given
         )
         item = AnswerItem(question=record.request.question(), answer=record.text, features=features)
         try:

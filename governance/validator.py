@@ -11,7 +11,7 @@ from nsllm.governance.features import AnswerFeatures, EmbeddingField, measure_an
 from nsllm.governance.policy import Policy
 from nsllm.governance.ports import JudgeModels
 from nsllm.governance.validation import Decision, Measure, Stage, judge
-from nsllm.record import EMBEDDING_DIMENSIONS, Evidence, Message, TextField, quantize_embedding
+from nsllm.record import EMBEDDING_DIMENSIONS, Message, TextField, quantize_embedding
 
 NOT_EMBEDDED: Final = bytes(EMBEDDING_DIMENSIONS)
 """In place of a text's embedding; the toxicity layer's meaning head takes it for harmless."""
@@ -83,7 +83,7 @@ class Validator:
         *,
         publishing: bool,
         embed: bool = True,
-        evidence: Sequence[Evidence] = (),
+        evidence: Sequence[str] = (),
     ) -> OutputCheck:
         """Judge an answer to a conversation.
 
@@ -93,7 +93,7 @@ class Validator:
             policy: the policy in force.
             publishing: whether the answer could be published: only then are likelihoods asked for and coherence judged.
             embed: whether an answer that is not published is embedded for the layers that listen to its meaning.
-            evidence: what the answer cites.
+            evidence: texts that the answer cites.
 
         Raises:
             SafetyUnavailableError: withhold the answer and say so.

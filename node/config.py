@@ -209,6 +209,29 @@ class CacheConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class DocumentsConfig:
+    """Documents that this peer shares and holds, and when answers read them."""
+
+    max_mb: int = setting(
+        1024,
+        "Disk space for chunks of documents, own and held for others; one other member has at most a quarter of it.",
+        unit="MB",
+        least=16,
+        most=100_000_000,
+    )
+    retrieve: int = setting(
+        0,
+        "Passages that answers read where a request does not say `retrieve`; 0: none.",
+        unit="passages",
+        least=0,
+        most=8,
+    )
+    passage_tokens: int = setting(
+        768, "Of a prompt, at most so much is passages.", unit="tokens", least=64, most=1_000_000
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class PluginConfig:
     """Plugins beside the built-in ones."""
 
@@ -255,6 +278,7 @@ class PeerConfig:
     p2p: P2pConfig = field(default_factory=P2pConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
+    documents: DocumentsConfig = field(default_factory=DocumentsConfig)
     plugins: PluginConfig = field(default_factory=PluginConfig)
 
     def __post_init__(self) -> None:

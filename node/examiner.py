@@ -22,6 +22,7 @@ from nsllm.governance.ledger import Ledger
 from nsllm.ids import Address, Digest, hex0x, short
 from nsllm.node.committer import Committer
 from nsllm.node.context import PeerContext
+from nsllm.passages import check_evidence
 from nsllm.record import SignedRecord, request_key
 
 log = logging.getLogger(__name__)
@@ -104,11 +105,16 @@ class Examiner:
     def _refusal(self, signed: SignedRecord, size_bytes: int) -> str | None:
         try:
             signed.check(self._context.network_id)
+            check_evidence(signed.record, self._context.network_id)
         except PeerFault as error:
             return error.message
         retracted = self._context.retracted_at(signed.record.digest())
         if retracted is not None:
             return f"it was revoked at height {retracted}"
+        strangers = (one.chunk.member for one in signed.record.evidence)
+        stranger = next((one for one in strangers if self._context.registry.get(one) is None), None)
+        if stranger is not None:
+            return f"it cites a chunk of {hex0x(stranger)}, who is no member"
         if len(self._cases) >= DESK_LIMIT or self._desk_bytes + size_bytes > DESK_BYTES:
             return f"{len(self._cases)} records are waiting already; submit again later"
         if self._held[signed.record.generator] >= GENERATOR_LIMIT:

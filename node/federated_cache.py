@@ -287,6 +287,18 @@ class FederatedCache:
                 self._shards[shard] = trio.current_time()
                 self._filled.set()
 
+    def keep_announced(self, shards: Iterable[Shard]) -> None:
+        """Announce shards of document chunks as well, from now on."""
+        self._fill(shards)
+
+    async def peers_of(self, shard: Shard) -> tuple[PeerId, ...]:
+        """Who to ask for what is in a shard, the best first.
+
+        Raises:
+            NetworkError: the DHT, which is asked where no named holder is connected, does not answer.
+        """
+        return await self._holders(shard)
+
     def holders_of(self, shard: Shard) -> tuple[Address, ...]:
         """Members that placement gives the shard to."""
         members = self._context.registry.members()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import trio
 
 from nsllm.cache_dht.removal import SignedRemoval
+from nsllm.cache_dht.withdrawal import SignedWithdrawal
 from nsllm.consensus.block import DecidedBlock
 from nsllm.consensus.certified import CertifiedRecord
 from nsllm.errors import NsllmError
@@ -17,11 +18,13 @@ from nsllm.p2p.directory import PeerDirectory
 from nsllm.p2p.network import Network
 from nsllm.p2p.protocols.fetch import fetch, fetch_near
 from nsllm.p2p.protocols.mesh import MeshClient
+from nsllm.p2p.protocols.passages import find_passages
 from nsllm.p2p.protocols.push import push
 from nsllm.p2p.protocols.removal import ask_removal
+from nsllm.p2p.protocols.shelve import Load, Offered, Shelving, shelve
 from nsllm.p2p.protocols.submit import submit
 from nsllm.p2p.protocols.sync import fetch_blocks
-from nsllm.record import SignedRecord
+from nsllm.record import SignedChunk, SignedRecord
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +105,7 @@ class BlockFeed:
 
 
 class MemberLinks:
-    """What the publisher and the cache ask of other members: `Submissions` and `Shelves`."""
+    """What publisher, cache and documents ask of other members: `Submissions`, `Shelves` and `ChunkLinks`."""
 
     def __init__(self, network: Network, directory: PeerDirectory) -> None:
         self._network = network
@@ -133,3 +136,13 @@ class MemberLinks:
     async def push(self, holder: PeerId, certified: CertifiedRecord) -> None:
         """Return once the holder has the record on disk; raises `RefusedError` or another `NetworkError`."""
         await push(self._network, holder, certified)
+
+    async def find_passages(self, holder: PeerId, embedding: bytes, count: int) -> Sequence[SignedChunk]:
+        """What chunks the holder has near an embedding, unverified."""
+        return await find_passages(self._network, holder, embedding, count)
+
+    async def shelve(
+        self, holder: PeerId, offered: Mapping[Digest, Offered], load: Load, withdrawals: Sequence[SignedWithdrawal]
+    ) -> Shelving:
+        """Return once the holder has the chunks on disk; raises `RefusedError` or another `NetworkError`."""
+        return await shelve(self._network, holder, offered, load, withdrawals)

@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 import trio
 
-from nsllm import canonical
+from nsllm import canonical, passages
 from nsllm.cache_dht.patience import Patience
 from nsllm.cache_dht.reuse import Weighed, may_stand_in
 from nsllm.errors import NsllmError
@@ -32,12 +32,15 @@ from nsllm.node.executors import Executors
 from nsllm.node.federated_cache import FederatedCache, Found
 from nsllm.node.near_answers import NOTHING, Hit, NearAnswers, Verdict, cache_source
 from nsllm.node.publisher import Publisher
+from nsllm.node.retrieval import Retrieval
 from nsllm.node.safety_reader import SafetyReader
-from nsllm.node.service import ChatCommand, ChatDelta, ChatEvent, ChatFinished, ChatStarted, Listener, Source
+from nsllm.node.service import ChatCommand, ChatDelta, ChatEvent, ChatFinished, ChatStarted, Citation, Listener, Source
+from nsllm.node.supervision import lone_failure
 from nsllm.record import (
     MAX_RECORD_BYTES,
     Record,
     Request,
+    SignedChunk,
     SignedRecord,
     Visibility,
     quantize_embedding,
@@ -63,6 +66,8 @@ class _Question:
     embedding: tuple[float, ...] | None
     """Of the question; None for a private one that is judged by its wording alone."""
     created_ms: int
+    evidence: tuple[SignedChunk, ...] = ()
+    """Chunks that stand before the question."""
 
     @property
     def embeds(self) -> bool:
@@ -93,6 +98,7 @@ class Orchestrator:
         executors: Executors,
         cache: FederatedCache,
         near: NearAnswers,
+        retrieval: Retrieval,
         validator: Validator,
         publisher: Publisher,
         completions: Completions,
@@ -105,6 +111,7 @@ class Orchestrator:
         self._executors = executors
         self._cache = cache
         self._near = near
+        self._retrieval = retrieval
         self._patience = Patience()
         self._validator = validator
         self._publisher = publisher
@@ -180,11 +187,18 @@ class Orchestrator:
         return request, attended
 
     async def _admit(self, command: ChatCommand) -> _Question:
-        request, attended = await self._request(command, self._named(command.model))
+        model = self._named(command.model)
+        request, attended = await self._request(command, model)
         visibility = command.visibility or self._default_visibility
+        count = self._retrieval.wanted(command.retrieve) if command.form == "chat" else 0
         embedding: tuple[float, ...] | None = None
-        if visibility != "private" or self._embed_private:
+        evidence: tuple[SignedChunk, ...] = ()
+        if visibility != "private" or self._embed_private or count:
             (embedding,) = await self._engine.embed([request.question()])
+            if count:
+                request, evidence = await self._retrieval.cited(
+                    request, embedding, count, model, local=visibility == "private"
+                )
         kind = "chatcmpl" if command.form == "chat" else "cmpl"
         return _Question(
             completion_id=f"{kind}-{self._context.rng.getrandbits(120):030x}",
@@ -195,6 +209,7 @@ class Orchestrator:
             attended=attended,
             embedding=embedding,
             created_ms=self._context.clock.now_ms(),
+            evidence=evidence,
         )
 
     async def _answer(self, question: _Question, send: Listener) -> None:
@@ -202,7 +217,7 @@ class Orchestrator:
         try:
             await self._judge_and_answer(question, send)
         except BaseExceptionGroup as group:
-            failure = _lone(group)
+            failure = lone_failure(group)
             if failure is None:
                 raise
             raise failure from None
@@ -318,7 +333,12 @@ class Orchestrator:
             raise EngineError("the model worker ended without finishing its answer", hint="ask again")
         text = "".join(texts)
         check = await self._validator.check_output(
-            messages, text, policy, publishing=not private, embed=question.embeds
+            messages,
+            text,
+            policy,
+            publishing=not private,
+            embed=question.embeds,
+            evidence=passages.texts(question.evidence),
         )
         if check.decision.withheld:
             tokens = done.usage(token_ids)
@@ -378,6 +398,7 @@ class Orchestrator:
             text=text,
             finish_reason=done.finish_reason,
             embedding=quantize_embedding(question.embedding),
+            evidence=question.evidence,
             nonce=self._context.rng.getrandbits(53),
             created_ms=self._context.clock.now_ms(),
         )
@@ -401,7 +422,7 @@ class Orchestrator:
             own=False,
             certificate=found.certified.certificate,
         )
-        await _say(send, self._started(question, cache_source(hit, question.created_ms)))
+        await _say(send, self._started(question, cache_source(hit, question.created_ms), record.evidence))
         for chunk in _CHUNK.findall(record.text):
             await _say(send, ChatDelta(chunk))
         usage = (len(record.prompt_token_ids), len(record.token_ids))
@@ -443,7 +464,10 @@ class Orchestrator:
             tokens=tokens,
         )
 
-    def _started(self, question: _Question, source: Source) -> ChatStarted:
+    def _started(
+        self, question: _Question, source: Source, evidence: Sequence[SignedChunk] | None = None
+    ) -> ChatStarted:
+        """The first event; `evidence` of a cached answer, else the question's own."""
         return ChatStarted(
             completion_id=question.completion_id,
             model=question.request.model,
@@ -451,6 +475,7 @@ class Orchestrator:
             source=source,
             visibility=question.visibility,
             attachments=question.attended.notes,
+            citations=tuple(map(Citation.of, question.evidence if evidence is None else evidence)),
         )
 
     def _own_source(self) -> Source:
@@ -473,15 +498,3 @@ def _unpublishable(signed: SignedRecord, decision: Decision) -> str:
     if size_bytes > MAX_RECORD_BYTES:
         return f"its record has {size_bytes} bytes, peers take at most {MAX_RECORD_BYTES}"
     return ""
-
-
-def _lone(group: BaseExceptionGroup[BaseException]) -> NsllmError | None:
-    """The one error of ours that a nursery wrapped, however deep; None if there is anything else in the group."""
-    rest = group.split(lambda error: isinstance(error, NsllmError | trio.Cancelled))[1]
-    if rest is not None:
-        return None
-    ours = group.subgroup(NsllmError)
-    error: BaseException | None = ours
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error if isinstance(error, NsllmError) else None

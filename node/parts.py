@@ -25,6 +25,8 @@ from nsllm.node.auditor import Auditor
 from nsllm.node.committer import Committer
 from nsllm.node.context import PeerContext
 from nsllm.node.data_folder import Settled
+from nsllm.node.document_spreader import DocumentSpreader
+from nsllm.node.documents import Documents
 from nsllm.node.events import EventBus
 from nsllm.node.examiner import Examiner
 from nsllm.node.executors import Executors
@@ -41,6 +43,7 @@ from nsllm.node.publisher import Publisher
 from nsllm.node.receipts import Receipts
 from nsllm.node.removals import Removals
 from nsllm.node.restock import Restocker
+from nsllm.node.retrieval import Retrieval
 from nsllm.node.stores import Stores
 from nsllm.node.world import World
 from nsllm.p2p.directory import PeerDirectory
@@ -49,8 +52,10 @@ from nsllm.p2p.protocols.announce import Announcer
 from nsllm.p2p.protocols.fetch import FETCH, serve_fetch
 from nsllm.p2p.protocols.generate import GENERATE, serve_generate
 from nsllm.p2p.protocols.mesh import MESH, MeshClient, MeshKind, serve_mesh
+from nsllm.p2p.protocols.passages import PASSAGES, serve_passages
 from nsllm.p2p.protocols.push import PUSH, serve_push
 from nsllm.p2p.protocols.removal import REMOVAL, serve_removal
+from nsllm.p2p.protocols.shelve import SHELVE, serve_shelve
 from nsllm.p2p.protocols.submit import SUBMIT, serve_submit
 from nsllm.p2p.protocols.sync import SYNC, serve_sync
 from nsllm.record import SignedRecord
@@ -103,6 +108,19 @@ class Parts:
             observations=stores.observations,
             settings=settled.config.cache,
         )
+        self.documents = Documents(context=context, store=stores.documents, engine=engine, cache=self.cache)
+        self._spreader = DocumentSpreader(
+            context=context, store=stores.documents, documents=self.documents, cache=self.cache, links=links
+        )
+        self.retrieval = Retrieval(
+            context=context,
+            store=stores.documents,
+            documents=self.documents,
+            engine=engine,
+            cache=self.cache,
+            links=links,
+            settings=settled.config.documents,
+        )
         self._restocker = Restocker(
             context=context, ledger=ledger, store=stores.records, cache=self.cache, shelves=links
         )
@@ -134,6 +152,7 @@ class Parts:
             executors=self._executors,
             cache=self.cache,
             near=self.near,
+            retrieval=self.retrieval,
             validator=Validator(engine, world.plugins),
             publisher=self._publisher,
             completions=stores.completions,
@@ -175,6 +194,7 @@ class Parts:
             ("publisher", self._publisher.run),
             ("auditor", self._auditor.run),
             ("cache", self.cache.announce),
+            ("documents", self._spreader.run),
             ("restocker", self._restocker.run),
             ("removals", self.removals.run),
             ("reuse", self.near.run),
@@ -229,6 +249,8 @@ class Parts:
         network.handle(SYNC, serve_sync(directory, self._stores.ledger))
         network.handle(FETCH, serve_fetch(directory, self._look_up, self._look_up_near))
         network.handle(PUSH, serve_push(directory, self._hold))
+        network.handle(PASSAGES, serve_passages(directory, self.documents.near))
+        network.handle(SHELVE, serve_shelve(directory, self.documents))
         network.handle(GENERATE, serve_generate(directory, self._executors.execute))
         network.handle(MESH, serve_mesh(directory, self._deliver))
         network.handle(REMOVAL, serve_removal(directory, self.removals.prove))
@@ -275,6 +297,7 @@ class Parts:
         self.directory.follow(self.context.registry.state)
         self._restocker.decided(decided)
         self.removals.decided()
+        self._spreader.follow()
         header = decided.block.header
         if header.proposer == self.context.address:
             with contextlib.suppress(trio.WouldBlock):  # followers also hear heights in heartbeats

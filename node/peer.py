@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from nsllm import __version__
+from nsllm.cache_dht.document_store import DocumentRow
 from nsllm.governance.ledger import Ledger
 from nsllm.ids import Address, Digest, hex0x
 from nsllm.node.api.server import ApiServer
@@ -29,9 +30,11 @@ from nsllm.node.service import (
     ModelShelf,
     PeerEvent,
     PeerRow,
+    Piece,
     Readiness,
     ReceiptStatus,
     Status,
+    TakenIn,
     Wish,
 )
 from nsllm.node.status import anchor_row, certificate_row, offence_row, peer_rows, policy_view
@@ -218,6 +221,18 @@ class Peer:
         if self._world.models is None:
             raise InvalidRequestError("this peer's models cannot be changed while it runs")
         return self._world.models
+
+    async def documents(self, *, everybodys: bool) -> Sequence[DocumentRow]:
+        """Documents of this peer, or all that chunks are held of."""
+        return await self.parts.documents.listed(everybodys=everybodys)
+
+    async def take_in(self, document: Digest, source: str, pieces: Sequence[Piece]) -> TakenIn:
+        """Share pieces of a document."""
+        return await self.parts.documents.take_in(document, source, pieces)
+
+    async def remove_document(self, document: Digest) -> int:
+        """Withdraw a document of ours."""
+        return await self.parts.documents.remove(document)
 
     async def governance(self) -> dict[str, Any]:
         """Motions, members and the policy in force."""

@@ -12,11 +12,12 @@ from typing import Any, Literal, Protocol
 
 import trio
 
-from nsllm.ids import Digest
+from nsllm.cache_dht.document_store import DocumentRow
+from nsllm.ids import Address, Digest
 from nsllm.node.attachments.attached import Attached
 from nsllm.node.attachments.attend import Note
 from nsllm.node.engine.port import EngineInfo, LoadedModel, ModelInfo, TokenLogprob
-from nsllm.record import Guide, Message, Sampling, Tool, Visibility
+from nsllm.record import Guide, Message, Sampling, SignedChunk, Tool, Visibility
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,8 @@ class ChatCommand:
     """False where only an exact repeat may stand in."""
     max_wrong_ppm: int | None = None
     """Share of wrong answers among semantic hits that is accepted; None: the peer's setting."""
+    retrieve: bool | int | None = None
+    """Passages of shared documents that the model reads before the question; True: a few; None: the peer's setting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,28 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Citation:
+    """A passage that the model read before the question."""
+
+    chunk: Digest
+    document: Digest
+    """SHA-256 of the file."""
+    source: str
+    """The file's name."""
+    start: int
+    end: int
+    """Characters of the document's text, the first and the one after the last."""
+    member: Address
+    """Who shares the document, and signed the chunk."""
+
+    @classmethod
+    def of(cls, signed: SignedChunk) -> Citation:
+        """What an answer says of a chunk that it cites."""
+        chunk = signed.chunk
+        return cls(chunk.digest(), chunk.document, chunk.source, chunk.start, chunk.end, chunk.member)
+
+
+@dataclass(frozen=True, slots=True)
 class ChatStarted:
     """First event: identity of the completion and where it comes from."""
 
@@ -98,6 +123,8 @@ class ChatStarted:
     visibility: Visibility
     attachments: tuple[Note, ...] = ()
     """How what was attached was used."""
+    citations: tuple[Citation, ...] = ()
+    """Passages that the model read, in the order of their numbers in the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +161,26 @@ class Listener(Protocol):
     async def send(self, event: ChatEvent, /) -> None:
         """Take an event, as soon as there is room for it."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A chunk of a document before it is embedded and signed."""
+
+    number: int
+    start: int
+    end: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TakenIn:
+    """What became of pieces of a document."""
+
+    added: int
+    known: int
+    source: str
+    """The name that the document has here: that of the first time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +377,18 @@ class PeerService(Protocol):
 
     async def unload_model(self, name: str) -> None:
         """Unload a model; generations that run end first, or with an error. Raises `ServiceError`."""
+        ...
+
+    async def documents(self, *, everybodys: bool) -> Sequence[DocumentRow]:
+        """Documents of this peer, or all that chunks are held of; needs the admin key at the HTTP side."""
+        ...
+
+    async def take_in(self, document: Digest, source: str, pieces: Sequence[Piece]) -> TakenIn:
+        """Share pieces of a document; needs the admin key at the HTTP side. Raises `ServiceError`, `OwnFault`."""
+        ...
+
+    async def remove_document(self, document: Digest) -> int:
+        """Withdraw a document of ours; needs the admin key at the HTTP side. Raises `NotFoundError`."""
         ...
 
     async def governance(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nsllm.cache_dht.document_store import DocumentStore
 from nsllm.cache_dht.observation_store import ObservationStore
 from nsllm.cache_dht.store import RecordStore
 from nsllm.files import private_folder
@@ -21,6 +22,7 @@ class Stores:
 
     ledger: Ledger
     records: RecordStore
+    documents: DocumentStore
     observations: ObservationStore
     peer_log: PeerLog
     completions: Completions
@@ -52,6 +54,16 @@ class Stores:
                     folder / "records.sqlite", clock, offload, max_bytes=max_bytes, databases=databases
                 )
             ),
+            documents=await offload.run(
+                lambda: DocumentStore.open(
+                    folder / "documents.sqlite",
+                    identity.address,
+                    clock,
+                    offload,
+                    max_bytes=settled.config.documents.max_mb << 20,
+                    databases=databases,
+                )
+            ),
             observations=await offload.run(lambda: ObservationStore.open(folder / "observations.sqlite")),
             peer_log=await PeerLog.open(
                 folder / "peerlog.sqlite",
@@ -79,11 +91,18 @@ class Stores:
         await self.ledger.close()
         await self.peer_log.close()
         await world.offload.run(self.records.close)
+        await world.offload.run(self.documents.close)
         await world.offload.run(self.observations.close)
         await self.completions.close()
         await world.offload.run(self.batches.close)
 
     def notices(self) -> tuple[str, ...]:
         """What an operator should know about opening them."""
-        found = (self.records.notice, self.ledger.notice, self.peer_log.notice, self.completions.notice)
+        found = (
+            self.records.notice,
+            self.documents.notice,
+            self.ledger.notice,
+            self.peer_log.notice,
+            self.completions.notice,
+        )
         return tuple(notice for notice in found if notice)

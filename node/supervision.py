@@ -12,7 +12,7 @@ from typing import Final
 
 import trio
 
-from nsllm.errors import OwnFault
+from nsllm.errors import NsllmError, OwnFault
 from nsllm.node.events import EventBus
 
 log = logging.getLogger(__name__)
@@ -45,3 +45,15 @@ def own_fault(error: BaseException) -> OwnFault | None:
         return None
     found = [own_fault(inner) for inner in error.exceptions if not isinstance(inner, trio.Cancelled)]
     return None if not found or None in found else found[0]
+
+
+def lone_failure(group: BaseExceptionGroup[BaseException]) -> NsllmError | None:
+    """The one error of ours that a nursery wrapped, however deep; None if there is anything else in the group."""
+    rest = group.split(lambda error: isinstance(error, NsllmError | trio.Cancelled))[1]
+    if rest is not None:
+        return None
+    ours = group.subgroup(NsllmError)
+    error: BaseException | None = ours
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error if isinstance(error, NsllmError) else None

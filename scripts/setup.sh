@@ -124,10 +124,10 @@ say "${bold}installing torch${plain} (the default build brings CUDA, several GB;
 pip install -q ${TORCH_PIP_ARGS:-} -c constraints.txt torch
 say "${bold}installing NS-LLM${plain}"
 if [ "$mode" = test ]; then
-    pip install -q -c constraints.txt -e '.[test,images]'
+    pip install -q -c constraints.txt -e '.[test,documents,images]'
     say "${bold}installing the Solidity compiler${plain}"
     (cd tests/solidity && npm ci --silent --no-fund --no-audit)
 else
-    pip install -q -c constraints.txt -e '.[images]'
+    pip install -q -c constraints.txt -e '.[documents,images]'
 fi
 printf '%s' "$digest" >"$stamp"

@@ -16,6 +16,7 @@ from nsllm.node.api.openai_errors import bad_request
 from nsllm.node.api.parts import PartsReader
 from nsllm.node.api.sampling_fields import SamplingFields, choices, sampling
 from nsllm.node.api.tool_fields import SentTool, tooling
+from nsllm.node.retrieval import MOST
 from nsllm.node.service import ChatCommand
 
 MAX_TOP_LOGPROBS: Final = 20
@@ -52,6 +53,7 @@ class ChatBody(SamplingFields, forbid_unknown_fields=True, kw_only=True):
     tools: list[SentTool] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
+    retrieve: bool | int | None = None
     # accepted only at the value that changes nothing
     functions: list[Any] | None = None
     function_call: Any = None
@@ -98,9 +100,15 @@ def chat_commands(body: ChatBody, client: str = "") -> tuple[ChatCommand, ...]:
         guide=tools.guide or format_guide,
         top_logprobs=top_logprobs,
         client=client,
+        retrieve=_retrieve(body.retrieve),
         reuse=top_logprobs is None,
     )
     return choices(body, command)
+
+
+def _retrieve(sent: bool | int | None) -> bool | int | None:
+    """How many passages: True is a few, False none."""
+    return sent if sent is None or isinstance(sent, bool) else integer("retrieve", sent, 0, MOST)
 
 
 def _top_logprobs(body: ChatBody) -> int | None:

@@ -66,6 +66,20 @@ ENDPOINTS: Final = (
     Endpoint(
         "GET", "/admin/removals/{digest}", "admin", "Which members have signed that they removed a revoked record"
     ),
+    Endpoint(
+        "GET",
+        "/admin/documents",
+        "admin",
+        "Documents that this peer shares; `?all=1`: all that it holds chunks of",
+    ),
+    Endpoint(
+        "POST",
+        "/admin/documents",
+        "admin",
+        "Shares chunks of a document: its SHA-256, its name, and at most 64 chunks with their spans; those that are"
+        " known are passed over",
+    ),
+    Endpoint("DELETE", "/admin/documents/{id}", "admin", "Withdraws a document of this peer, here and at its holders"),
     Endpoint("GET", "/admin/models", "admin", "Text models that are loaded, what they take, and the memory budget"),
     Endpoint(
         "POST",

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from nsllm.ids import hex0x
 from nsllm.node.attachments.attend import Note
-from nsllm.node.service import ChatFinished, ChatStarted, Source
+from nsllm.node.service import ChatFinished, ChatStarted, Citation, Source
 
 
 def reply_headers(started: ChatStarted) -> dict[str, str]:
@@ -32,6 +32,8 @@ def reply_headers(started: ChatStarted) -> dict[str, str]:
         headers["x-nsllm-age-ms"] = str(source.age_ms)
     if source.model_digest is not None:
         headers["x-nsllm-model-digest"] = source.model_digest
+    if started.citations:
+        headers["x-nsllm-evidence"] = ",".join(hex0x(citation.chunk) for citation in started.citations)
     return headers
 
 
@@ -45,12 +47,24 @@ def nsllm_object(started: ChatStarted, finished: ChatFinished) -> dict[str, obje
         "publication": finished.publication,
         "detail": finished.detail,
         "attachments": [_attachment(note) for note in started.attachments],
+        "evidence": [_citation(number, citation) for number, citation in enumerate(started.citations, 1)],
         "receipt": f"/v1/receipts/{started.completion_id}" if has_receipt else None,
     }
 
 
 def _attachment(note: Note) -> dict[str, str]:
     return {"digest": hex0x(note.digest), "kind": note.kind, "how": note.how, "name": note.name}
+
+
+def _citation(number: int, citation: Citation) -> dict[str, object]:
+    return {
+        "number": number,
+        "source": citation.source,
+        "span": [citation.start, citation.end],
+        "chunk": hex0x(citation.chunk),
+        "document": hex0x(citation.document),
+        "member": hex0x(citation.member),
+    }
 
 
 def _source(source: Source) -> dict[str, object]:

@@ -30,6 +30,13 @@ MAX_RECORD_BYTES: Final = 512 * 1024
 """Canonical size that any peer accepts for one signed record."""
 MAX_TEXT_CHARS: Final = 100_000
 EMBEDDING_DIMENSIONS: Final = 384
+MAX_CHUNK_CHARS: Final = 4_000
+"""Of one chunk: 256 tokens, which an encoder reads, are some 1,200 characters of English."""
+MAX_CHUNK_BYTES: Final = 24 * 1024
+"""Of one signed chunk in its canonical form: a character takes up to four bytes, and something stands beside them."""
+MAX_SOURCE_CHARS: Final = 200
+MAX_EVIDENCE: Final = 32
+"""Chunks that one answer cites."""
 
 Micro = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 """A real parameter times 1,000,000: temperature 0.2 is 200,000."""
@@ -124,11 +131,51 @@ class Request(Value, frozen=True, kw_only=True):
         return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
 
 
-class Evidence(Value, frozen=True, kw_only=True):
-    """A document chunk that the answer cites."""
+class Chunk(Value, frozen=True, kw_only=True):
+    """A piece of a document, as the member that shares it signs it. Public: whoever asks near it may read it."""
 
-    digest: DigestField
-    text: TextField
+    network: NetworkIdField
+    member: AddressField
+    document: DigestField
+    """SHA-256 of the file, as `sha256sum` prints it."""
+    source: Annotated[str, Meta(min_length=1, max_length=MAX_SOURCE_CHARS, pattern=r"^[^\x00-\x1f\x7f]+$")]
+    """The file's name, without its folder."""
+    number: Annotated[int, Meta(ge=0, le=1_000_000)]
+    """Its place among the document's chunks."""
+    start: Annotated[int, Meta(ge=0, le=2**40)]
+    end: Annotated[int, Meta(ge=0, le=2**40)]
+    """Characters of the document's extracted text that it covers, the first and the one after the last."""
+    text: Annotated[str, Meta(min_length=1, max_length=MAX_CHUNK_CHARS)]
+    encoder: DigestField
+    embedding: Annotated[bytes, Meta(min_length=EMBEDDING_DIMENSIONS, max_length=EMBEDDING_DIMENSIONS)]
+    """Of `text` by that encoder, quantized like a record's: anybody with the encoder can compute it again."""
+    created_ms: TimeMsField
+    """When the document was taken in; a withdrawal counts for what was taken in before it."""
+
+    def digest(self) -> Digest:
+        """What the member signs and everybody else names the chunk by."""
+        return canonical.digest("chunk", self.network, self)
+
+
+class SignedChunk(Value, frozen=True, kw_only=True):
+    """A chunk and its member's signature: what holders keep, and the evidence that answers cite."""
+
+    chunk: Chunk
+    signature: SignatureField
+
+    def check(self, network: NetworkId) -> None:
+        """Pass silently if the chunk belongs to `network` and its member signed it.
+
+        Raises:
+            EncodingError: another network's chunk, or a span that is none.
+            SignatureError: not the member's signature.
+        """
+        chunk = self.chunk
+        if chunk.network != network:
+            raise EncodingError(f"chunk of network {chunk.network.hex()[:16]}, not {network.hex()[:16]}")
+        if chunk.start >= chunk.end:
+            raise EncodingError(f"chunk of characters {chunk.start} to {chunk.end}: it must end after its start")
+        crypto.verify(chunk.digest(), self.signature, chunk.member)
 
 
 class Record(Value, frozen=True, kw_only=True):
@@ -147,7 +194,9 @@ class Record(Value, frozen=True, kw_only=True):
     finish_reason: Literal["stop", "length"]
     embedding: Annotated[bytes, Meta(min_length=EMBEDDING_DIMENSIONS, max_length=EMBEDDING_DIMENSIONS)]
     """The question's embedding: 384 signed bytes, unit vector times 127, rounded."""
-    evidence: Annotated[tuple[Evidence, ...], Meta(max_length=32)] = ()
+    evidence: Annotated[tuple[SignedChunk, ...], Meta(max_length=MAX_EVIDENCE)] = ()
+    """Chunks that the model read before the question, in the order in which they stand in the request's messages; see
+    `nsllm.passages`."""
     nonce: CountField = 0
     """Tells apart two records of one generator with the same content."""
     created_ms: TimeMsField
@@ -183,6 +232,11 @@ def request_key(network: NetworkId, request: Request) -> Digest:
 def sign_record(key: MemberKey, record: Record) -> SignedRecord:
     """The record with its generator's signature; `key` must be the key of `record.generator`."""
     return SignedRecord(record=record, signature=key.sign(record.digest()))
+
+
+def sign_chunk(key: MemberKey, chunk: Chunk) -> SignedChunk:
+    """The chunk with its member's signature; `key` must be the key of `chunk.member`."""
+    return SignedChunk(chunk=chunk, signature=key.sign(chunk.digest()))
 
 
 def quantize_embedding(vector: tuple[float, ...] | list[float]) -> bytes:

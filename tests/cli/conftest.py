@@ -30,6 +30,7 @@ class FakePeer:
     detail: str = ""
     error_in_stream: bool = False
     attachments: list[dict[str, str]] = field(default_factory=list)
+    evidence: list[dict[str, object]] = field(default_factory=list)
     requests: list[tuple[str, str, dict[str, str], Any]] = field(default_factory=list)
     """(method, path, lower-case headers, JSON body)."""
 
@@ -145,6 +146,7 @@ def handler(peer: FakePeer) -> type[BaseHTTPRequestHandler]:
                 "height": None,
                 "receipt": None,
                 "attachments": peer.attachments,
+                "evidence": peer.evidence,
             }
             chunks = [chunk({"role": "assistant", "content": ""}), *(chunk({"content": piece}) for piece in PIECES)]
             if peer.error_in_stream:

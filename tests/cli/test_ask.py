@@ -199,3 +199,24 @@ def test_an_unknown_receipt(nsllm: Callable, peer: Any) -> None:
     said = nsllm("receipt", "chatcmpl-2", "--api", peer.url)
     assert said.status == 1
     assert "no such thing: /v1/receipts/chatcmpl-2" in said.err
+
+
+def test_passages_that_were_read_are_cited(nsllm: Callable, peer: Any) -> None:
+    cited = {
+        "number": 1,
+        "source": "hand[book].md",
+        "span": [10, 90],
+        "chunk": "0x02",
+        "document": "0x01",
+        "member": "0x" + "ab" * 20,
+    }
+    peer.evidence = [cited]
+    said = nsllm("ask", "What?", "--api", peer.url, "--retrieve", "3")
+    assert peer.body()["retrieve"] == 3
+    assert "[1] hand[book].md, characters 10 to 90, shared by 0xababababab…" in said.err
+    peer.requests.clear()
+    assert nsllm("ask", "What?", "--api", peer.url, "--retrieve", "5", "--json").json()["evidence"] == [cited]
+    assert peer.body()["retrieve"] == 5
+    peer.requests.clear()
+    nsllm("ask", "What?", "--api", peer.url)
+    assert "retrieve" not in peer.body()

@@ -9,7 +9,20 @@ import tomllib
 
 import pytest
 
-BASE = {"errors", "ids", "canonical", "crypto", "merkle", "record", "clock", "content", "files", "offload", "databases"}
+BASE = {
+    "errors",
+    "ids",
+    "canonical",
+    "crypto",
+    "merkle",
+    "passages",
+    "record",
+    "clock",
+    "content",
+    "files",
+    "offload",
+    "databases",
+}
 
 
 @pytest.fixture

@@ -72,7 +72,8 @@ def check_nsllm(arguments: list[str]) -> None:
         else:
             given += 1
     wanted = [argument for argument in command.params if isinstance(argument, click.Argument)]
-    assert given <= len(wanted), f"{command.name} takes {len(wanted)} arguments, not {given}"
+    several = any(argument.nargs == -1 for argument in wanted)
+    assert several or given <= len(wanted), f"{command.name} takes {len(wanted)} arguments, not {given}"
     if "--help" not in arguments and command is not root and not isinstance(command, click.Group):
         assert given >= sum(argument.required for argument in wanted), f"{command.name} lacks an argument"
 

@@ -17,7 +17,7 @@ from nsllm.governance.ports import Likelihood, Trace
 from nsllm.governance.validation import Measure
 from nsllm.governance.validator import Validator
 from nsllm.ids import Address, Digest, NetworkId, TimeMs
-from nsllm.record import Evidence, Message, Record, Request, Sampling
+from nsllm.record import Message, Record, Request, Sampling
 
 SCORER, ENCODER = Digest(b"s" * 32), Digest(b"e" * 32)
 POLICY = default_policy(SCORER, ENCODER)
@@ -141,8 +141,7 @@ async def test_support_is_the_best_piece_of_evidence_and_neutral_without_any():
     [_, neutral] = await scorer(rubric=rubric).observe(record())
     assert neutral.ppm == NEUTRAL_SUPPORT_PPM
     models = Models(vectors={"far": unit(0, 1), "near": unit(1, 0.1)})
-    evidence = tuple(Evidence(digest=Digest(bytes(32)), text=text) for text in ("far", "near"))
-    features = await measure_answer(models, record().request.messages, "answer", evidence)
+    features = await measure_answer(models, record().request.messages, "answer", ("far", "near"))
     assert features.support_cosine_ppm > 990_000
 
 

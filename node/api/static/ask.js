@@ -98,6 +98,7 @@ async function stream(question, visibility, signal, life) {
     stream: true,
     stream_options: { include_usage: true },
     visibility,
+    ...(byId("retrieve").checked ? { retrieve: true } : {}),
   };
   const answer = await fetch("/v1/chat/completions", { method: "POST", headers: postHeaders(), body: JSON.stringify(body), signal });
   if (!answer.ok) throw new Error(await errorText(answer));
@@ -118,7 +119,7 @@ async function stream(question, visibility, signal, life) {
     tokens = chunk.usage?.completion_tokens ?? tokens;
   }
   if (!end) throw new Error("the answer broke off: the peer ended it without saying why");
-  measured(began, first, tokens, reason, usedNote(end.attachments));
+  measured(began, first, tokens, reason, [usedNote(end.attachments), citedNote(end.evidence)].filter(Boolean).join(" · "));
   return end;
 }
 
@@ -152,6 +153,11 @@ function measured(began, first, tokens, reason, used) {
   if (reason === "length") parts.push("cut at its length limit");
   if (reason === "content_filter") parts.push("withheld by a safety layer");
   say("measured", parts.join(" · "));
+}
+
+/** The passages that the answer's model read, for the line below it; empty if it read none. */
+function citedNote(evidence) {
+  return (evidence ?? []).map((row) => `[${row.number}] ${row.source}, characters ${row.span[0]} to ${row.span[1]}`).join(", ");
 }
 
 /** The steps of an answer from its source to its anchor. */

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from nsllm.cli.options import api_options
-from nsllm.cli.terminal import emit, examples, json_option, note
+from nsllm.cli.terminal import emit, escape, examples, json_option, note
 from nsllm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ HOW: Final = {
         "nsllm ask 'Tell me a story.' --temperature 0.8 --seed 7 --max-tokens 200 --visibility private",
         "nsllm ask 'What is the total?' --image invoice.png --data prices.csv",
         "nsllm ask 'Who was Ada Lovelace?' --json-schema person.json",
+        "nsllm ask 'When was the lighthouse built?' --retrieve 3",
         "echo 'What is 2 + 2?' | nsllm ask - --json",
     ),
 )
@@ -49,6 +50,8 @@ HOW: Final = {
               help="A picture to ask about (PNG, JPEG, WebP); may be given several times.")  # fmt: skip
 @click.option("--data", type=click.Path(path_type=Path, dir_okay=False), multiple=True, metavar="FILE",
               help="A table to ask about (.csv, .json); may be given several times.")  # fmt: skip
+@click.option("--retrieve", type=click.IntRange(0, 8), metavar="N",
+              help="Let the model read up to N passages of shared documents, and cite them.")  # fmt: skip
 @click.option("--receipt", "receipt_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Wait until the answer is anchored and write its receipt here.")  # fmt: skip
 @click.option(
@@ -71,6 +74,7 @@ def ask(
     key: str,
     images: tuple[Path, ...],
     data: tuple[Path, ...],
+    retrieve: int | None,
     receipt_file: Path | None,
     visibility: str | None,
     model: str | None,
@@ -90,7 +94,13 @@ def ask(
     from nsllm.cli.attaching import content_with
 
     question = sys.stdin.read() if text == "-" else text
-    optional = {"visibility": visibility, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    optional = {
+        "visibility": visibility,
+        "retrieve": retrieve,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "seed": seed,
+    }
     body: dict[str, Any] = {"messages": [{"role": "user", "content": content_with(question, images, data)}]}
     body.update({name: value for name, value in optional.items() if value is not None})
     if model is not None:
@@ -255,6 +265,10 @@ def _tell(answer: Answer, receipt: Receipt | None, receipt_file: Path | None) ->
     note("[dim]──[/] " + " [dim]·[/] ".join(parts))
     for row in answer.about.get("attachments", ()):
         note(f"[dim]── {row['name'] or row['kind']} {row['digest'][:14]}…: {HOW.get(row['how'], row['how'])}[/]")
+    for row in answer.about.get("evidence", ()):
+        start, end = row["span"]
+        said = f"{escape(row['source'])}, characters {start} to {end}, shared by {row['member'][:12]}…"
+        note(f"[dim]── \\[{row['number']}] {said}[/]")
     if answer.finish_reason == "content_filter":
         note(f"[yellow]withheld by the network's policy[/]{_why(answer)}")
     if receipt_file is not None:
@@ -282,6 +296,7 @@ def _described(answer: Answer, receipt: Receipt | None, receipt_file: Path | Non
         "publication": answer.about.get("publication"),
         "detail": answer.about.get("detail", ""),
         "attachments": answer.about.get("attachments", []),
+        "evidence": answer.about.get("evidence", []),
         "state": None if receipt is None else receipt.state,
         "signers": [] if receipt is None else list(receipt.signers),
         "anchor_tx": None if receipt is None else receipt.anchor_tx,

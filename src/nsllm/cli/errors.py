@@ -5,12 +5,13 @@ CliError
 ├── RefusedError           the peer answered with an error: its words are the message
 ├── NoReceiptError         the receipt did not get as far as was asked
 ├── StepError              a step of the demonstration failed: its name is in the message
+├── FileError              (UsageError) a file whose text cannot be had
 └── DoctorError            something on this machine blocks
 """
 
 from __future__ import annotations
 
-from nsllm.errors import NsllmError
+from nsllm.errors import NsllmError, UsageError
 
 
 class CliError(NsllmError):
@@ -45,6 +46,12 @@ class StepError(CliError):
     """A step of the demonstration failed."""
 
     code = "step_failed"
+
+
+class FileError(CliError, UsageError):
+    """A file whose text cannot be had."""
+
+    code = "bad_file"
 
 
 class DoctorError(CliError):

@@ -25,6 +25,8 @@ COMMANDS: Final = {
     "devnet": "Run a whole network of real peers on this machine.",
     "demo": "Run a devnet and show a question's whole road.",
     "ask": "Ask a question; the answer streams.",
+    "ingest": "Share documents that answers may cite.",
+    "documents": "Documents that the peer shares: list, remove.",
     "receipt": "Fetch the receipt of an answer.",
     "verify": "Check a receipt offline.",
     "status": "Show how a peer is doing.",
@@ -41,6 +43,7 @@ COMMANDS: Final = {
 SECTIONS: Final = (
     ("Run", ("up", "devnet", "demo")),
     ("Ask and verify", ("ask", "receipt", "verify")),
+    ("Documents", ("ingest", "documents")),
     ("Look", ("status", "peers", "doctor")),
     ("Set up", ("init", "invite", "join", "governance", "model", "completion")),
     ("Study", ("sim",)),

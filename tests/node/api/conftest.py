@@ -11,6 +11,7 @@ import httpx
 import pytest
 import trio
 
+from nsllm.cache_dht.document_store import DocumentRow
 from nsllm.clock import SystemClock
 from nsllm.errors import NsllmError
 from nsllm.ids import Digest
@@ -28,6 +29,7 @@ from nsllm.node.service import (
     ChatEvent,
     ChatFinished,
     ChatStarted,
+    Citation,
     Listener,
     PeerEvent,
     PeerRow,
@@ -35,6 +37,7 @@ from nsllm.node.service import (
     ReceiptStatus,
     Source,
     Status,
+    TakenIn,
 )
 from nsllm.record import Sampling
 
@@ -67,6 +70,9 @@ class FakeService:
     source: Source = field(default_factory=lambda: Source(kind="engine", generator=GENERATOR))
     finish_reason: str = "stop"
     notes: tuple[Note, ...] = ()
+    citations: tuple[Citation, ...] = ()
+    shelf: tuple[DocumentRow, ...] = ()
+    taken: list = field(default_factory=list)
     publication: str = "pending"
     detail: str = ""
     commands: list[ChatCommand] = field(default_factory=list)
@@ -157,6 +163,7 @@ class FakeService:
                         source=self.source,
                         visibility=command.visibility or "public",
                         attachments=self.notes,
+                        citations=self.citations,
                     )
                 )
                 for index, word in enumerate(self.words):
@@ -218,6 +225,21 @@ class FakeService:
         finally:
             self.event_readers -= 1
             self.senders.remove(send)
+
+    async def documents(self, *, everybodys: bool):
+        await trio.lowlevel.checkpoint()
+        return [row for row in self.shelf if everybodys or row.member == bytes(20)]
+
+    async def take_in(self, document, source, pieces):
+        await trio.lowlevel.checkpoint()
+        self.taken.append((document, source, tuple(pieces)))
+        return TakenIn(len(pieces), 0, source)
+
+    async def remove_document(self, document):
+        await trio.lowlevel.checkpoint()
+        if not any(row.document == document for row in self.shelf):
+            raise NotFoundError("no such document", param="id")
+        return 3
 
     async def governance(self) -> dict:
         await trio.lowlevel.checkpoint()
