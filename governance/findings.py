@@ -60,8 +60,11 @@ def _record_findings(receipt: Receipt, genesis: Genesis) -> list[Finding]:
         Finding("embedding", f"{len(record.embedding)} dimensions", "claimed", word),
         Finding("created_ms", str(record.created_ms), "claimed", word),
     ]
-    if record.evidence:
-        found.append(Finding("evidence", f"{len(record.evidence)} chunks", "claimed", word))
+    for number, signed in enumerate(record.evidence):
+        chunk = signed.chunk
+        about = f"{chunk.source}, characters {chunk.start} to {chunk.end}, document {hex0x(chunk.document)}"
+        why = f"{hex0x(chunk.member)} signed it and the request shows it to the model; its truth is that member's word"
+        found.append(Finding(f"evidence[{number}]", about, "proved", why))
     return found
 
 

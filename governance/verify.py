@@ -6,6 +6,7 @@ Trust begins at the genesis alone. Every step leans on those before it:
     network      the record belongs to the network of this genesis
     record       the score leaf is this record's
     generator    the generator signed the record
+    evidence     the members that it names signed the chunks that it cites, and its request shows them to the model
     epochs       from the genesis on, each epoch's validators certified the header that names the next one's
     certificate  a quorum of its epoch's validators signed the header, and no signature in it is invalid
     policy       the header names the policy that the receipt carries, or the genesis's; the leaf names its rubric
@@ -42,6 +43,7 @@ from nsllm.governance.receipt import LEVELS, MAX_RECEIPT_BYTES, EntryProof, Leve
 from nsllm.governance.report import Report
 from nsllm.governance.retraction import RetractionProof
 from nsllm.ids import Digest, NetworkId, hex0x
+from nsllm.passages import check_evidence
 from nsllm.record import request_key
 
 STEPS: Final = (
@@ -49,6 +51,7 @@ STEPS: Final = (
     "network",
     "record",
     "generator",
+    "evidence",
     "epochs",
     "certificate",
     "policy",
@@ -135,6 +138,8 @@ class _Verifier:
         _same("record", "leaf.request_key", leaf.request_key, request_key(self._network, record.request))
         with _step("generator", "signed.signature"):
             signed.check(self._network)
+        with _step("evidence", "signed.record.evidence"):
+            check_evidence(record, self._network)
 
     def check_epochs(self) -> None:
         receipt = self._receipt

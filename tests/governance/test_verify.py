@@ -22,6 +22,8 @@ from nsllm.governance.genesis import save_genesis
 from nsllm.governance.receipt import Receipt, build_receipt, receipt_text
 from nsllm.governance.verify import STEPS, verify_receipt
 from nsllm.ids import Ppm
+from nsllm.passages import with_passages
+from nsllm.record import Chunk, sign_chunk, sign_record
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +277,48 @@ async def test_a_record_that_its_generator_did_not_sign_is_refused(net, autojump
     text = receipt_text(build_receipt(forged, await ledger.proof(signed.record.digest())))
     with pytest.raises(ReceiptError, match=r"generator: signed\.signature: signed by"):
         verify_receipt(text, net.genesis)
+
+
+def citing(net, evidence, shown):
+    """A record that cites chunks and whose model was shown others."""
+    record = net.record("one").record
+    request = msgspec.structs.replace(record.request, messages=with_passages(record.request.messages, shown))
+    return sign_record(net.generator, msgspec.structs.replace(record, request=request, evidence=evidence))
+
+
+async def test_passages_are_proved_to_be_their_members_and_nothing_else_is_cited(net, autojump_clock) -> None:
+    chunk = Chunk(
+        network=net.network,
+        member=net.keys[0].address,
+        document=keccak256(b"file"),
+        source="light.md",
+        number=0,
+        start=10,
+        end=40,
+        text="It was built in 1871.",
+        encoder=keccak256(b"encoder"),
+        embedding=bytes(384),
+        created_ms=1,
+    )
+    good = sign_chunk(net.keys[0], chunk)
+    forged = msgspec.structs.replace(good, chunk=msgspec.structs.replace(chunk, text="In 1999."))
+    ledger = await net.open()
+    for evidence, shown, refused in (
+        ((good,), (good,), None),
+        ((forged,), (forged,), r"evidence: signed\.record\.evidence: signed by"),
+        ((good,), (), r"evidence: signed\.record\.evidence: .*not what its model was shown"),
+    ):
+        signed = citing(net, evidence, shown)
+        net.observe_all(ledger, signed)
+        await net.decide(ledger)
+        text = receipt_text(build_receipt(signed, await ledger.proof(signed.record.digest())))
+        if refused is None:
+            (found,) = [each for each in verify_receipt(text, net.genesis).findings if each.field == "evidence[0]"]
+            assert found.standing == "proved"
+            assert "light.md, characters 10 to 40" in found.value
+        else:
+            with pytest.raises(ReceiptError, match=refused):
+                verify_receipt(text, net.genesis)
 
 
 async def test_a_member_that_joined_later_is_attested_not_proved(net, autojump_clock) -> None:
