@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, combinations
@@ -21,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nsllm import canonical
-from nsllm.consensus.registry import Member
 from nsllm.ids import Address, Digest, Epoch, NetworkId
 from nsllm.record import EMBEDDING_DIMENSIONS, Record
 
@@ -107,21 +105,28 @@ def shards_of(record: Record, request_key: Digest, shards: int) -> tuple[Shard, 
 
 
 def holders(
-    network: NetworkId, epoch: Epoch, shard: Shard, members: Iterable[Member], replication: int
+    network: NetworkId, epoch: Epoch, shard: Shard, holding: tuple[Address, ...], replication: int
 ) -> tuple[Address, ...]:
-    """Members that hold `shard`, the heaviest first; all data members if there are fewer than `replication`."""
+    """Members that hold `shard`, the heaviest first; all of `holding` if there are fewer than `replication`.
+
+    Args:
+        network: of the members.
+        epoch: salts the choice.
+        shard: of either space.
+        holding: members with the data role (`RegistryState.holding`).
+        replication: how many hold a shard.
+    """
     salt = network + epoch.to_bytes(8, "big") + f"{shard.space}/{shard.number}/".encode()
-    return _heaviest(salt, tuple(member.address for member in members if "data" in member.roles), replication)
+    return _heaviest(salt, holding, replication)
 
 
 def shards_held(
-    network: NetworkId, epoch: Epoch, own: Address, members: Iterable[Member], shards: int, replication: int
+    network: NetworkId, epoch: Epoch, own: Address, holding: tuple[Address, ...], shards: int, replication: int
 ) -> tuple[Shard, ...]:
     """Every shard of records (both spaces) that `own` holds, ascending."""
-    known = tuple(members)
     spaces: tuple[Space, ...] = ("embedding", "key")
     every = (Shard(space, number) for space in spaces for number in range(shards))
-    return tuple(shard for shard in every if own in holders(network, epoch, shard, known, replication))
+    return tuple(shard for shard in every if own in holders(network, epoch, shard, holding, replication))
 
 
 @lru_cache(maxsize=256)

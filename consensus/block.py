@@ -42,12 +42,12 @@ class Body(Value, frozen=True, kw_only=True, dict=True):
             known = self._digests[network] = canonical.digest("body", network, self)
         return known
 
-    @property
+    @cached_property
     def records(self) -> tuple[Digest, ...]:
         """Records that the block scores, ascending."""
         return tuple(subject.record for subject in unpack_subjects(self.subjects))
 
-    @property
+    @cached_property
     def unscored_records(self) -> tuple[Digest, ...]:
         """Records that the block settles as unscored, ascending."""
         return unpack_digests(self.unscored)
@@ -64,8 +64,13 @@ class Block(Value, frozen=True, kw_only=True):
     body: Body
 
 
-class DecidedBlock(Value, frozen=True, kw_only=True):
+class DecidedBlock(Value, frozen=True, kw_only=True, dict=True):
     """A block and the certificate that decided it: what is stored, synced and served."""
 
     block: Block
     certificate: Certificate
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """The canonical bytes, as they are stored; made once, also where a simulation's peers share the value."""
+        return canonical.encode(self)

@@ -108,6 +108,7 @@ def domain_separator(network: NetworkId) -> Digest:
     return keccak256(type_hash(DOMAIN_TYPE) + keccak256(b"NS-LLM") + keccak256(b"1") + network)
 
 
+@lru_cache(maxsize=64)
 def precommit_digest(network: NetworkId, epoch: int, height: int, round_: Round, header_id: Digest) -> Digest:
     """What a validator signs to precommit a header: EIP-712 digest of `Precommit`."""
     struct = keccak256(

@@ -95,6 +95,11 @@ class RegistryState(Value, frozen=True, kw_only=True, dict=True):
     retracted: Annotated[tuple[Retraction, ...], Meta(max_length=MAX_RETRACTED)] = ()
     """Records that validators took back, ascending by record."""
 
+    @classmethod
+    def of(cls, members: Iterable[Member]) -> RegistryState:
+        """These members and nobody away or revoked, as the genesis has them."""
+        return cls(members=tuple(sorted(members, key=lambda member: member.address)))
+
     def digest(self, network: NetworkId) -> Digest:
         """The header's `registry_hash`; computed once, since most blocks leave the registry as it is."""
         if network not in self._digests:
@@ -107,12 +112,11 @@ class RegistryState(Value, frozen=True, kw_only=True, dict=True):
 
     def validators(self, epoch: Epoch) -> ValidatorSet | None:
         """Who validates in an epoch that begins with this registry; None if nobody would."""
-        chosen = tuple(m.address for m in self.members if self.is_eligible(m.address))
-        return ValidatorSet(epoch=epoch, members=chosen) if chosen else None
+        return ValidatorSet(epoch=epoch, members=self._eligible) if self._eligible else None
 
     def count_validators(self) -> int:
         """How many members may validate."""
-        return sum(self.is_eligible(member.address) for member in self.members)
+        return len(self._eligible)
 
     def is_eligible(self, address: Address) -> bool:
         """Whether the member may validate: by its role, with weight, and present."""
@@ -169,6 +173,16 @@ class RegistryState(Value, frozen=True, kw_only=True, dict=True):
         return replace(self, retracted=(*self.retracted[:at], fresh, *self.retracted[at:]))
 
     @cached_property
+    def holding(self) -> tuple[Address, ...]:
+        """Members with the data role: shards are placed over them."""
+        return tuple(member.address for member in self.members if "data" in member.roles)
+
+    @cached_property
+    def _eligible(self) -> tuple[Address, ...]:
+        """Found once: most blocks leave the registry as it is, and every block asks."""
+        return tuple(member.address for member in self.members if self.is_eligible(member.address))
+
+    @cached_property
     def _digests(self) -> dict[NetworkId, Digest]:
         return {}
 
@@ -188,11 +202,10 @@ class RegistryState(Value, frozen=True, kw_only=True, dict=True):
 class MemberRegistry:
     """Members by address: the genesis members, and those whom a genesis member's signature admitted."""
 
-    def __init__(self, network: NetworkId, genesis_members: Iterable[Member]) -> None:
+    def __init__(self, network: NetworkId, genesis: RegistryState) -> None:
         self._network = network
-        members = sorted(genesis_members, key=lambda member: member.address)
-        self._founders = frozenset(member.address for member in members)
-        self.state = RegistryState(members=tuple(members))
+        self._genesis = genesis
+        self.state = genesis
         """What is in force; whoever owns the registry replaces it."""
         self._followed = self.state
 
@@ -218,7 +231,7 @@ class MemberRegistry:
             SignatureError: not that member's signature.
         """
         member, by = admission.member, self.state.get(admission.by)
-        if admission.by not in self._founders:
+        if self._genesis.get(admission.by) is None:
             raise ConsensusError(f"admission by {hex0x(admission.by)}, who is not a genesis member")
         if by is None or by.weight < 1:
             raise ConsensusError(f"admission by {hex0x(admission.by)}, who is suspended or revoked")

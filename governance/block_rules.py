@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, assert_never
 
-from nsllm import canonical, merkle
+from nsllm import canonical
 from nsllm.consensus.batch import SignedCommit
 from nsllm.consensus.block import MAX_BLOCK_BYTES, Block, Body
 from nsllm.consensus.epoch import EpochChange
@@ -19,7 +19,7 @@ from nsllm.consensus.evidence import Evidence, Offence, offence_of
 from nsllm.consensus.header import Header
 from nsllm.consensus.observation import ScoreLeaf, Unscored
 from nsllm.consensus.registry import Admission, Member, RegistryState
-from nsllm.consensus.settlement import Settlement, Terms, check_openings, settle
+from nsllm.consensus.settlement import Terms, check_openings
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.errors import NsllmError
 from nsllm.governance.errors import MotionError
@@ -34,13 +34,12 @@ from nsllm.governance.log_entry import (
     GovernanceEntry,
     SignedCheckpoint,
     UnscoredEntry,
-    certified_entry,
     decode_entry,
-    unscored_entry,
 )
 from nsllm.governance.motion import GovernanceTransaction, apply, check_transaction
 from nsllm.governance.offences import MAX_BLOCK_EVIDENCE, check_offence
 from nsllm.governance.policy import Policy
+from nsllm.governance.settled import settled_body
 from nsllm.ids import ZERO_DIGEST, Address, Digest, Epoch, Height, NetworkId, TimeMs, hex0x
 from nsllm.merkle import Frontier
 
@@ -168,20 +167,14 @@ class BlockRules:
         last = self._last
         if last is not None and last[0] is parent and last[1] is body:
             return last[2]
-        settlement: Settlement = settle(body.subjects, body.unscored, body.batches, self.terms)
-        leaves = settlement.leaves
-        entries = (
-            *(certified_entry(leaf) for leaf in leaves),
-            *(unscored_entry(unscored) for unscored in settlement.unscored),
-            *body.entries,
-        )
+        settled = settled_body(body, self.terms)
         registry, policy = self._govern(parent, body.entries)
         outcome = Outcome(
-            leaves=leaves,
-            unscored=settlement.unscored,
-            scores_root=merkle.root(merkle.leaf_hash(canonical.encode(leaf)) for leaf in leaves),
-            entries=entries,
-            log=parent.log.extend(merkle.leaf_hash(entry) for entry in entries),
+            leaves=settled.leaves,
+            unscored=settled.unscored,
+            scores_root=settled.scores_root,
+            entries=settled.entries,
+            log=parent.log.extend(settled.hashes),
             registry=registry,
             policy=policy,
             change=self._change(registry, policy),

@@ -97,6 +97,7 @@ CREATE TABLE IF NOT EXISTS anchor (
     proof_height INTEGER,
     proof BLOB
 );
+CREATE INDEX IF NOT EXISTS anchor_unproved ON anchor (log_size) WHERE proof IS NULL;
 """
 
 
@@ -184,7 +185,7 @@ class BlockStore:
                 len(body.transactions),
                 log_start,
                 header.log_size,
-                canonical.encode(decided),
+                decided.encoded,
             ),
         )
         self._connection.executemany(
@@ -218,6 +219,10 @@ class BlockStore:
             _remember(self._read_blocks, height, found[0])
         return self._read_blocks[height]
 
+    def remember(self, decided: DecidedBlock) -> None:
+        """A block that is stored by now: whoever follows asks for the newest ones."""
+        _remember(self._read_blocks, decided.block.header.height, decided)
+
     def blocks(self, start: Height, count: int) -> list[DecidedBlock]:
         """At most `count` decided blocks from `start`, ascending.
 
@@ -226,7 +231,11 @@ class BlockStore:
         """
         query = "SELECT height, header_id, decided FROM block WHERE height >= ? AND height < ? ORDER BY height"
         found: list[DecidedBlock] = []
-        for height, header_id, data in self._connection.execute(query, (start, start + count)):
+        while len(found) < count and (known := self._read_blocks.get(Height(start + len(found)))) is not None:
+            found.append(known)
+        if len(found) == count:
+            return found
+        for height, header_id, data in self._connection.execute(query, (start + len(found), start + count)):
             try:
                 decided = canonical.decode(data, DecidedBlock, limit_bytes=MAX_DECIDED_BYTES)
             except EncodingError:

@@ -10,7 +10,8 @@ Blocking; the ledger calls it through `Offload`, one call at a time, on the conn
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Final
 
 from nsllm.consensus.certificate import Certificate
@@ -40,6 +41,8 @@ class EmbeddedChain:
         """Use `open` instead."""
         self._store = store
         self._evm = Evm(store, chain_id)
+        self._made: Digest | None = None
+        """State root after the newest block that this object executed: its nodes are in the file for certain."""
         self._founding = validators
         self._chain_id = chain_id
         self._relayer = contract.deployer_key(network)
@@ -96,7 +99,9 @@ class EmbeddedChain:
             transactions: raw signed transactions in the block's order.
             time_ms: the header's time; the EVM's seconds follow it, but always rise.
         """
-        return self._evm.execute(transactions, time_ms)
+        result = self._evm.execute(transactions, time_ms)
+        self._made = result.state_root
+        return result
 
     def check(self, transactions: Sequence[bytes], following: ValidatorSet | None, time_ms: TimeMs) -> None:
         """Pass silently if honest validators may execute a proposed block's transactions. Writes nothing.
@@ -150,9 +155,10 @@ class EmbeddedChain:
             NotAnchoredError: that state has no such anchor.
             ChainError: no such state was ever here.
         """
-        account, account_nodes = self._prove(state_root or self.state_root(), keccak256(self.contract))
-        slot = keccak256(contract.anchor_slot(log_size))
-        value, storage_nodes = self._prove(_account_fields(account)[2], slot)
+        state = state_root or self.state_root()
+        account, account_nodes = self._prove(state, _path(self.contract))
+        storage = Digest(_account_fields(account)[2])
+        value, storage_nodes = self._prove(storage, _path(contract.anchor_slot(log_size)), made=state == self._made)
         if value is None:
             raise NotAnchoredError(f"no anchor at log size {log_size}", hint="the newest is anchored_head()")
         return AnchorProof(contract=self.contract, account_nodes=account_nodes, storage_nodes=storage_nodes)
@@ -212,22 +218,65 @@ class EmbeddedChain:
             raise ChainRefusal(f"transaction data of {len(found.data)} bytes is not a call of {name}")
 
     def _nonce(self, address: Address) -> int:
-        account, _ = self._prove(self.state_root(), keccak256(address))
+        account, _ = self._prove(self.state_root(), _path(address))
         return int.from_bytes(_account_fields(account)[0], "big") if account else 0
 
     def _slot(self, slot: int) -> int:
-        account, _ = self._prove(self.state_root(), keccak256(self.contract))
+        state = self.state_root()
+        account, _ = self._prove(state, _path(self.contract))
         if account is None:
             return 0
-        value, _ = self._prove(_account_fields(account)[2], keccak256(word(slot)))
+        value, _ = self._prove(Digest(_account_fields(account)[2]), _path(word(slot)), made=state == self._made)
         return rlp.integer(rlp.decode(value)) if value else 0
 
-    def _prove(self, root: bytes, key: Digest) -> tuple[bytes | None, tuple[bytes, ...]]:
+    def _prove(self, root: Digest, key: Digest, *, made: bool = False) -> tuple[bytes | None, tuple[bytes, ...]]:
+        """What stands under a key, with its proof.
+
+        A walk through a state that we made is remembered, and answered from memory even where another chain in this
+        process asked. What a file holds that was only opened is read every time: it may be damaged.
+        """
+        walk = _Walk(root, key, self._store.__getitem__)
         try:
-            return merkle_patricia.prove(Digest(root), key, self._store.__getitem__)
+            return _walked(walk) if made or root == self._made else walk.go()
         except KeyError:
             hint = "an unknown state root, or a damaged file: then restore it, or begin again from an empty folder"
             raise ChainError(f"EVM state {root.hex()} is not complete in the file", hint=hint) from None
+
+
+class _Walk:
+    """What determines a proof: the root, which commits to every node below it, and the key."""
+
+    __slots__ = ("about", "fetch")
+
+    def __init__(self, root: Digest, key: Digest, fetch: Callable[[bytes], bytes]) -> None:
+        self.about = (root, key)
+        self.fetch: Callable[[bytes], bytes] | None = fetch
+        """Reads nodes by their hashes; no part of the question, and let go once it is answered."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Walk) and other.about == self.about
+
+    def __hash__(self) -> int:
+        return hash(self.about)
+
+    def go(self) -> tuple[bytes | None, tuple[bytes, ...]]:
+        """Read the nodes."""
+        fetch, self.fetch = self.fetch, None
+        if fetch is None:
+            raise RuntimeError("a walk is gone once")
+        return merkle_patricia.prove(*self.about, fetch)
+
+
+@lru_cache(maxsize=128)
+def _walked(walk: _Walk) -> tuple[bytes | None, tuple[bytes, ...]]:
+    """Pure in `walk.about`, so the newest are remembered: a block asks for the same slots several times."""
+    return walk.go()
+
+
+@lru_cache(maxsize=64)
+def _path(name: bytes) -> Digest:
+    """Where an address or a slot stands in its trie."""
+    return keccak256(name)
 
 
 def _account_fields(account: bytes | None) -> list[bytes]:

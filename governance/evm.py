@@ -21,6 +21,7 @@ from eth.constants import ZERO_ADDRESS, ZERO_HASH32
 from eth.db.atomic import AtomicDB
 from eth.db.batch import BatchDB
 from eth.db.diff import DBDiff
+from eth.db.schema import SchemaV1
 from eth.exceptions import CanonicalHeadNotFound
 from eth.typing import AccountState, HeaderParams
 from eth.vm.forks.cancun import CancunVM
@@ -28,8 +29,9 @@ from eth_typing import Address as EvmAddress
 from eth_utils.exceptions import ValidationError
 
 from nsllm.crypto import keccak256
-from nsllm.governance.errors import ChainRefusal
+from nsllm.governance.errors import ChainError, ChainRefusal
 from nsllm.governance.evm_store import SqliteStore
+from nsllm.governance.rlp import decode
 from nsllm.governance.transaction import parse_transaction
 from nsllm.ids import Address, Digest
 
@@ -42,6 +44,9 @@ GAS_LIMIT: Final = 30_000_000
 """Of an EVM block, constant; an anchor of 256 validators needs 4 million at most."""
 FUNDS_WEI: Final = 10**24
 """Balance of each funded account at genesis: ten billion anchors at the first base fee. Ether has no other use here."""
+HEAD_KEY: Final = SchemaV1.make_canonical_head_hash_lookup_key()
+STATE_ROOT_FIELD: Final = 3
+"""Of a block header: yellow paper, section 4.4."""
 SUCCESS: Final = b"\x01"
 """py-evm keeps a receipt's status in its `state_root` field."""
 
@@ -84,10 +89,8 @@ class Evm:
 
     def state_root(self) -> Digest | None:
         """State root of the newest block; None before the genesis."""
-        try:
-            return Digest(self._chain_class.get_chaindb_class()(self._store).get_canonical_head().state_root)
-        except CanonicalHeadNotFound:
-            return None
+        head = self._head()
+        return None if head is None else _state_root(self._store[head])
 
     def execute(self, transactions: Sequence[bytes], time_ms: int) -> ExecutionResult:
         """Execute ordered transactions as one block; none is made if none can be executed.
@@ -96,7 +99,7 @@ class Evm:
         """
         result, changes = self._transition(transactions, time_ms)
         with self._store.transaction():
-            changes.apply_to(self._store)
+            self._store.write(changes)
         return result
 
     def rehearse(self, transactions: Sequence[bytes], time_ms: int) -> ExecutionResult:
@@ -105,8 +108,17 @@ class Evm:
 
     def _transition(self, transactions: Sequence[bytes], time_ms: int) -> tuple[ExecutionResult, DBDiff]:
         """Result of the transactions at the newest block, and what they write; nothing is written yet."""
-        head = self._chain_class.get_chaindb_class()(self._store).get_canonical_head().hash
-        return _transition(_Step(self, Digest(head), self._chain_id, tuple(transactions), time_ms))
+        head = self._head()
+        if head is None:
+            raise CanonicalHeadNotFound("no genesis was written")
+        return _transition(_Step(self, head, self._chain_id, tuple(transactions), time_ms))
+
+    def _head(self) -> Digest | None:
+        """Hash of the newest block, where py-evm keeps it; None before the genesis."""
+        try:
+            return Digest(self._store[HEAD_KEY])
+        except KeyError:
+            return None
 
     def run(self, transactions: Sequence[bytes], time_ms: int) -> tuple[ExecutionResult, DBDiff]:
         """Execute beside the store, which is read only."""
@@ -184,6 +196,16 @@ class _Step:
 
     def __hash__(self) -> int:
         return hash(self.about)
+
+
+@lru_cache(maxsize=64)
+def _state_root(header: bytes) -> Digest:
+    """Out of a block header as py-evm stores it; several questions a block ask for it."""
+    fields = decode(header)
+    root = fields[STATE_ROOT_FIELD] if isinstance(fields, list) else b""
+    if not isinstance(root, bytes) or len(root) != 32:
+        raise ChainError("the newest EVM header is none", hint="restore the file, or begin again from an empty folder")
+    return Digest(root)
 
 
 @lru_cache(maxsize=256)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from eth.abc import AtomicWriteBatchAPI
 from eth.db.atomic import AtomicDBWriteBatch
 from eth.db.backends.base import BaseAtomicDB
+from eth.db.diff import DBDiff
 
 from nsllm.governance.database import atomic
 from nsllm.governance.errors import ChainError
@@ -47,6 +48,14 @@ class SqliteStore(BaseAtomicDB):  # type: ignore[misc] # py-evm is untyped to my
 
     def __setitem__(self, key: bytes, value: bytes) -> None:
         self._connection.execute("INSERT OR REPLACE INTO evm (key, value) VALUES (?, ?)", (key, value))
+
+    def write(self, changes: DBDiff) -> None:
+        """Write many values at once, and forget what they replace."""
+        written: list[tuple[bytes, bytes]] = list(changes.pending_items())
+        self._connection.executemany("INSERT OR REPLACE INTO evm (key, value) VALUES (?, ?)", written)
+        gone = [(key,) for key in changes.deleted_keys()]
+        if gone:
+            self._connection.executemany("DELETE FROM evm WHERE key = ?", gone)
 
     def __delitem__(self, key: bytes) -> None:
         if self._connection.execute("DELETE FROM evm WHERE key = ?", (key,)).rowcount == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -9,7 +10,7 @@ from msgspec import Meta
 
 from nsllm import canonical
 from nsllm.canonical import Value
-from nsllm.consensus.registry import Member, MemberRegistry
+from nsllm.consensus.registry import Member, MemberRegistry, RegistryState
 from nsllm.errors import EncodingError
 from nsllm.files import read_bounded, write_atomic
 from nsllm.governance.errors import GenesisError
@@ -27,7 +28,7 @@ class Placement(Value, frozen=True, kw_only=True):
     """Members with the data role that hold each shard."""
 
 
-class Genesis(Value, frozen=True, kw_only=True):
+class Genesis(Value, frozen=True, kw_only=True, dict=True):
     """First members and validators, policy, chain and placement parameters."""
 
     name: NameField
@@ -51,12 +52,20 @@ class Genesis(Value, frozen=True, kw_only=True):
             raise ValueError("at least one member has the validator role")
 
     def network_id(self) -> NetworkId:
-        """Digest of the canonical genesis."""
-        return NetworkId(canonical.digest("genesis", b"", self))
+        """Digest of the canonical genesis; computed once, since a large one takes a millisecond."""
+        return self._network_id
 
     def registry(self) -> MemberRegistry:
-        """A fresh registry of the genesis members."""
-        return MemberRegistry(self.network_id(), self.members)
+        """A fresh registry of the genesis members; what it begins with is shared with the others."""
+        return MemberRegistry(self.network_id(), self._state)
+
+    @cached_property
+    def _network_id(self) -> NetworkId:
+        return NetworkId(canonical.digest("genesis", b"", self))
+
+    @cached_property
+    def _state(self) -> RegistryState:
+        return RegistryState(members=self.members)
 
 
 def load_genesis(path: Path) -> Genesis:

@@ -51,8 +51,9 @@ R = TypeVar("R")
 
 UNPACED_MEMBERS: Final = 32
 PACE_MS: Final = 2_000
-"""Least time between two blocks that this peer proposes in a network of more than `UNPACED_MEMBERS`. No rule of valid
-blocks."""
+"""Least time between two blocks that we propose in a network of more than `UNPACED_MEMBERS`. No rule of blocks."""
+DELIVERIES_PER_S: Final = 200
+"""Copies of blocks that all members take together: beyond 400 of them blocks come more rarely than every `PACE_MS`."""
 MAX_DECIDED: Final = 64
 """Decided blocks handed out in one call."""
 MAX_BEHIND_MS: Final = 5_000
@@ -248,9 +249,10 @@ class Ledger:
 
     def _paced(self, wait_s: float) -> float:
         """A large network gathers more into each block, because every block goes to everybody."""
-        if len(self.registry.members()) <= UNPACED_MEMBERS:
+        if (members := len(self.registry.members())) <= UNPACED_MEMBERS:
             return wait_s
-        return max(wait_s, (self._state.parent.time_ms + PACE_MS - self._clock.now_ms()) / 1000)
+        next_ms = self._state.parent.time_ms + max(PACE_MS, 1000 * members // DELIVERIES_PER_S)
+        return max(wait_s, (next_ms - self._clock.now_ms()) / 1000)
 
     async def propose(self, height: Height, now_ms: TimeMs, proposer: Address) -> Block:
         """A new valid block from what is pending (possibly an empty body).

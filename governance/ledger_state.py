@@ -238,6 +238,7 @@ class LedgerState:
         for row in committed.offences:
             self.offences[row.validator, row.epoch] = row
         self.tip = committed.decided
+        self.store.remember(committed.decided)
         self.parent = committed.parent
         self._anchoring = committed.anchoring
         if committed.epoch is not None:
@@ -337,7 +338,7 @@ class LedgerState:
     def _store(self, decided: DecidedBlock, outcome: Outcome) -> Committed:
         header, body = decided.block.header, decided.block.body
         self.store.put(decided, outcome.leaves, outcome.unscored, self.parent.log.size)
-        if outcome.registry != self.parent.registry:
+        if outcome.registry is not self.parent.registry:
             self.store.put_registry(outcome.registry)
         motions = [e.transaction.motion for e in map(decode_entry, body.entries) if isinstance(e, GovernanceEntry)]
         digests = tuple(motion.digest(self.rules.network) for motion in motions)

@@ -9,6 +9,7 @@ Source: Ethereum yellow paper, appendix D.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Final
 
 from nsllm.crypto import keccak256
@@ -37,7 +38,7 @@ def lookup(root: Digest, key: bytes, fetch: NodeFetch) -> bytes | None:
     rest = [nibble for byte in key for nibble in (byte >> 4, byte & 15)]
     reference: Item = root
     while reference != b"":
-        node = decode(fetch(_hash(reference))) if isinstance(reference, bytes) else reference
+        node = _decoded(fetch(_hash(reference))) if isinstance(reference, bytes) else reference
         if not isinstance(node, list) or len(node) not in (2, 17):
             raise ValueError("a trie node is a list of 2 or 17 items")
         if len(node) == 17:
@@ -87,6 +88,12 @@ def verify(root: Digest, key: bytes, nodes: Sequence[bytes]) -> bytes | None:
     if unused:
         raise ValueError(f"{len(unused)} nodes more than needed")
     return value
+
+
+@lru_cache(maxsize=1024)
+def _decoded(data: bytes) -> Item:
+    """A node read, not to be changed; the newest are remembered, since the upper ones stand in every walk."""
+    return decode(data)
 
 
 def _hash(reference: bytes) -> Digest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from nsllm import crypto
@@ -55,8 +56,9 @@ def sign_transaction(key: MemberKey, transaction: Transaction) -> bytes:
     return TYPE_BYTE + rlp.encode([*transaction.fields(), signature[64] - 27, r, s])
 
 
+@lru_cache(maxsize=64)
 def parse_transaction(raw: bytes) -> SignedTransaction:
-    """The transaction that `raw` spells, with its sender.
+    """The transaction that `raw` spells, with its sender. Pure, and the newest are remembered.
 
     Raises:
         ChainRefusal: too long, another type, not canonical RLP, an access list, a tip above the fee cap, too

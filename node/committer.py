@@ -129,6 +129,8 @@ class Committer:
         self._rates: dict[Address, SlidingWindow] = {}
         self._came = trio.Event()
         self._opening = trio.Event()
+        self._held = trio.Event()
+        """Set when there is a batch to send again."""
 
     def observed(self, subject: Subject, ppm: tuple[int, ...]) -> None:
         """Take a row to commit to: one integer a dimension of the rubric."""
@@ -316,6 +318,7 @@ class Committer:
         rows = unpack_rows(reveal.rows, len(self._ledger.terms.dimensions))
         opened = {s.record: (s, row) for s, row in zip(unpack_subjects(reveal.subjects), rows, strict=True)}
         self._batches[commit.number] = _Batch(signed, opened, left, now, now + RESEND_S)
+        self._held.set()
         self._by_record.update((record, commit.number) for record in left)
         self._take(Commit(signed=signed))
 
@@ -372,6 +375,9 @@ class Committer:
 
     async def _resend(self) -> None:
         while True:
+            if not self._batches:
+                self._held = trio.Event()
+                await self._held.wait()
             await trio.sleep(RESEND_S)
             now = trio.current_time()
             sent = 0

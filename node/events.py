@@ -33,7 +33,8 @@ class EventBus:
     def emit(self, kind: str, **fields: str | int | bool | None) -> None:
         """Tell everybody that something happened."""
         event = PeerEvent(kind, self._clock.now_ms(), fields)
-        log.info("%s", " ".join((kind, *(f"{name}={_shown(value)}" for name, value in fields.items()))))
+        if log.isEnabledFor(logging.INFO):
+            log.info("%s", " ".join((kind, *(f"{name}={_shown(value)}" for name, value in fields.items()))))
         for tap in self._taps:
             tap(event)
         for send, receive in self._readers.values():

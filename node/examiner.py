@@ -77,6 +77,8 @@ class Examiner:
         """Records to be scored by generator; the first generator is next."""
         self._held: Counter[Address] = Counter()
         self._came = trio.Event()
+        self._laid = trio.Event()
+        """Set when something lies on the desk."""
 
     def accept(self, signed: SignedRecord) -> str | None:
         """Take a record; None if it is on the desk (also if it was before), else the reason of the refusal."""
@@ -92,6 +94,7 @@ class Examiner:
             self._context.events.emit("record_rejected", record=short(digest), generator=generator, reason=reason)
             return reason
         self._cases[digest] = _Case(signed, size_bytes, trio.current_time())
+        self._laid.set()
         self._desk_bytes += size_bytes
         self._held[signed.record.generator] += 1
         if not self._committer.holds(digest):  # we may have restarted since we committed to it
@@ -206,6 +209,9 @@ class Examiner:
     async def _sweep(self) -> None:
         """Take off the desk what was settled without us or will never be."""
         while True:
+            if not self._cases:
+                self._laid = trio.Event()
+                await self._laid.wait()
             await trio.sleep(SWEEP_S)
             now = trio.current_time()
             for digest, case in list(self._cases.items()):

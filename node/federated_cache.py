@@ -22,7 +22,6 @@ from nsllm.cache_dht.placement import Shard
 from nsllm.cache_dht.reuse import LEAST_COSINE, NEIGHBOURS, check_found, check_standing
 from nsllm.cache_dht.store import RecordStore
 from nsllm.consensus.certified import CertifiedRecord
-from nsllm.consensus.registry import Member
 from nsllm.errors import NsllmError, PeerFault
 from nsllm.governance.errors import PolicyError
 from nsllm.ids import Address, Digest, Epoch, PeerId, Ppm, hex0x, short
@@ -110,9 +109,9 @@ class FederatedCache:
         self._placement = context.genesis.placement
         self._shards: dict[Shard, float] = {}
         """Shards that we hold records of, and when each is to be announced (again), in trio's seconds."""
-        self._members: tuple[Member, ...] = ()
+        self._holding: tuple[Address, ...] = ()
         self._holders_of: dict[Shard, tuple[Address, ...]] = {}
-        """What `holders_of` found for `_members`."""
+        """What `holders_of` found for `_holding`."""
         self._filled = trio.Event()
         self.counters = CacheCounters()
         store.ours = self._ours
@@ -301,14 +300,14 @@ class FederatedCache:
 
     def holders_of(self, shard: Shard) -> tuple[Address, ...]:
         """Members that placement gives the shard to."""
-        members = self._context.registry.members()
-        if members is not self._members:
-            self._members = members
+        holding = self._context.registry.state.holding
+        if holding is not self._holding:
+            self._holding = holding
             self._holders_of.clear()
         held = self._holders_of.get(shard)
         if held is None:
             held = self._holders_of[shard] = placement.holders(
-                self._context.network_id, EPOCH, shard, members, self._placement.replication
+                self._context.network_id, EPOCH, shard, holding, self._placement.replication
             )
         return held
 

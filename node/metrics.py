@@ -9,6 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from nsllm.node.engine.port import EngineInfo
 from nsllm.node.engine_metrics import EngineMetrics
 from nsllm.node.service import PeerEvent
+from nsllm.node.traffic_metrics import TrafficMetrics
+from nsllm.p2p.traffic import Traffic
 
 
 class PeerMetrics:
@@ -22,6 +24,7 @@ class PeerMetrics:
         self._log_size = Gauge("nsllm_network_log_size", "Entries of the network log", registry=registry)
         self._connected = Gauge("nsllm_peers_connected", "Peers with a live connection", registry=registry)
         self._engine = EngineMetrics(registry)
+        self._traffic = TrafficMetrics(registry)
         self._restarts = Gauge("nsllm_engine_restarts", "Restarts of the model worker so far", registry=registry)
         self._hits = Gauge("nsllm_cache_hits", "Answers served from the cache so far", registry=registry)
         self._misses = Gauge("nsllm_cache_misses", "Look-ups that found nothing so far", registry=registry)
@@ -40,6 +43,7 @@ class PeerMetrics:
         connected: Callable[[], int],
         engine: Callable[[], EngineInfo],
         look_ups: Callable[[], tuple[int, int, int]],
+        traffic: Traffic,
     ) -> None:
         """Say where the gauges read from; each call is cheap.
 
@@ -50,12 +54,14 @@ class PeerMetrics:
             connected: peers.
             engine: what it runs and did.
             look_ups: hits, misses, refused records.
+            traffic: what the network sent and heard.
         """
         self._height.set_function(height)
         self._halted.set_function(halted)
         self._log_size.set_function(log_size)
         self._connected.set_function(connected)
         self._engine.watch(engine)
+        self._traffic.watch(traffic)
         self._restarts.set_function(lambda: engine().restarts)
         for position, gauge in enumerate((self._hits, self._misses, self._refused)):
             gauge.set_function(_part(look_ups, position))

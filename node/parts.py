@@ -221,6 +221,7 @@ class Parts:
                 counters.misses,
                 counters.refused,
             ),
+            traffic=self._world.network.traffic,
         )
 
     def _make_committer(self) -> Committer:

@@ -16,11 +16,11 @@ import trio
 from nsllm.cache_dht import placement
 from nsllm.cache_dht.store import RecordStore
 from nsllm.consensus.block import DecidedBlock
-from nsllm.consensus.observation import ScoreLeaf
+from nsllm.consensus.observation import ScoreLeaf, unpack_subjects
 from nsllm.errors import NsllmError, PeerFault
 from nsllm.governance.errors import StorageError
 from nsllm.governance.ledger import Ledger
-from nsllm.ids import Height, short
+from nsllm.ids import Digest, Height, short
 from nsllm.node.context import PeerContext
 from nsllm.node.federated_cache import FederatedCache, Shelves
 
@@ -51,8 +51,9 @@ class Restocker:
         self._came = trio.Event()
 
     def decided(self, block: DecidedBlock) -> None:
-        """A block was committed; its records are looked for in a while."""
-        if block.block.body.subjects:
+        """A block was committed; those of its records that are ours to hold are looked for in a while."""
+        keys = (subject.request_key for subject in unpack_subjects(block.block.body.subjects))
+        if self._store.notice is not None or any(map(self._is_ours, keys)):
             self._due.append((trio.current_time() + LOOK_AFTER_S, block.block.header.height))
             self._came.set()
 
@@ -88,11 +89,15 @@ class Restocker:
     async def _lacks(self, leaf: ScoreLeaf) -> bool:
         if self._context.retracted_at(leaf.record) is not None:
             return False
-        shard = placement.key_shard(leaf.request_key, self._context.genesis.placement.shards)
-        mine = self._context.address in self._cache.holders_of(shard)
+        mine = self._is_ours(leaf.request_key)
         # The log tells a record's key, not its embedding: what we hold for its embedding only is worth asking for
         # where the whole store was lost.
         return (mine or self._store.notice is not None) and await self._store.by_digest(leaf.record) is None
+
+    def _is_ours(self, request_key: Digest) -> bool:
+        """Whether placement gives us the key's shard."""
+        shard = placement.key_shard(request_key, self._context.genesis.placement.shards)
+        return self._context.address in self._cache.holders_of(shard)
 
     async def _fetch(self, leaf: ScoreLeaf) -> bool:
         shard = placement.key_shard(leaf.request_key, self._context.genesis.placement.shards)

@@ -5,6 +5,7 @@ The Ed25519 key is the libp2p identity (its public half spells the peer id); the
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Annotated, Final
 
 from msgspec import Meta
@@ -77,8 +78,8 @@ class SignedCard(Value, frozen=True, kw_only=True):
     peer_signature: Annotated[bytes, Meta(min_length=PEER_SIGNATURE_BYTES, max_length=PEER_SIGNATURE_BYTES)]
     member_signature: SignatureField
 
-    def check(self, network: NetworkId, now_ms: TimeMs) -> None:
-        """Pass silently if the card holds for `network` at `now_ms`.
+    def checked(self, network: NetworkId, now_ms: TimeMs) -> SignedCard:
+        """The card, if it holds for `network` at `now_ms`: the remembered one if an equal one was checked before.
 
         Raises:
             CardError: another network, a peer id that is not the key's, expired or too long a term, a multiaddr of
@@ -87,25 +88,37 @@ class SignedCard(Value, frozen=True, kw_only=True):
         card = self.card
         if card.network != network:
             raise CardError(f"card of network {card.network.hex()[:16]}, this is {network.hex()[:16]}")
-        if card.peer_id != peer_id_of(card.public_key):
-            raise CardError(f"card names {card.peer_id}, its key spells {peer_id_of(card.public_key)}")
         if not now_ms < card.expires_ms <= now_ms + MAX_TERM_MS:
             raise CardError(
                 f"card of {card.peer_id} expires at {card.expires_ms} ms, now is {now_ms} ms",
                 hint=f"terms are at most {MAX_TERM_MS} ms; check both clocks",
             )
-        strangers = [text for text in card.multiaddrs if not text.endswith(f"/p2p/{card.peer_id}")]
-        if strangers:
-            raise CardError(f"card of {card.peer_id} lists the address {strangers[0]!r}")
-        if card.admission is not None:
-            member = card.admission.member
-            if (member.address, member.peer_id) != (card.address, card.peer_id):
-                raise CardError(f"card of {card.peer_id} carries the admission of {member.peer_id}")
-        try:
-            verify_peer(card.digest(), self.peer_signature, card.public_key)
-            crypto.verify(card.digest(), self.member_signature, card.address)
-        except SignatureError as error:
-            raise CardError(f"card of {card.peer_id}: {error}") from None
+        return _consistent(self)
+
+
+@lru_cache(maxsize=1024)
+def _consistent(signed: SignedCard) -> SignedCard:
+    """The card, if it fits together and both keys signed it.
+
+    Pure, and the newest results are remembered: every neighbour passes the same cards on. In a simulation, where many
+    peers share a process, they share the cards too.
+    """
+    card = signed.card
+    if card.peer_id != peer_id_of(card.public_key):
+        raise CardError(f"card names {card.peer_id}, its key spells {peer_id_of(card.public_key)}")
+    strangers = [text for text in card.multiaddrs if not text.endswith(f"/p2p/{card.peer_id}")]
+    if strangers:
+        raise CardError(f"card of {card.peer_id} lists the address {strangers[0]!r}")
+    if card.admission is not None:
+        member = card.admission.member
+        if (member.address, member.peer_id) != (card.address, card.peer_id):
+            raise CardError(f"card of {card.peer_id} carries the admission of {member.peer_id}")
+    try:
+        verify_peer(card.digest(), signed.peer_signature, card.public_key)
+        crypto.verify(card.digest(), signed.member_signature, card.address)
+    except SignatureError as error:
+        raise CardError(f"card of {card.peer_id}: {error}") from None
+    return signed
 
 
 def sign_card(peer_key: PeerKey, member_key: MemberKey, card: PeerCard) -> SignedCard:

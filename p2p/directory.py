@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Final
 
 import trio
@@ -74,7 +75,7 @@ class PeerDirectory:
         known = self._cards.get(card.peer_id)
         if known is not None and known.card.sequence >= card.sequence:
             return False
-        signed.check(self._network, self._clock.now_ms())
+        signed = signed.checked(self._network, self._clock.now_ms())
         if card.admission is not None:
             try:
                 if self._registry.admit(card.admission):
@@ -84,7 +85,8 @@ class PeerDirectory:
         self._agree_with_registry(card)
         self._cards.pop(card.peer_id, None)
         self._cards[card.peer_id] = signed
-        self._forget_strangers()
+        if self._registry.by_peer(card.peer_id) is None:
+            self._forget_strangers()
         return True
 
     def follow(self, certified: RegistryState) -> None:
@@ -107,12 +109,20 @@ class PeerDirectory:
 
     def some_cards(self, limit: int) -> tuple[SignedCard, ...]:
         """At most `limit` unexpired cards of members; others each time when there are more."""
-        cards = self.member_cards()
-        if len(cards) <= limit:
-            return cards
-        start = self._passed_on % len(cards)
-        self._passed_on += limit
-        return (*cards, *cards)[start : start + limit]
+        if len(self._cards) <= limit:
+            return self.member_cards()
+        now_ms = self._clock.now_ms()
+        peers = sorted(self._cards)
+        start = self._passed_on % len(peers)
+        found: list[SignedCard] = []
+        for peer in chain(peers[start:], peers[:start]):
+            self._passed_on += 1
+            signed = self._cards[peer]
+            if signed.card.expires_ms > now_ms and self.member_of(peer) is not None:
+                found.append(signed)
+                if len(found) == limit:
+                    break
+        return tuple(found)
 
     def carded(self) -> tuple[PeerId, ...]:
         """Peers with a card that has not expired, ascending."""

@@ -51,11 +51,15 @@ class FramedStream:
             ValueError: longer than the limit: our own mistake.
             StreamClosedError: the other end, or the connection, is gone.
         """
-        await self._stream.send_all(self._frame(value))
+        await self._stream.send_all(self.frame(value))
 
     async def send_together(self, values: Sequence[msgspec.Struct]) -> None:
         """Send several values, a frame each, in one write, which costs far more than a frame. Raises as `send` does."""
-        await self._stream.send_all(b"".join(map(self._frame, values)))
+        await self.send_frames(list(map(self.frame, values)))
+
+    async def send_frames(self, frames: Sequence[bytes]) -> None:
+        """The same for what `frame` made. Raises `StreamClosedError`: the other end, or the connection, is gone."""
+        await self._stream.send_all(b"".join(frames))
 
     async def send_end(self) -> None:
         """Send the end frame: nothing more comes from us, and nothing was lost."""
@@ -117,7 +121,8 @@ class FramedStream:
         else:
             await self.reset()
 
-    def _frame(self, value: msgspec.Struct) -> bytes:
+    def frame(self, value: msgspec.Struct) -> bytes:
+        """A value as it travels, for whoever must know its size first. Raises `ValueError`: longer than the limit."""
         body = canonical.encode(value)
         if len(body) > self._limit_bytes:
             raise ValueError(

@@ -18,6 +18,7 @@ from nsllm.p2p.libp2p_stream import STREAM_ERRORS
 from nsllm.p2p.network import MAX_GOSSIP_BYTES
 from nsllm.p2p.rates import SlidingWindow
 from nsllm.p2p.topics import TopicQueue
+from nsllm.p2p.traffic import Traffic
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +31,11 @@ RPC_BYTES: Final = 16 * MAX_GOSSIP_BYTES
 class Gossip:
     """Topics over gossipsub."""
 
-    def __init__(self, host: Any, topics: dict[str, TopicQueue]) -> None:
-        """Registers the gossip handlers at `host`; `topics` are subscribed to when it starts."""
+    def __init__(self, host: Any, topics: dict[str, TopicQueue], traffic: Traffic) -> None:
+        """Registers the gossip handlers at `host`; `topics` are subscribed to when it starts, `traffic` counts."""
         self._own = host.get_id()
         self._topics = topics
+        self._traffic = traffic
         self._queue: deque[tuple[str, bytes]] = deque(maxlen=QUEUE_LENGTH)
         self._came = trio.Event()
         self._router = GossipSub(
@@ -88,4 +90,5 @@ class Gossip:
             message = await subscription.get()
             origin = ID(message.from_id)
             if origin != self._own and len(message.data) <= MAX_GOSSIP_BYTES:
+                self._traffic.heard += 1
                 queue.put(PeerId(str(origin)), bytes(message.data))

@@ -25,6 +25,7 @@ from nsllm.p2p.libp2p_pointers import Pointers
 from nsllm.p2p.libp2p_stream import STREAM_ERRORS, Libp2pStream
 from nsllm.p2p.network import MAX_GOSSIP_BYTES, MAX_PROVIDER_KEY_BYTES, Stream, StreamHandler
 from nsllm.p2p.topics import TopicQueue
+from nsllm.p2p.traffic import Traffic
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class Libp2pNetwork:
         self._guard = StreamGuard(limits or StreamLimits())
         self._handlers: dict[str, StreamHandler] = {}
         self._topics: dict[str, TopicQueue] = {}
+        self._traffic = Traffic()
         self._reached: dict[PeerId, str] = {}
         self._host: Any = None
         self._nursery: trio.Nursery | None = None
@@ -71,6 +73,11 @@ class Libp2pNetwork:
     def peer_id(self) -> PeerId:
         """Our own identity."""
         return self._peer_id
+
+    @property
+    def traffic(self) -> Traffic:
+        """See `Network.traffic`."""
+        return self._traffic
 
     def addresses(self) -> tuple[str, ...]:
         """Multiaddrs that others can dial, once running."""
@@ -117,7 +124,7 @@ class Libp2pNetwork:
         self._host = host = make_host(self._secret, local=self._local, nursery=nursery)
         swarm = host.get_network()
         self._pointers = pointers = Pointers(host, local=self._local)
-        self._gossip = gossip = Gossip(host, self._topics)
+        self._gossip = gossip = Gossip(host, self._topics, self._traffic)
         swarm.register_notifee(_Notifee(self))
         for protocol, handler in self._handlers.items():
             host.set_stream_handler(protocol, self._served(protocol, handler))
@@ -195,7 +202,9 @@ class Libp2pNetwork:
             raise UnreachableError(f"{peer}: {_cause(error)}") from None
         if self._nursery is None:
             raise StreamClosedError("the network is closing")
-        return Libp2pStream(inner, self._nursery)
+        tally = self._traffic.of(protocol)
+        tally.streams += 1
+        return Libp2pStream(inner, self._nursery, tally)
 
     async def _reach(self, peer: PeerId) -> None:
         """Dial a peer where it was last; if it is not there, where Kademlia says that it is."""
@@ -219,6 +228,7 @@ class Libp2pNetwork:
             raise ValueError(f"announcement of {len(data)} bytes, the limit is {MAX_GOSSIP_BYTES}")
         if self._gossip is not None:
             self._gossip.publish(topic, data)
+            self._traffic.published += 1
         await trio.lowlevel.checkpoint()
 
     def subscribe(self, topic: str) -> AsyncIterator[tuple[PeerId, bytes]]:
@@ -261,9 +271,11 @@ class Libp2pNetwork:
         return None
 
     def _served(self, protocol: str, handler: StreamHandler) -> Any:
+        tally = self._traffic.of(protocol)
+
         async def serve(inner: Any) -> None:
             if self._nursery is not None:
-                await self._guard.serve(handler, Libp2pStream(inner, self._nursery), protocol)
+                await self._guard.serve(handler, Libp2pStream(inner, self._nursery, tally), protocol)
 
         return serve
 

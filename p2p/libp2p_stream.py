@@ -12,6 +12,7 @@ from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamReset
 
 from nsllm.ids import PeerId
 from nsllm.p2p.errors import StreamClosedError
+from nsllm.p2p.traffic import Tally
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +33,11 @@ STREAM_ERRORS: Final = (
 class Libp2pStream:
     """One stream; implements `nsllm.p2p.network.Stream`."""
 
-    def __init__(self, inner: Any, nursery: trio.Nursery) -> None:
-        """Wrap a libp2p `NetStream`; `nursery` carries the closing."""
+    def __init__(self, inner: Any, nursery: trio.Nursery, tally: Tally | None = None) -> None:
+        """Wrap a libp2p `NetStream`; `nursery` carries the closing, `tally` counts what is sent."""
         self._inner = inner
         self._nursery = nursery
+        self._tally = tally
         self._peer = PeerId(str(inner.muxed_conn.peer_id))
         self._finished = False
 
@@ -50,6 +52,8 @@ class Libp2pStream:
             await self._inner.muxed_stream.write(data)
         except STREAM_ERRORS as error:
             raise StreamClosedError(f"stream to {self._peer}: {type(error).__name__}: {error}") from None
+        if self._tally is not None:
+            self._tally.sent(data)
 
     async def receive_some(self, max_bytes: int = 65536) -> bytes:
         """See `Stream.receive_some`."""

@@ -19,6 +19,7 @@ from nsllm.p2p.memory_stream import Connection, MemoryStream, Wire
 from nsllm.p2p.memory_world import MemoryWorld, TraceEvent
 from nsllm.p2p.network import MAX_GOSSIP_BYTES, MAX_PROVIDER_KEY_BYTES, Stream, StreamHandler
 from nsllm.p2p.topics import TopicQueue
+from nsllm.p2p.traffic import Traffic
 
 __all__ = ["MemoryNetwork", "MemoryWorld", "TraceEvent", "fully_connected"]
 
@@ -45,6 +46,7 @@ class MemoryNetwork:
         self._address = address or world.new_address()
         self._handlers: dict[str, StreamHandler] = {}
         self._topics: dict[str, TopicQueue] = {}
+        self._traffic = Traffic()
         self._guard = StreamGuard(limits or StreamLimits())
         self._connections: dict[PeerId, Connection] = {}
         self._known: dict[PeerId, str] = {}
@@ -56,6 +58,11 @@ class MemoryNetwork:
     def peer_id(self) -> PeerId:
         """Our own identity."""
         return self._peer_id
+
+    @property
+    def traffic(self) -> Traffic:
+        """See `Network.traffic`."""
+        return self._traffic
 
     def addresses(self) -> tuple[str, ...]:
         """Our one address while running."""
@@ -142,6 +149,7 @@ class MemoryNetwork:
         if connection is None:
             raise UnreachableError(f"the connection to {peer} broke")
         ours, theirs = connection.open(self._peer_id, protocol)
+        self._traffic.of(protocol).streams += 1
 
         def arrived() -> None:
             network = self._neighbour(peer)
@@ -184,6 +192,7 @@ class MemoryNetwork:
         if len(data) > MAX_GOSSIP_BYTES:
             raise ValueError(f"announcement of {len(data)} bytes, the limit is {MAX_GOSSIP_BYTES}")
         await trio.lowlevel.checkpoint()
+        self._traffic.published += 1
         for peer in self._world.reachable(self._peer_id):
             network = self._neighbour(peer)
             if peer == self._peer_id or network is None or topic not in network._topics:  # noqa: SLF001
@@ -242,7 +251,7 @@ class MemoryNetwork:
         self._world.changed()
 
     def _wire(self) -> Wire:
-        return Wire(peer=self._peer_id, post=self._world.post, trace=self._world.trace)
+        return Wire(peer=self._peer_id, post=self._world.post, trace=self._world.trace, traffic=self._traffic)
 
     def _lost_at(self, peer: PeerId, connection: Connection) -> None:
         connection.break_end(peer)
@@ -259,6 +268,7 @@ class MemoryNetwork:
 
     def _hear(self, origin: PeerId, topic: str, data: bytes) -> None:
         self._world.trace("gossip", origin, self._peer_id, topic, data)
+        self._traffic.heard += 1
         self._topics[topic].put(origin, data)
 
     def _neighbour(self, peer: PeerId) -> MemoryNetwork | None:

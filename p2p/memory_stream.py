@@ -10,9 +10,12 @@ import trio
 
 from nsllm.ids import PeerId
 from nsllm.p2p.errors import StreamClosedError
+from nsllm.p2p.traffic import Traffic
 
 WINDOW_BYTES: Final = 256 * 1024
 """Unread bytes that one direction of a stream holds before `send_all` waits; yamux's initial window."""
+CREDIT_BYTES: Final = WINDOW_BYTES // 2
+"""Read bytes after which a receiver tells its sender that there is room again, as yamux does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,7 @@ class Wire:
     peer: PeerId
     post: Callable[[PeerId, PeerId, Callable[[], None]], None]
     trace: Callable[[str, PeerId, PeerId, str, bytes], None]
+    traffic: Traffic
 
 
 class Connection:
@@ -64,10 +68,13 @@ class MemoryStream:
         self._wire = wire
         self._peer = peer
         self.protocol = protocol
+        self._tally = wire.traffic.of(protocol)
         self._other: MemoryStream = self
         self._inbox = bytearray()
         self._unread_bytes = 0
-        """Sent by us and not yet read by the other end."""
+        """Sent by us and, as far as we were told, not yet read by the other end."""
+        self._read_bytes = 0
+        """Read by us since we last told the other end."""
         self._ended = False
         self._closed = False
         self._broken = False
@@ -99,19 +106,24 @@ class MemoryStream:
             self._unread_bytes += len(chunk)
             self._post(lambda chunk=chunk: self._other._arrive(chunk))  # type: ignore[misc]  # noqa: SLF001
             if not view:
+                self._tally.sent(data)
                 return
 
     async def receive_some(self, max_bytes: int = 65536) -> bytes:
         """See `Stream.receive_some`."""
-        await trio.lowlevel.checkpoint()
+        if self._inbox:
+            await trio.lowlevel.checkpoint()
         while not self._inbox:
             if self._ended or self._broken or self._closed:
+                await trio.lowlevel.checkpoint()
                 return b""
             await self._wait_change()
         data = bytes(self._inbox[:max_bytes])
         del self._inbox[:max_bytes]
-        if not self._broken:
-            self._wire.post(self._wire.peer, self._peer, lambda: self._other._credit(len(data)))  # noqa: SLF001
+        self._read_bytes += len(data)
+        if self._read_bytes >= CREDIT_BYTES and not self._broken:
+            size, self._read_bytes = self._read_bytes, 0
+            self._post(lambda: self._other._credit(size))  # noqa: SLF001
         return data
 
     async def aclose(self) -> None:
@@ -142,7 +154,6 @@ class MemoryStream:
 
     async def verdict(self) -> bool | None:
         """What `answered` said; None if the stream broke before."""
-        await trio.lowlevel.checkpoint()
         while self._accepted is None and not self._broken:
             await self._wait_change()
         return self._accepted

@@ -14,6 +14,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol
 
 from nsllm.ids import PeerId
+from nsllm.p2p.traffic import Traffic
 
 MAX_GOSSIP_BYTES: Final = 16 * 1024
 """Announcements are small: whatever is larger travels on a direct stream."""
@@ -59,6 +60,11 @@ class Network(Protocol):
     @property
     def peer_id(self) -> PeerId:
         """Our own libp2p identity."""
+        ...
+
+    @property
+    def traffic(self) -> Traffic:
+        """What was sent and heard so far."""
         ...
 
     def addresses(self) -> tuple[str, ...]:

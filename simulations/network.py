@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from nsllm.clock import TrioClock
+from nsllm.consensus.message import decode_message
 from nsllm.consensus.registry import Role
 from nsllm.databases import ON_DISK
 from nsllm.files import private_folder
 from nsllm.governance.defaults import default_policy
-from nsllm.ids import PeerId, TimeMs
+from nsllm.ids import Address, PeerId, TimeMs
 from nsllm.node.config import P2pConfig, PeerConfig
 from nsllm.node.data_folder import Settled
 from nsllm.node.engine.port import Engine
@@ -29,6 +30,7 @@ from nsllm.node.world import World
 from nsllm.offload import InlineOffload
 from nsllm.p2p.memory import MemoryNetwork
 from nsllm.p2p.memory_world import MemoryWorld
+from nsllm.p2p.protocols.mesh import MeshKind
 from nsllm.plugins.inline import InlinePluginHost
 from nsllm.simulations.disk import MemoryDatabases
 from nsllm.simulations.standin import StandInEngine, stand_in_digest
@@ -73,6 +75,7 @@ class SimulatedNetwork:
         validators: int = MAX_VALIDATORS,
         on_disk: bool = False,
         keep_events: bool = False,
+        progress: Callable[[float], None] | None = None,
     ) -> None:
         """Make identities and a genesis; nothing runs yet.
 
@@ -84,9 +87,10 @@ class SimulatedNetwork:
             validators: how many of them validate, the first ones; the others follow.
             on_disk: SQLite databases are files, which can be damaged; else they are in memory.
             keep_events: the trace keeps every event of every peer.
+            progress: told of every virtual second in which something is said.
         """
         self.seed = seed
-        self.trace = Trace(keep_events=keep_events)
+        self.trace = Trace(keep_events=keep_events, progress=progress)
         self.space = MemoryWorld(seeded(seed, "space"), gossip_loss=gossip_loss, on_event=self.trace.message)
         identities = [new_identity(seeded(seed, "keys", number).randbytes) for number in range(count)]
         policy = default_policy(stand_in_digest("text"), stand_in_digest("encoder"))
@@ -127,6 +131,8 @@ class SimulatedNetwork:
         twist = self.twists.get(number)
         if twist is not None:
             twist(peer)
+        else:
+            self._overhear(number, peer)
         if simulated.starts > 1:
             self.trace.mark("started", (number,))
         simulated.scope = scope = trio.CancelScope()
@@ -217,6 +223,21 @@ class SimulatedNetwork:
         peer = self.peers[number].peer
         if peer is not None and number not in self.twists:
             self.watch.event(number, peer, event)
+
+    def _overhear(self, number: int, peer: Peer) -> None:
+        """Let the watch see what an honest validator says to the others."""
+        mesh = peer.parts._mesh  # noqa: SLF001 - the one place where a validator's words pass
+        send, own = mesh.send, peer.parts.context.address
+        last = b""
+
+        def overheard(to: Address, kind: MeshKind, payload: bytes) -> None:
+            nonlocal last
+            if kind == "consensus" and payload is not last:  # the same goes to every validator
+                last = payload
+                self.watch.said(number, own, decode_message(payload))
+            send(to, kind, payload)
+
+        mesh.send = overheard  # type: ignore[method-assign]
 
     def _settle(self, number: int, identity: Identity) -> Settled:
         config = PeerConfig(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Final
 
+from nsllm.simulations.comparison import Comparison, measured
 from nsllm.simulations.trace import BUCKET_S, Trace
 
 STAND_INS: Final = (
@@ -54,7 +55,8 @@ def render(result: Mapping[str, str | int | float], trace: Trace) -> str:
         f"<h2>Messages by protocol, every {BUCKET_S:.0f} virtual seconds</h2>{_messages(trace, end_s)}"
         f"<h2>What was done to the network</h2>{_marks(trace)}"
         f"<h2>Result</h2>{_table(result.items())}"
-        f"<h2>What stands in for what</h2>{_stand_ins()}</html>"
+        f"<h2>What stands in for what</h2>{_stand_ins()}"
+        f"<h2>Simulated and real peers</h2>{_comparison(measured())}</html>"
     )
 
 
@@ -176,6 +178,26 @@ def _stand_ins() -> str:
     head = "<tr><th></th><th>in a real peer</th><th>here</th></tr>"
     rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in STAND_INS)
     return f"<table>{head}{rows}</table>"
+
+
+def _comparison(found: Comparison) -> str:
+    """Message counts of another run, in which real peers were asked the same."""
+    about = (
+        f"<p>Not this run: {found.questions} questions to {found.peers} peers within {found.seconds:.0f} seconds,"
+        f" once as processes over libp2p, once simulated, counted by the peers themselves. {escape(found.machine.cpu)},"
+        f" {found.machine.cores} cores, {escape(found.machine.date)}.</p>"
+    )
+    head = "<tr><th>counted</th><th>real</th><th>simulated</th><th>ratio</th><th>for one block</th></tr>"
+    rows = "".join(
+        f"<tr><td>{escape(row.counted)}</td><td>{row.real}</td><td>{row.simulated}</td>"
+        f"<td>{_ratio(row.ratio)}</td><td>{_ratio(row.per_block)}</td></tr>"
+        for row in found.rows
+    )
+    return f"{about}<table>{head}{rows}</table>"
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _table(rows: Iterable[tuple[str, object]]) -> str:

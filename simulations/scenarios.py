@@ -36,12 +36,21 @@ class Scenario:
     gossip_loss: float = 0.0
     validators: int = MAX_VALIDATORS
     """At most so many of the peers validate."""
+    virtual_s: float = 60.0
+    """About how long it lasts on the virtual clock."""
+    takes: str = ""
+    """About what it costs, if that is much."""
 
 
 SCENARIOS: Final[dict[str, Scenario]] = {
     "steady": Scenario(steady),
     "faults": Scenario(faults, gossip_loss=GOSSIP_LOSS),
-    "churn": Scenario(churn, validators=7),
+    "churn": Scenario(
+        churn,
+        validators=7,
+        virtual_s=680.0,
+        takes="100 peers take a minute of processor time, 1,000 more than ten and 10 GB.",
+    ),
     "partition": Scenario(partition),
     "byzantine": Scenario(byzantine),
     "colluding-scorers": Scenario(colluding_scorers),
@@ -50,7 +59,13 @@ SCENARIOS: Final[dict[str, Scenario]] = {
 
 
 def run(
-    name: str, *, peers: int, seed: int, validators: int | None = None, trace: Callable[[Trace], None] | None = None
+    name: str,
+    *,
+    peers: int,
+    seed: int,
+    validators: int | None = None,
+    trace: Callable[[Trace], None] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> Result:
     """Run a scenario from a seed; the same arguments give the same result, digest included.
 
@@ -60,6 +75,7 @@ def run(
         seed: determines everything.
         validators: at most so many of them validate; None: as many as the scenario says.
         trace: given what happened, every event of every peer included, also if the scenario fails.
+        progress: told of virtual seconds as they pass; changes nothing.
 
     Raises:
         UnknownScenarioError: there is no such scenario; names those that there are.
@@ -71,7 +87,7 @@ def run(
     with tempfile.TemporaryDirectory(prefix="nsllm-sim-", dir=_memory_folder()) as folder, quiet():
         try:
             most = scenario.validators if validators is None else validators
-            result = run_virtual(seed, lambda: _staged(scenario, peers, seed, most, Path(folder), trace))
+            result = run_virtual(seed, lambda: _staged(scenario, peers, seed, most, Path(folder), trace, progress))
         except Exception as error:  # a bug in a peer fails the scenario too, with its trace behind it
             chosen = "" if validators is None else f" --validators {validators}"
             replay = f"replay with: nsllm sim {name} --peers {peers} --seed {seed}{chosen} --events"
@@ -86,6 +102,7 @@ async def _staged(
     validators: int,
     folder: Path,
     trace: Callable[[Trace], None] | None,
+    progress: Callable[[float], None] | None,
 ) -> Result:
     network = SimulatedNetwork(
         peers,
@@ -94,6 +111,7 @@ async def _staged(
         gossip_loss=scenario.gossip_loss,
         validators=validators,
         keep_events=trace is not None,
+        progress=progress,
     )
     try:
         return await _played(scenario, network)
@@ -118,6 +136,7 @@ async def _played(scenario: Scenario, network: SimulatedNetwork) -> Result:
         **result,
         "validators": network.validators,
         "commits_checked": network.watch.blocks,
+        "signatures_checked": network.watch.signatures,
         "virtual_s": round(trio.current_time(), 6),
         "messages": network.trace.messages,
         "message_bytes": network.trace.message_bytes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -47,12 +48,15 @@ class Happened:
 class Trace:
     """Digest over everything that happened: messages and state changes, each with its virtual time, in order."""
 
-    def __init__(self, *, keep_events: bool = False) -> None:
+    def __init__(self, *, keep_events: bool = False, progress: Callable[[float], None] | None = None) -> None:
         """Nothing happened yet.
 
         Args:
             keep_events: keep every event of every peer, to be read one by one.
+            progress: told of every virtual second in which something is said; a task that did it would change the run.
         """
+        self._progress = progress
+        self._second = 0
         self._hash = hashlib.sha256()
         self._keep = keep_events
         self.messages = 0
@@ -70,6 +74,9 @@ class Trace:
     def message(self, event: TraceEvent) -> None:
         """A message arrived or was lost."""
         at_us, kind, _, _, label, size_bytes, _ = event
+        if self._progress is not None and at_us // 1_000_000 > self._second:
+            self._second = at_us // 1_000_000
+            self._progress(self._second)
         self.messages += 1
         self.message_bytes += size_bytes
         if kind in {"data", "gossip"}:

@@ -15,6 +15,7 @@ from tables.mutants import mutants
 from tables.pieces import ROOMS, modules
 from tables.receipts import receipt_fields, steps
 from tables.shown import example, source
+from tables.simulated import messages
 from tables.tree import rooms, tree
 from tables.wire import protocol_limits, protocol_modules, protocols
 
@@ -30,6 +31,7 @@ __all__ = [
     "events",
     "example",
     "hooks",
+    "messages",
     "metrics",
     "modules",
     "mutants",

@@ -28,6 +28,8 @@ MAX_BEAT_BYTES: Final = 256
 BEAT_INTERVAL_S: Final = 3.0
 CALM_INTERVAL_S: Final = 30.0
 """Between neighbours of a large network that do not vote with each other."""
+CALM_LOOK_S: Final = 10.0
+"""Between two looks for new neighbours where none is in a hurry."""
 MISSES: Final = 3
 IDLE_S: Final = 60.0
 """A peer that opened a heartbeat and then sends none for this long loses its stream."""
@@ -111,12 +113,14 @@ class Heartbeat:
         """Beat until cancelled."""
         async with trio.open_nursery() as nursery:
             while True:
-                for peer in self._network.connected():
+                connected = self._network.connected()
+                for peer in connected:
                     known = peer in self._beating or self._directory.member_of(peer) is None
                     if not known and self._keeps(peer):
                         self._beating[peer] = None
                         nursery.start_soon(self._watch, peer)
-                await trio.sleep(self._interval_s)
+                hurry = not connected or any(self._urgent(peer) for peer in connected)
+                await trio.sleep(self._interval_s if hurry else CALM_LOOK_S)
 
     async def _watch(self, peer: PeerId) -> None:
         framed: FramedStream | None = None

@@ -10,7 +10,6 @@ from typing import Annotated, Final, Protocol
 
 from msgspec import Meta
 
-from nsllm import canonical
 from nsllm.canonical import Value
 from nsllm.consensus.block import MAX_BLOCK_BYTES, DecidedBlock
 from nsllm.ids import Height, HeightField, PeerId
@@ -94,18 +93,18 @@ def serve_sync(directory: PeerDirectory, store: BlockStore, *, strangers: Rate =
                 await framed.send(SyncAnswer(answer=TipAt(height=await store.tip())))
             else:
                 sent_bytes = 0
-                together: list[SyncAnswer] = []
+                together: list[bytes] = []
                 for block in await store.decided(request.query.start, request.query.count):
-                    answer = SyncAnswer(answer=Committed(block=block))
-                    size_bytes = len(canonical.encode(answer))
+                    frame = framed.frame(SyncAnswer(answer=Committed(block=block)))
+                    size_bytes = len(frame)
                     if sent_bytes and sent_bytes + size_bytes > MAX_ANSWER_BYTES:
                         break
                     sent_bytes += size_bytes
-                    together.append(answer)
+                    together.append(frame)
                     if size_bytes > TOGETHER_BYTES or len(together) >= TOGETHER:
-                        await framed.send_together(together)
+                        await framed.send_frames(together)
                         together = []
-                await framed.send_together(together)
+                await framed.send_frames(together)
             await framed.send_end()
 
     return handler

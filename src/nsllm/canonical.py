@@ -27,8 +27,8 @@ from nsllm.ids import Digest, NetworkId
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-REMEMBERED_BYTES: Final = 16 * 1024
-"""Longer messages are decoded anew each time."""
+REMEMBERED_BYTES: Final = (128, 16 * 1024)
+"""Shorter messages (beats, acknowledgements) seldom come again, longer ones take room: both are decoded anew."""
 MAX_DEPTH: Final = 16
 """Nesting that any value of this project stays below; deeper input is refused before it is typed."""
 DOMAIN_PREFIX: Final = b"nsllm/1/"
@@ -91,10 +91,9 @@ def decode(data: bytes, kind: type[T], *, limit_bytes: int) -> T:
     Raises:
         EncodingError: names the field and what was expected there.
     """
-    if len(data) > REMEMBERED_BYTES:
+    least, most = REMEMBERED_BYTES
+    if not least <= len(data) <= min(most, limit_bytes):
         return _decode(data, kind, limit_bytes)
-    if len(data) > limit_bytes:
-        raise EncodingError(f"message of {len(data)} bytes, the limit is {limit_bytes}")
     return cast("T", _remembered(bytes(data), kind))
 
 

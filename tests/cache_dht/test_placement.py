@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nsllm.cache_dht.placement import Shard, embedding_shard, holders, key_shard, shards_held
-from nsllm.consensus.registry import Member
+from nsllm.consensus.registry import Member, RegistryState
 from nsllm.ids import Address, Digest, Epoch, NetworkId
 from nsllm.record import quantize_embedding
 
@@ -20,7 +20,7 @@ def member(number: int, *roles: str) -> Member:
     return Member(address=Address(hashlib.sha256(bytes([number])).digest()[:20]), peer_id=f"p{number}", roles=roles)
 
 
-EIGHT = tuple(member(i, "data") for i in range(8))
+EIGHT = tuple(member(i, "data").address for i in range(8))
 
 
 @given(st.binary(min_size=32, max_size=32), st.integers(1, 65536))
@@ -54,13 +54,13 @@ def test_holders_are_distinct_data_members_and_independent_of_order() -> None:
     shard = Shard("key", 3)
     chosen = holders(NETWORK, Epoch(0), shard, EIGHT, 3)
     assert len(set(chosen)) == 3
-    assert chosen == holders(NETWORK, Epoch(0), shard, reversed(EIGHT), 3)
-    with_other = (*EIGHT, member(99, "validator"))
-    assert chosen == holders(NETWORK, Epoch(0), shard, with_other, 3)
+    assert chosen == holders(NETWORK, Epoch(0), shard, EIGHT[::-1], 3)
+    with_other = RegistryState.of([*(member(i, "data") for i in range(8)), member(99, "validator")])
+    assert chosen == holders(NETWORK, Epoch(0), shard, with_other.holding, 3)
 
 
 def test_a_member_that_leaves_moves_only_its_own_shards() -> None:
-    gone = EIGHT[0].address
+    gone = EIGHT[0]
     for number in range(64):
         shard = Shard("key", number)
         before = holders(NETWORK, Epoch(0), shard, EIGHT, 2)
@@ -69,7 +69,7 @@ def test_a_member_that_leaves_moves_only_its_own_shards() -> None:
 
 
 def test_shards_are_spread_evenly_and_another_epoch_places_them_anew() -> None:
-    counts = [len(shards_held(NETWORK, Epoch(0), m.address, EIGHT, 256, 2)) for m in EIGHT]
+    counts = [len(shards_held(NETWORK, Epoch(0), address, EIGHT, 256, 2)) for address in EIGHT]
     assert sum(counts) == 2 * 256 * 2
     assert max(counts) < 2 * min(counts)
     moved = [holders(NETWORK, Epoch(e), Shard("key", 1), EIGHT, 2) for e in range(10)]

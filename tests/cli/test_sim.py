@@ -95,3 +95,10 @@ def test_mutants_says_what_found_them():
     assert result.exit_code == 0
     assert "a guard signs two votes in one place" in result.output
     assert run("mutants", "--only", "nothing of that name").exit_code == 2
+
+
+def test_list_says_what_large_runs_cost():
+    said = json.loads(run("list", "--json").output)
+    assert "1,000" in said["churn"]
+    assert {"steady", "core", "mutants"} <= said.keys()
+    assert f"churn  {said['churn']}" in run("list").output

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from nsllm.consensus.errors import ConsensusError
-from nsllm.consensus.registry import Member, MemberRegistry, admit
+from nsllm.consensus.registry import Member, MemberRegistry, RegistryState, admit
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.errors import SignatureError
 from nsllm.ids import PeerId
@@ -22,7 +22,9 @@ def member(key, *roles):
 @pytest.fixture
 def registry(kit):
     keys = kit.keys(3)
-    return MemberRegistry(kit.NETWORK, [member(keys[0], "contributor", "validator"), member(keys[1], "data")])
+    return MemberRegistry(
+        kit.NETWORK, RegistryState.of([member(keys[0], "contributor", "validator"), member(keys[1], "data")])
+    )
 
 
 def test_genesis_members_and_their_roles(kit, registry):

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from eth.db.header import HeaderDB
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -436,3 +437,25 @@ def test_what_was_checked_is_not_computed_again(anchor_network: Networks, monkey
     chain.check([raw], None, time_ms)
     assert chain.execute([raw], time_ms).receipts == ((keccak256(raw), True),)
     assert computed == [((raw,), time_ms)]
+
+
+def test_what_was_only_opened_is_read_even_if_another_chain_knows_it(anchor_network: Networks) -> None:
+    """Walks are remembered for states that a chain made itself: a damaged file is noticed all the same."""
+    net = anchor_network(4, "known to one, damaged at another")
+    whole, connection = net.chain(), memory()
+    damaged = net.chain(connection)
+    for chain in (whole, damaged):
+        anchor(chain, net, 1, 10)
+        assert chain.prove_anchor(10) == whole.prove_anchor(10)
+    connection.execute("DELETE FROM evm WHERE key = ?", (whole.state_root(),))
+    with pytest.raises(ChainError, match="not complete"):
+        net.chain(connection)
+
+
+def test_the_state_root_is_that_of_py_evms_head(anchor_network: Networks) -> None:
+    net, connection = anchor_network(4, "head"), memory()
+    chain = net.chain(connection)
+    for height in (1, 2):
+        anchor(chain, net, height, 10 * height)
+        head = HeaderDB(SqliteStore(connection)).get_canonical_head()
+        assert chain.state_root() == head.state_root

@@ -12,6 +12,7 @@ from nsllm.consensus.errors import ObservationError
 from nsllm.consensus.registry import admit
 from nsllm.crypto import keccak256
 from nsllm.errors import SignatureError
+from nsllm.governance import ledger as ledger_module
 from nsllm.governance.errors import ChainRefusal
 from nsllm.ids import Epoch
 
@@ -85,8 +86,7 @@ async def test_blocks_go_on_only_until_the_last_anchor_is_settled(net, autojump_
     anchors = (await ledger.summary()).anchors
     assert [(a.log_size, a.transaction_height, a.proof_height) for a in anchors] == [(1, 2, 3)]
     assert anchors[0].transaction_hash == keccak256(blocks[1].block.body.transactions[0])
-    assert (await ledger.anchor_for(1)).log_size == 1
-    assert await ledger.anchor_for(2) is None
+    assert [anchor.log_size for anchor in (await ledger.summary()).anchors] == [1]
 
 
 async def test_an_anchor_a_second_at_most(net, autojump_clock) -> None:
@@ -225,3 +225,20 @@ async def test_an_anchor_that_the_contract_refuses_is_left_out_and_tried_less_of
     assert waits == [2, 4, 8]
     await net.run_until_quiet(ledger)
     assert ledger._state.anchored_size == 1
+
+
+@pytest.mark.parametrize(("unpaced", "deliveries_per_s", "wait_s"), [(5, 1, 0.0), (4, 100, 2.0), (4, 1, 5.0)])
+async def test_proposers_of_large_networks_leave_time_between_blocks(
+    net, autojump_clock, monkeypatch, unpaced: int, deliveries_per_s: int, wait_s: float
+) -> None:
+    """Five members: none in a small network, two seconds in a larger one, more where copies would be too many."""
+    monkeypatch.setattr(ledger_module, "UNPACED_MEMBERS", unpaced)
+    monkeypatch.setattr(ledger_module, "DELIVERIES_PER_S", deliveries_per_s)
+    ledger = await net.open()
+    await trio.sleep(1)
+    net.observe_all(ledger, net.record("first"))
+    block = await net.decide(ledger)
+    assert len(ledger.registry.members()) == 5
+    assert block.block.header.time_ms == net.clock.now_ms()
+    net.observe_all(ledger, net.record("second"))
+    assert await ledger.due_in() == pytest.approx(wait_s)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsllm.consensus.registry import Member, MemberRegistry
+from nsllm.consensus.registry import Member, MemberRegistry, RegistryState
 from nsllm.governance.defaults import default_policy
 from nsllm.governance.genesis import Genesis
 from nsllm.ids import Digest, TimeMs
@@ -88,7 +88,7 @@ def test_a_token_admits_one_member_once(tmp_path: Path, clock: HandClock) -> Non
     invites = book(tmp_path, clock)
     invite = invites.create([ADDRESS])
     admission = invites.redeem(invite.token, member(JOINER))
-    registry = MemberRegistry(GENESIS.network_id(), GENESIS.members)
+    registry = MemberRegistry(GENESIS.network_id(), RegistryState.of(GENESIS.members))
     assert registry.admit(admission)
     assert registry.get(JOINER.address) == member(JOINER)
     assert invites.redeem(invite.token, member(JOINER)) == admission  # the first answer may have been lost

@@ -16,7 +16,7 @@ from nsllm.consensus.certificate import Certificate, Precommit
 from nsllm.consensus.certified import CertifiedRecord, Inclusion
 from nsllm.consensus.header import Header
 from nsllm.consensus.observation import DimensionScore, Quartiles, ScoreLeaf
-from nsllm.consensus.registry import Admission, Member, MemberRegistry
+from nsllm.consensus.registry import Admission, Member, MemberRegistry, RegistryState
 from nsllm.crypto import MemberKey
 from nsllm.ids import ZERO_DIGEST, Address, Digest, Height, NetworkId, PeerId, Ppm, Signature, TimeMs
 from nsllm.p2p.card import PeerCard, SignedCard, sign_card
@@ -36,7 +36,7 @@ class Citizen:
         self.peer_key = PeerKey(bytes([number]) * 32)
         self.member_key = MemberKey(bytes([number]) * 32)
         self.clock = TrioClock(START_MS)
-        self.registry = MemberRegistry(NETWORK, genesis)
+        self.registry = MemberRegistry(NETWORK, RegistryState.of(genesis))
         self.directory = PeerDirectory(NETWORK, self.registry, self.clock)
         self.world = world
         self.network = MemoryNetwork(world, self.peer_key.peer_id)

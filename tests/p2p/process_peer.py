@@ -13,7 +13,7 @@ from typing import Any
 import trio
 
 from nsllm.clock import SystemClock
-from nsllm.consensus.registry import Member, MemberRegistry
+from nsllm.consensus.registry import Member, MemberRegistry, RegistryState
 from nsllm.crypto import MemberKey
 from nsllm.errors import NsllmError
 from nsllm.ids import ZERO_DIGEST, Address, Digest, Height, NetworkId, PeerId, TimeMs
@@ -54,7 +54,7 @@ class Peer:
         ]
         clock = SystemClock()
         self.sequence = clock.now_ms()
-        self.directory = PeerDirectory(NETWORK, MemberRegistry(NETWORK, genesis), clock)
+        self.directory = PeerDirectory(NETWORK, MemberRegistry(NETWORK, RegistryState.of(genesis)), clock)
         self.network = Libp2pNetwork(secret=bytes([number]) * 32, listen=[f"/ip4/127.0.0.1/tcp/{port}"], local=True)
         rng = random.Random(number)
         self.connector = Connector(self.network, self.directory, self.card, rng, bootstrap=bootstrap)

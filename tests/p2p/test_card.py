@@ -54,7 +54,7 @@ def test_peer_signatures() -> None:
 async def test_a_fresh_card_holds(make_card: Callable[[], SignedCard], autojump_clock: Any) -> None:
     signed = make_card()
     now_ms = TimeMs(signed.card.expires_ms - 1000)
-    signed.check(signed.card.network, now_ms)
+    signed.checked(signed.card.network, now_ms)
 
 
 CHANGES: dict[str, Any] = {
@@ -82,7 +82,7 @@ async def test_no_field_can_be_changed(make_card: Callable[[], SignedCard], fiel
         assert getattr(signed.card, field) != CHANGES[field]
         changed = msgspec.structs.replace(signed.card, **{field: CHANGES[field]})
     with pytest.raises(CardError):
-        msgspec.structs.replace(signed, card=changed).check(signed.card.network, NOW)
+        msgspec.structs.replace(signed, card=changed).checked(signed.card.network, NOW)
 
 
 def test_every_field_is_tried() -> None:
@@ -98,14 +98,14 @@ async def test_either_signature_alone_is_not_enough(make_card: Callable[[], Sign
     broken = msgspec.structs.replace(signed, member_signature=Signature(bytes(65)))
     for card in (forged_peer, forged_member, broken):
         with pytest.raises(CardError):
-            card.check(signed.card.network, NOW)
+            card.checked(signed.card.network, NOW)
 
 
 async def test_terms(make_card: Callable[[], SignedCard], autojump_clock: Any) -> None:
     signed = make_card()
     for now_ms in (signed.card.expires_ms, signed.card.expires_ms - MAX_TERM_MS - 1):
         with pytest.raises(CardError, match="expires"):
-            signed.check(signed.card.network, TimeMs(now_ms))
+            signed.checked(signed.card.network, TimeMs(now_ms))
 
 
 async def test_addresses_and_admissions_are_the_cards_own(
@@ -115,12 +115,12 @@ async def test_addresses_and_admissions_are_the_cards_own(
     peer_key, member_key = PeerKey(bytes([1]) * 32), MemberKey(bytes([1]) * 32)
     foreign = msgspec.structs.replace(signed.card, multiaddrs=("/memory/1/p2p/somebody",))
     with pytest.raises(CardError, match="lists the address"):
-        sign_card(peer_key, member_key, foreign).check(signed.card.network, NOW)
+        sign_card(peer_key, member_key, foreign).checked(signed.card.network, NOW)
     member = msgspec.structs.replace(_member(signed), peer_id=PeerId("somebody"), address=Address(bytes(20)))
     admission = Admission(member=member, by=member_key.address, signature=Signature(bytes(65)))
     borrowed = msgspec.structs.replace(signed.card, admission=admission)
     with pytest.raises(CardError, match="admission"):
-        sign_card(peer_key, member_key, borrowed).check(signed.card.network, NOW)
+        sign_card(peer_key, member_key, borrowed).checked(signed.card.network, NOW)
 
 
 def _member(signed: SignedCard) -> Any:

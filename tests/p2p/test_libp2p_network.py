@@ -18,7 +18,7 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 
 from nsllm.clock import SystemClock
-from nsllm.consensus.registry import Member, MemberRegistry
+from nsllm.consensus.registry import Member, MemberRegistry, RegistryState
 from nsllm.crypto import MemberKey
 from nsllm.ids import ZERO_DIGEST, Address, NetworkId
 from nsllm.p2p import libp2p_stream
@@ -350,7 +350,7 @@ def directory_of(*numbers: int) -> PeerDirectory:
         )
         for n in numbers
     ]
-    return PeerDirectory(nowhere, MemberRegistry(nowhere, members), SystemClock())
+    return PeerDirectory(nowhere, MemberRegistry(nowhere, RegistryState.of(members)), SystemClock())
 
 
 async def test_mesh_and_a_frame_that_claims_a_gigabyte() -> None:

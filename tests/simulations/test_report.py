@@ -21,4 +21,6 @@ def test_a_report_and_an_event_log(tmp_path: Path) -> None:
     assert html.count("<polyline") == 4
     assert "links cut" in html
     assert "SIGSTOP" in html
+    assert "<h2>Simulated and real peers</h2>" in html
+    assert "mesh: Vote" in html
     assert not re.search(r"<script|https?://|<link|<img", html)

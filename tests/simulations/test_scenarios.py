@@ -39,8 +39,13 @@ def test_faults_are_as_determined_and_leave_one_history() -> None:
     assert here["log_size"] >= here["questions"] > 8
 
 
-def test_a_run_in_this_process_is_the_same_as_one_in_another() -> None:
-    assert run("steady", peers=4, seed=1)["digest"] == simulate("steady", 1, "0")["digest"]
+def test_a_run_that_is_watched_in_this_process_is_the_same_as_one_in_another() -> None:
+    seconds: list[float] = []
+    here = run("steady", peers=4, seed=1, progress=seconds.append)
+    assert here["digest"] == simulate("steady", 1, "0")["digest"]
+    assert seconds == sorted(set(seconds))
+    assert here["virtual_s"] - 2 < seconds[-1] <= here["virtual_s"]
+    assert here["signatures_checked"] > here["height"] * 4
 
 
 @pytest.mark.parametrize("name", ["partition", "byzantine", "colluding-scorers"])

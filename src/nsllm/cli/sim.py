@@ -8,7 +8,7 @@ import click
 
 from nsllm.cli.sim_core import core, replay
 from nsllm.cli.sim_mutants import mutants
-from nsllm.cli.terminal import emit, examples, json_option
+from nsllm.cli.terminal import console, emit, examples, json_option
 
 
 class Scenarios(click.Group):
@@ -45,7 +45,10 @@ def list_scenarios(*, as_json: bool) -> None:
     """What there is to run."""
     from nsllm.simulations.scenarios import SCENARIOS
 
-    said = {name: (scenario.play.__doc__ or "").strip().partition("\n")[0] for name, scenario in SCENARIOS.items()}
+    said = {
+        name: " ".join(((scenario.play.__doc__ or "").strip().partition("\n")[0], scenario.takes)).strip()
+        for name, scenario in SCENARIOS.items()
+    }
     said["core"] = "Agreement alone: seeded schedules of faults, Byzantine validators and links that aim."
     said["mutants"] = "Rules of the agreement broken one by one, and what finds each of them out."
     if as_json:
@@ -75,9 +78,11 @@ def _scenario(name: str) -> click.Command:
     def scenario(
         *, peers: int, seed: int, validators: int | None, events: bool, report: Path | None, as_json: bool
     ) -> None:
+        from rich.progress import Progress
+
         from nsllm.files import write_atomic
         from nsllm.simulations.report import render
-        from nsllm.simulations.scenarios import run
+        from nsllm.simulations.scenarios import SCENARIOS, run
         from nsllm.simulations.trace import Trace
 
         seen: list[Trace] = []
@@ -89,7 +94,16 @@ def _scenario(name: str) -> click.Command:
                     click.echo(str(event), err=as_json)
 
         watched = take if events or report is not None else None
-        result = run(name, peers=peers, seed=seed, validators=validators, trace=watched)
+        with Progress(console=console(), transient=True, disable=not console().is_terminal) as bar:
+            task = bar.add_task("virtual seconds", total=SCENARIOS[name].virtual_s)
+            result = run(
+                name,
+                peers=peers,
+                seed=seed,
+                validators=validators,
+                trace=watched,
+                progress=lambda virtual_s: bar.update(task, completed=virtual_s),
+            )
         if report is not None:
             write_atomic(report, render(result, seen[0]).encode(), mode=0o644)
         if as_json:
