@@ -52,7 +52,7 @@ from nsllm.consensus.message import (
     decode_message,
     encode_message,
 )
-from nsllm.consensus.ports import Application, BlockSource, Mesh
+from nsllm.consensus.ports import Application, BlockSource, Mesh, SnapshotSource
 from nsllm.consensus.replay import begin_entry, replay
 from nsllm.consensus.resend import AnswerRate, answer_to, last_words
 from nsllm.consensus.signing import sign
@@ -83,6 +83,7 @@ class Driver:
         observer: told what happens, at once, in this task; it must not block or raise.
         checkpoint: fault-injection point, called with `vote_written`, `vote_sent`, `committing` and `committed` as
             those moments pass.
+        snapshots: how to come far without every block; None: block by block only.
 
     Raises:
         ConsensusError: the guard's key is not a validator's.
@@ -101,7 +102,9 @@ class Driver:
         timeouts: Timeouts,
         observer: Callable[[ConsensusEvent], None],
         checkpoint: Callable[[str], None] = lambda _moment: None,
+        snapshots: SnapshotSource | None = None,
     ) -> None:
+        self._snapshots = snapshots
         validators = application.validators
         if guard.address not in validators:
             raise ConsensusError(f"{hex0x(guard.address)} is not a validator of epoch {validators.epoch}")
@@ -274,8 +277,6 @@ class Driver:
         else:
             self._ask_at = min(self._ask_at, trio.current_time() + due_s)
 
-    # What comes in
-
     async def _open(self, sender: Address, data: bytes) -> None:
         try:
             body = decode_message(data)
@@ -433,27 +434,33 @@ class Driver:
         self._checkpoint("committing")
         await self._application.commit(decided)
         self._checkpoint("committed")
-        self._tip = tip_of(decided)
+        tip = tip_of(decided)
         self._decided_at = trio.current_time()
-        LOGGER.info("event=committed height=%d round=%d", self._tip.height, decided.certificate.round)
+        LOGGER.info("event=committed height=%d round=%d", tip.height, decided.certificate.round)
         self._observer(BlockCommitted(decided, synced=synced))
         for other, note in self._hindsight.keep(self._state, decided.certificate.round):
             self._say((other,), note)
+        self._stand_on(tip)
+
+    def _stand_on(self, tip: Tip) -> None:
+        """Go on above `tip`, among the validators of its next height; where we are none of them, `run` ends."""
+        self._tip = tip
         validators = self._application.validators
         if validators != self._validators:
             LOGGER.info("event=epoch epoch=%d validators=%d", validators.epoch, validators.size)
             if self._guard.address not in validators:
-                return  # `run` sees it and ends
+                return
             self._enter(validators)
         self._begin()
-
-    # Repair
 
     async def _catch_up(self) -> None:
         """Commit what others are known to have decided: the block at hand if there is one, else from the source."""
         block = at_hand(self._state, self._horizon.certificate)
         if block is not None:
             await self._commit(block, synced=True)
+            return
+        if self._snapshots is not None and await self._snapshots.leap(self._tip.height, self._others_decided()):
+            self._stand_on(await load_tip(self._network, self._application))
             return
         before, others_left = self._tip.height, False
         for decided in await fetch_batch(self._source, self._tip, self._timeouts.fetch_s):

@@ -10,6 +10,7 @@ ConsensusError
 │   └── BatchEquivocationError  … is one of two that contradict each other; carries the proof
 ├── GuardError          (OwnFault)  the signer guard refused to sign: it would contradict what was signed before
 ├── WalError            (OwnFault)  the write-ahead log is damaged beyond its torn tail
+├── PrunedError                 blocks that were kept once and are no more: there is a snapshot instead
 └── DivergenceError     (OwnFault)  our state differs from what a quorum certified: this validator halts
 """
 
@@ -22,6 +23,7 @@ from nsllm.ids import hex0x
 
 if TYPE_CHECKING:
     from nsllm.consensus.batch_conflict import BatchConflict
+    from nsllm.ids import Height
 
 
 class ConsensusError(NsllmError):
@@ -91,6 +93,20 @@ class WalError(ConsensusError, OwnFault):
     """The write-ahead log is damaged beyond its torn tail."""
 
     code = "wal_damaged"
+
+
+class PrunedError(ConsensusError):
+    """Blocks that were kept once and are no more: a snapshot stands in their place.
+
+    Args:
+        kept_from: height of the oldest block that is left.
+    """
+
+    code = "pruned"
+
+    def __init__(self, kept_from: Height) -> None:
+        super().__init__(f"blocks below {kept_from} are pruned", hint="take a snapshot, or ask a peer that keeps all")
+        self.kept_from = kept_from
 
 
 class DivergenceError(ConsensusError, OwnFault):

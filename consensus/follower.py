@@ -10,8 +10,8 @@ import trio
 
 from nsllm.consensus.errors import DivergenceError
 from nsllm.consensus.events import BlockCommitted, ConsensusEvent, Halted, PeerBlamed
-from nsllm.consensus.ports import Application, BlockSource
-from nsllm.consensus.sync import SYNC_BATCH, check_decided, fetch_batch, load_tip, tip_of
+from nsllm.consensus.ports import Application, BlockSource, SnapshotSource
+from nsllm.consensus.sync import SYNC_BATCH, Tip, check_decided, fetch_batch, load_tip, tip_of
 from nsllm.errors import PeerFault
 from nsllm.ids import Address, Height, NetworkId
 
@@ -38,6 +38,7 @@ class Follower:
         me: the member that follows; once it is a validator, `run` returns.
         patience: seconds to wait after an announcement, asked for each. In a large network followers that fetched
             every block at once would ask before their neighbours have it; what is decided meanwhile comes along.
+        snapshots: how to come far without every block; None: block by block only.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class Follower:
         observer: Callable[[ConsensusEvent], None],
         me: Address,
         patience: Callable[[], float] = lambda: 0.0,
+        snapshots: SnapshotSource | None = None,
     ) -> None:
+        self._snapshots = snapshots
         self._patience = patience
         self._network = network
         self._me = me
@@ -65,6 +68,12 @@ class Follower:
             self._announced = height
             self._wake.set()
 
+    async def _ahead(self, tip: Tip) -> Tip:
+        """The tip, or where a snapshot brings us if others are said to be far ahead of it."""
+        if self._snapshots is not None and await self._snapshots.leap(tip.height, self._announced):
+            return await load_tip(self._network, self._application)
+        return tip
+
     async def run(self) -> None:
         """Follow until cancelled, or until we are a validator ourselves.
 
@@ -76,6 +85,7 @@ class Follower:
         while self._me not in self._application.validators:
             self._wake = trio.Event()
             announced = self._announced
+            tip = await self._ahead(tip)
             blocks = await fetch_batch(self._source, tip, FETCH_S)
             before, others_left = tip, False
             for decided in blocks:

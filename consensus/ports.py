@@ -59,7 +59,11 @@ class Application(Protocol):
         ...
 
     async def decided(self, start: Height, count: int) -> Sequence[DecidedBlock]:
-        """Stored decided blocks from `start`, ascending, at most `count`; for peers that catch up."""
+        """Stored decided blocks from `start`, ascending, at most `count`; for peers that catch up.
+
+        Raises:
+            PrunedError: they were stored once, and are no more.
+        """
         ...
 
     async def tip(self) -> Height:
@@ -87,4 +91,16 @@ class BlockSource(Protocol):
 
     def refuse(self) -> bool:
         """What came last is no part of the chain: whoever gave it is not asked for a while. True if others are left."""
+        ...
+
+
+class SnapshotSource(Protocol):
+    """How a peer that is far behind gets ahead without every block. Implemented in `node`, by the snapshot protocol."""
+
+    async def leap(self, tip: Height, claimed: Height) -> bool:
+        """Bring the application far above `tip`, if that is worth it; True if it has moved.
+
+        Called by the application's only committer, while it commits nothing. What is brought is certified; whoever
+        gave what is not is asked no more. `claimed` is the height that others are said to have, unproved.
+        """
         ...

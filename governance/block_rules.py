@@ -50,6 +50,10 @@ MAX_AHEAD_MS: Final = 5_000
 CHECKPOINT_INTERVAL_MS: Final = 60_000
 """A peer's log is checkpointed in the network log at most once in this interval, by header times."""
 
+SETTLED_MS: Final = 24 * 3_600_000
+"""So long, by header times, a settled record is not settled again. Honest validators score no record that is half as
+old, so that none of them says two things about one."""
+
 ADMISSION, GOVERNANCE, CHECKPOINT, EVIDENCE = range(4)
 """Places of the kinds of entries in a body."""
 
@@ -58,7 +62,7 @@ class History(Protocol):
     """What was decided before, as far as the rules ask."""
 
     def is_settled(self, record: Digest) -> bool:
-        """Has an earlier block scored this record, or settled that it stays unscored?"""
+        """Has an earlier block, no older than `SETTLED_MS`, scored this record or settled that it stays unscored?"""
         ...
 
     def member(self, address: Address) -> Member | None:

@@ -6,12 +6,13 @@ Transactions are the caller's: one a block.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from nsllm import canonical
 from nsllm.consensus.block import MAX_BLOCK_BYTES, DecidedBlock
+from nsllm.consensus.certificate import Certificate
 from nsllm.consensus.epoch import EpochChange
 from nsllm.consensus.evidence import offence_of
 from nsllm.consensus.observation import ScoreLeaf, Unscored
@@ -20,6 +21,7 @@ from nsllm.errors import EncodingError
 from nsllm.governance.database import RECOVERY_HINT
 from nsllm.governance.errors import DamageError, StorageError
 from nsllm.governance.genesis import Genesis
+from nsllm.governance.light_client import EpochProof
 from nsllm.governance.log_entry import (
     CertifiedEntry,
     Checkpoint,
@@ -58,11 +60,18 @@ CREATE TABLE IF NOT EXISTS scored (
     height INTEGER NOT NULL,
     position INTEGER NOT NULL
 ) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS scored_by_height ON scored (height);
+CREATE TABLE IF NOT EXISTS settled (
+    position INTEGER PRIMARY KEY,
+    record BLOB NOT NULL UNIQUE,
+    time_ms INTEGER NOT NULL
+);
 CREATE TABLE IF NOT EXISTS epoch (
     epoch INTEGER PRIMARY KEY,
     boundary INTEGER NOT NULL,
     change BLOB NOT NULL,
-    policy BLOB NOT NULL
+    policy BLOB NOT NULL,
+    certificate BLOB NOT NULL
 );
 CREATE TABLE IF NOT EXISTS motion (
     digest BLOB PRIMARY KEY,
@@ -74,6 +83,7 @@ CREATE TABLE IF NOT EXISTS unscored (
     height INTEGER NOT NULL,
     position INTEGER NOT NULL
 ) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS unscored_by_height ON unscored (height);
 CREATE TABLE IF NOT EXISTS peer_checkpoint (
     peer BLOB PRIMARY KEY,
     time_ms INTEGER NOT NULL,
@@ -125,6 +135,13 @@ class EpochRow:
     """Height of the last block of the epoch before, whose header names this one."""
     change: EpochChange
     policy: Policy
+    certificate: Certificate
+    """Of the boundary's header: what stays of the epoch before."""
+
+    @property
+    def proof(self) -> EpochProof:
+        """The handover to this epoch."""
+        return EpochProof(certificate=self.certificate, change=self.change)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +188,26 @@ class BlockStore:
     def put(
         self, decided: DecidedBlock, leaves: Sequence[ScoreLeaf], unscored: Sequence[Unscored], log_start: int
     ) -> None:
-        """Store a block and index what it decided; its log entries are appended apart."""
-        header, body, certificate = decided.block.header, decided.block.body, decided.certificate
+        """Store a block and what it decided; its log entries are appended apart."""
+        header = decided.block.header
+        self.put_block(decided, leaves, unscored, log_start)
+        settled = (*(leaf.record for leaf in leaves), *(each.record for each in unscored))
+        self.put_settled((record, header.time_ms) for record in settled)
+        for data in decided.block.body.entries:
+            entry = decode_entry(data)
+            if isinstance(entry, CheckpointEntry):
+                peer_row = (entry.signed.checkpoint.peer, header.time_ms, data)
+                self._connection.execute("INSERT OR REPLACE INTO peer_checkpoint VALUES (?, ?, ?)", peer_row)
+            elif isinstance(entry, EvidenceEntry):
+                seen = offence_of(entry.evidence)
+                offence_row = (seen.validator, seen.epoch, seen.kind, seen.height, header.height)
+                self._connection.execute("INSERT INTO offence VALUES (?, ?, ?, ?, ?)", offence_row)
+
+    def put_block(
+        self, decided: DecidedBlock, leaves: Sequence[ScoreLeaf], unscored: Sequence[Unscored], log_start: int
+    ) -> None:
+        """Store a block and where its records are; of a record that was settled twice, the last place counts."""
+        header, certificate = decided.block.header, decided.certificate
         self._connection.execute(
             "INSERT INTO block VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
@@ -182,28 +217,48 @@ class BlockStore:
                 certificate.round,
                 len(certificate.precommits),
                 len(leaves),
-                len(body.transactions),
+                len(decided.block.body.transactions),
                 log_start,
                 header.log_size,
                 decided.encoded,
             ),
         )
         self._connection.executemany(
-            "INSERT INTO scored VALUES (?, ?, ?)", [(leaf.record, header.height, i) for i, leaf in enumerate(leaves)]
+            "INSERT OR REPLACE INTO scored VALUES (?, ?, ?)",
+            [(leaf.record, header.height, i) for i, leaf in enumerate(leaves)],
         )
         self._connection.executemany(
-            "INSERT INTO unscored VALUES (?, ?, ?)",
+            "INSERT OR REPLACE INTO unscored VALUES (?, ?, ?)",
             [(each.record, header.height, i) for i, each in enumerate(unscored, start=len(leaves))],
         )
-        for data in body.entries:
-            entry = decode_entry(data)
-            if isinstance(entry, CheckpointEntry):
-                peer_row = (entry.signed.checkpoint.peer, header.time_ms, data)
-                self._connection.execute("INSERT OR REPLACE INTO peer_checkpoint VALUES (?, ?, ?)", peer_row)
-            elif isinstance(entry, EvidenceEntry):
-                seen = offence_of(entry.evidence)
-                offence_row = (seen.validator, seen.epoch, seen.kind, seen.height, header.height)
-                self._connection.execute("INSERT INTO offence VALUES (?, ?, ?, ?, ?)", offence_row)
+
+    def put_settled(self, rows: Iterable[tuple[Digest, TimeMs]]) -> None:
+        """Records that may not be settled again for now, in order, with the time of their block."""
+        self._connection.executemany("INSERT INTO settled (record, time_ms) VALUES (?, ?)", rows)
+
+    def settled(self) -> Iterator[tuple[Digest, TimeMs]]:
+        """All of them, in order."""
+        rows = self._connection.execute("SELECT record, time_ms FROM settled ORDER BY position")
+        return ((Digest(record), TimeMs(time_ms)) for record, time_ms in rows)
+
+    def forget_settled(self, time_ms: TimeMs) -> None:
+        """Forget those of blocks up to `time_ms`."""
+        self._connection.execute("DELETE FROM settled WHERE time_ms <= ?", (time_ms,))
+
+    def kept_from(self) -> Height:
+        """Height of the oldest stored block; 1 before the first."""
+        row = self._connection.execute("SELECT min(height) FROM block").fetchone()
+        return Height(1 if row[0] is None else row[0])
+
+    def prune(self, up_to: Height) -> None:
+        """Forget the blocks up to a height, and what is looked up in them."""
+        log_size = self.row(up_to).log_size
+        for table in ("block", "scored", "unscored"):
+            self._connection.execute(f"DELETE FROM {table} WHERE height <= ?", (up_to,))  # noqa: S608 - our own names
+        self._connection.execute("DELETE FROM anchor WHERE header_height <= ?", (up_to,))
+        self.log.prune(log_size)
+        self._read_blocks.clear()
+        self._read_leaves.clear()
 
     def tip(self) -> DecidedBlock | None:
         """The last block."""
@@ -266,14 +321,17 @@ class BlockStore:
 
     def last_transaction_ms(self) -> TimeMs | None:
         """Time of the newest block with transactions."""
-        query = "SELECT time_ms FROM block WHERE transactions > 0 ORDER BY height DESC LIMIT 1"
-        row = self._connection.execute(query).fetchone()
-        return None if row is None else TimeMs(row[0])
+        row = self._connection.execute("SELECT value FROM meta WHERE name = 'last_transaction_ms'").fetchone()
+        return None if row is None else TimeMs(int.from_bytes(row[0], "big"))
+
+    def put_last_transaction_ms(self, time_ms: TimeMs) -> None:
+        """Keep the time of a block with transactions."""
+        value = time_ms.to_bytes(8, "big")
+        self._connection.execute("INSERT OR REPLACE INTO meta VALUES ('last_transaction_ms', ?)", (value,))
 
     def is_settled(self, record: Digest) -> bool:
-        """Has a block scored this record, or settled that it stays unscored?"""
-        query = "SELECT 1 FROM scored WHERE record = ? UNION ALL SELECT 1 FROM unscored WHERE record = ?"
-        return self._connection.execute(query, (record, record)).fetchone() is not None
+        """Has a block of the last `block_rules.SETTLED_MS` scored this record, or settled that it stays unscored?"""
+        return self._connection.execute("SELECT 1 FROM settled WHERE record = ?", (record,)).fetchone() is not None
 
     def unscored(self, record: Digest) -> Unscored | None:
         """Why a record stays unscored; None if it does not."""
@@ -291,18 +349,8 @@ class BlockStore:
 
     def recent_records(self, count: int) -> list[Digest]:
         """The records settled last, oldest first."""
-        query = (
-            "SELECT record, height, position FROM scored WHERE height > ?1"
-            " UNION ALL SELECT record, height, position FROM unscored WHERE height > ?1 ORDER BY height, position"
-        )
-        floor = 0
-        total = 0
-        for height, records in self._connection.execute("SELECT height, records FROM block ORDER BY height DESC"):
-            total += records
-            if total > count:
-                floor = height
-                break
-        return [Digest(row[0]) for row in self._connection.execute(query, (floor,))]
+        rows = self._connection.execute("SELECT record FROM settled ORDER BY position DESC LIMIT ?", (count,))
+        return [Digest(row[0]) for row in rows][::-1]
 
     def leaves(self, height: Height) -> tuple[ScoreLeaf, ...]:
         """A block's score leaves in body order; remembered as blocks are."""
@@ -316,8 +364,14 @@ class BlockStore:
     def put_epoch(self, row: EpochRow) -> None:
         """Keep what begins after a boundary."""
         self._connection.execute(
-            "INSERT INTO epoch VALUES (?, ?, ?, ?)",
-            (row.change.validators.epoch, row.boundary, canonical.encode(row.change), canonical.encode(row.policy)),
+            "INSERT INTO epoch VALUES (?, ?, ?, ?, ?)",
+            (
+                row.change.validators.epoch,
+                row.boundary,
+                canonical.encode(row.change),
+                canonical.encode(row.policy),
+                canonical.encode(row.certificate),
+            ),
         )
 
     def epochs(self) -> tuple[EpochRow, ...]:
@@ -327,12 +381,13 @@ class BlockStore:
             DamageError: not what was written.
         """
         found: list[EpochRow] = []
-        for epoch, boundary, change, policy in self._connection.execute("SELECT * FROM epoch ORDER BY epoch"):
+        for epoch, boundary, change, policy, proof in self._connection.execute("SELECT * FROM epoch ORDER BY epoch"):
             try:
                 row = EpochRow(
                     Height(boundary),
                     canonical.decode(change, EpochChange, limit_bytes=MAX_EPOCH_BYTES),
                     canonical.decode(policy, Policy, limit_bytes=MAX_EPOCH_BYTES),
+                    canonical.decode(proof, Certificate, limit_bytes=MAX_EPOCH_BYTES),
                 )
             except EncodingError as error:
                 raise DamageError(f"epoch {epoch}: {error.message}", hint=RECOVERY_HINT) from None
@@ -357,6 +412,15 @@ class BlockStore:
         """Decided motions that have not expired, in order of height."""
         rows = self._connection.execute("SELECT digest, height FROM motion ORDER BY height, digest")
         return [(Digest(digest), Height(height)) for digest, height in rows]
+
+    def motion_rows(self) -> list[tuple[Digest, Height, TimeMs]]:
+        """Decided motions that have not expired, in order of height, with their expiry."""
+        rows = self._connection.execute("SELECT digest, height, expires_ms FROM motion ORDER BY height, digest")
+        return [(Digest(digest), Height(height), TimeMs(expires)) for digest, height, expires in rows]
+
+    def checkpoint_rows(self) -> Iterator[tuple[Address, TimeMs, bytes]]:
+        """Each peer's newest checkpoint: peer, time of its block, log entry; ascending by peer."""
+        return iter(self._connection.execute("SELECT peer, time_ms, data FROM peer_checkpoint ORDER BY peer"))
 
     def put_registry(self, registry: RegistryState) -> None:
         """Keep the members after the newest block."""
@@ -419,6 +483,11 @@ class BlockStore:
         query = "SELECT * FROM anchor WHERE log_size >= ? AND proof IS NOT NULL ORDER BY log_size LIMIT 1"
         row = self._connection.execute(query, (log_size,)).fetchone()
         return None if row is None else AnchorRow(*row)
+
+    def newest_anchored(self) -> Height:
+        """Height of the header of the newest proved anchor; 0 before the first."""
+        row = self._connection.execute("SELECT max(header_height) FROM anchor WHERE proof IS NOT NULL").fetchone()
+        return Height(row[0] or 0)
 
     def anchors(self, count: int) -> tuple[AnchorRow, ...]:
         """The newest anchors, newest first."""

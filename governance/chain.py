@@ -10,7 +10,7 @@ Blocking; the ledger calls it through `Offload`, one call at a time, on the conn
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -23,6 +23,7 @@ from nsllm.governance import merkle_patricia, rlp
 from nsllm.governance.anchor_proof import AnchorProof
 from nsllm.governance.errors import ChainError, ChainRefusal, NotAnchoredError
 from nsllm.governance.evm import Evm, ExecutionResult
+from nsllm.governance.evm_state import state_values
 from nsllm.governance.evm_store import SqliteStore
 from nsllm.governance.light_client import EpochProof
 from nsllm.governance.transaction import SignedTransaction, Transaction, parse_transaction, sign_transaction
@@ -148,12 +149,12 @@ class EmbeddedChain:
 
         Args:
             log_size: size in the anchored header.
-            state_root: the state to prove against, the present one if None. Older ones serve as well: the store
-                keeps every node.
+            state_root: the state to prove against, the present one if None. Older ones serve as well, until
+                `forget_history`.
 
         Raises:
             NotAnchoredError: that state has no such anchor.
-            ChainError: no such state was ever here.
+            ChainError: no such state is here.
         """
         state = state_root or self.state_root()
         account, account_nodes = self._prove(state, _path(self.contract))
@@ -162,6 +163,23 @@ class EmbeddedChain:
         if value is None:
             raise NotAnchoredError(f"no anchor at log size {log_size}", hint="the newest is anchored_head()")
         return AnchorProof(contract=self.contract, account_nodes=account_nodes, storage_nodes=storage_nodes)
+
+    def values(self) -> Iterator[bytes]:
+        """The newest EVM header, then the state after it: each stands in the store under its keccak-256."""
+        header, _ = self._evm.head()
+        yield header
+        try:
+            yield from state_values(self.state_root(), self._store.__getitem__)
+        except KeyError:
+            raise ChainError(f"EVM state {hex0x(self.state_root())} is not complete in the file") from None
+
+    def head_rows(self) -> dict[bytes, bytes]:
+        """Rows of the store that say which EVM block is the last."""
+        return self._evm.head()[1]
+
+    def forget_history(self) -> int:
+        """Delete all that the next block does not read: older states, headers, transactions. Returns how many rows."""
+        return self._store.keep_only({*self.head_rows(), *map(keccak256, self.values())})
 
     def _create(self, network: NetworkId, genesis_ms: TimeMs) -> None:
         self._evm.create([self._relayer.address], genesis_ms // 1000)

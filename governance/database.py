@@ -19,6 +19,10 @@ from nsllm.ids import TimeMs
 
 log = logging.getLogger(__name__)
 
+MIN_FREE_PAGES: Final = 256
+"""A megabyte."""
+MAX_JOURNAL_BYTES: Final = 16 * 1024 * 1024
+"""A write-ahead file that grew beyond this in one large transaction is cut back after it."""
 RECOVERY_HINT: Final = "open with recovery: the file is moved aside and filled again from peers"
 
 
@@ -97,6 +101,14 @@ class Database:
             hint = "free some space; nothing of the last step was stored"
             raise StorageError(f"{self._what} {self.path}: {error}", hint=hint) from None
 
+    def give_back(self) -> None:
+        """Return space to the file system, where a quarter of the file is free: less is used again soon."""
+        with self.guarded():
+            free: int = self.connection.execute("PRAGMA freelist_count").fetchone()[0]
+            pages: int = self.connection.execute("PRAGMA page_count").fetchone()[0]
+            if free > max(MIN_FREE_PAGES, pages // 4):
+                self.connection.execute(f"PRAGMA incremental_vacuum({free - pages // 8})").fetchall()
+
     def close(self) -> None:
         """Close the file; what was committed stays."""
         self.connection.close()
@@ -127,7 +139,10 @@ def is_damage(error: sqlite3.DatabaseError) -> bool:
 def _connect(path: Path | None, databases: Databases) -> sqlite3.Connection:
     connection = connect(":memory:", autocommit=True) if path is None else databases.connect(path, autocommit=True)
     try:
+        if connection.execute("PRAGMA page_count").fetchone()[0] == 0:  # of an old file it would write the header
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
         connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute(f"PRAGMA journal_size_limit={MAX_JOURNAL_BYTES}")
         connection.execute("PRAGMA synchronous=FULL")
         verdict: str = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if verdict != "ok":

@@ -3,6 +3,7 @@
 GovernanceError
 ├── LogError        (PeerFault) a Merkle log or proof that does not hold; a mismatch names both roots
 ├── ReceiptError    (PeerFault) a receipt that does not verify: names the step and the field
+├── SnapshotError   (PeerFault) a snapshot that is not the certified one
 ├── MotionError     (BlockError) a governance transaction that may not stand in a block
 ├── PolicyError     a policy or rubric that cannot be used
 ├── GenesisError    (UsageError) a genesis file that cannot be used
@@ -51,6 +52,12 @@ class ReceiptError(GovernanceError, PeerFault):
         super().__init__(where + message, hint=hint)
         self.step = step
         self.field = field
+
+
+class SnapshotError(GovernanceError, PeerFault):
+    """A snapshot, or a chunk of one, that is not what a certified header commits to."""
+
+    code = "bad_snapshot"
 
 
 class MotionError(GovernanceError, BlockError):

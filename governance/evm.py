@@ -92,6 +92,21 @@ class Evm:
         head = self._head()
         return None if head is None else _state_root(self._store[head])
 
+    def head(self) -> tuple[bytes, dict[bytes, bytes]]:
+        """The newest EVM header as it stands under its hash, and the rows of the store that name it the last.
+
+        These and the state are all that the next block reads.
+        """
+        head = self._chain_class.get_chaindb_class()(self._store).get_canonical_head()
+        names = (
+            SchemaV1.make_canonical_head_hash_lookup_key(),
+            SchemaV1.make_block_number_to_hash_lookup_key(head.block_number),
+            SchemaV1.make_block_hash_to_score_lookup_key(head.hash),
+            SchemaV1.make_chain_gaps_lookup_key(),
+            SchemaV1.make_header_chain_gaps_lookup_key(),
+        )
+        return self._store[head.hash], {name: self._store[name] for name in names if name in self._store}
+
     def execute(self, transactions: Sequence[bytes], time_ms: int) -> ExecutionResult:
         """Execute ordered transactions as one block; none is made if none can be executed.
 

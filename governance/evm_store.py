@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Generator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 
 from eth.abc import AtomicWriteBatchAPI
@@ -63,6 +64,13 @@ class SqliteStore(BaseAtomicDB):  # type: ignore[misc] # py-evm is untyped to my
 
     def _exists(self, key: bytes) -> bool:
         return self._connection.execute("SELECT 1 FROM evm WHERE key = ?", (key,)).fetchone() is not None
+
+    def keep_only(self, keys: AbstractSet[bytes]) -> int:
+        """Delete all rows but these; returns how many went."""
+        present = [row[0] for row in self._connection.execute("SELECT key FROM evm")]
+        gone = [(key,) for key in present if key not in keys]
+        self._connection.executemany("DELETE FROM evm WHERE key = ?", gone)
+        return len(gone)
 
     @contextmanager
     def transaction(self) -> Generator[None]:

@@ -8,7 +8,6 @@ after the disk.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -30,19 +29,21 @@ from nsllm.consensus.settlement import Terms
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.crypto import MemberKey
 from nsllm.databases import ON_DISK, Databases
-from nsllm.governance.block_store import AnchorRow, BlockRow
-from nsllm.governance.errors import LedgerError, UnscoredError
+from nsllm.governance.errors import LedgerError
 from nsllm.governance.genesis import Genesis
 from nsllm.governance.ledger_state import LedgerState
+from nsllm.governance.ledger_summary import LedgerSummary, summarize
 from nsllm.governance.log_entry import SignedCheckpoint
 from nsllm.governance.motion import GovernanceTransaction
 from nsllm.governance.motion_pool import MotionPool
 from nsllm.governance.observation_pool import Standing
-from nsllm.governance.offences import OffenceRow
 from nsllm.governance.pending import RECENT_RECORDS, Pending
 from nsllm.governance.policy import Policy
 from nsllm.governance.record_proof import RecordProof
-from nsllm.governance.retraction import RetractionNotice
+from nsllm.governance.retraction import RetractionNotice, RetractionProof
+from nsllm.governance.snapshot import Proved
+from nsllm.governance.snapshots import Snapshots
+from nsllm.governance.waiters import Waiters
 from nsllm.ids import Address, Digest, Height, Round, TimeMs, hex0x
 from nsllm.offload import Offload
 from nsllm.record import SignedRecord
@@ -60,28 +61,6 @@ MAX_BEHIND_MS: Final = 5_000
 """How far back a first proposal's own time may put what its proposer is held to have known."""
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerSummary:
-    """The ledger for the status page."""
-
-    height: Height
-    log_size: int
-    log_root: Digest
-    state_root: Digest | None
-    """As the last header certifies it; None before the first block."""
-    anchored_size: int
-    pending: int
-    """Records with observations that no block holds yet."""
-    halted: str | None
-    notice: str | None
-    blocks: tuple[BlockRow, ...]
-    """Newest first."""
-    anchors: tuple[AnchorRow, ...]
-    """Newest first."""
-    offences: tuple[OffenceRow, ...]
-    """Validators convicted by evidence in a block, newest first."""
-
-
 class Ledger:
     """One peer's copy of the replicated state; `close` it when done."""
 
@@ -94,10 +73,10 @@ class Ledger:
         self._offload = offload
         self._key = key
         self._lock = trio.Lock()
-        motions = MotionPool(state.rules, [motion for motion, _ in state.store.decided_motions()])
-        me = key.address if key is not None else None
-        self._pending = Pending(state.rules, state.registry, recent, motions, me)
-        self._waiters: dict[Digest, list[trio.Event]] = {}
+        self._pending = self._begin_pending(recent)
+        self.snapshots = Snapshots(self._run_on_state, lambda: self._state, self._install)
+        """What this ledger hands out to peers that are far behind, and takes in when it is."""
+        self._waiters = Waiters()
         self._observers: list[Callable[[DecidedBlock], None]] = []
         self.halted: str | None = None
         """Why this ledger takes no further blocks; None while it does."""
@@ -113,6 +92,7 @@ class Ledger:
         key: MemberKey | None = None,
         recover: bool = False,
         databases: Databases = ON_DISK,
+        keep_heights: int = 0,
     ) -> Ledger:
         """Open or create the ledger; validators, policy and chain parameters are the genesis's.
 
@@ -124,6 +104,8 @@ class Ledger:
             key: this validator's member key, which signs and pays anchor transactions; None for a follower.
             recover: move a damaged file aside, begin anew and say so in `notice`; False raises instead.
             databases: where the file is.
+            keep_heights: blocks that are kept once a snapshot stands in their place; 0 keeps all. Proofs of the key's
+                own records are kept anyway.
 
         Raises:
             DamageError: damaged, and `recover` is False.
@@ -131,7 +113,15 @@ class Ledger:
         """
 
         def work() -> tuple[LedgerState, list[Digest]]:
-            state = LedgerState.open(path, genesis, now_ms=clock.now_ms(), recover=recover, databases=databases)
+            state = LedgerState.open(
+                path,
+                genesis,
+                now_ms=clock.now_ms(),
+                recover=recover,
+                databases=databases,
+                own=key.address if key is not None else None,
+                keep_heights=keep_heights,
+            )
             return state, state.store.recent_records(RECENT_RECORDS)
 
         state, recent = await offload.run(work)
@@ -139,7 +129,7 @@ class Ledger:
 
     async def close(self) -> None:
         """Close the file; nothing decided is lost."""
-        await self._run(self._state.close)
+        await self._run_on_state(lambda state: state.close())
 
     # What the peer puts in
 
@@ -320,16 +310,18 @@ class Ledger:
             if committed.epoch is not None:
                 self._pending.begin_epoch(self._state.rules)
             self._pending.judged(self._state, Height(self.height + 1))
-        for record in committed.settled:
-            for waiter in self._waiters.pop(record, ()):
-                waiter.set()
+        self._waiters.wake(committed.settled)
         for observer in tuple(self._observers):
             observer(decided)
 
     async def decided(self, start: Height, count: int) -> Sequence[DecidedBlock]:
-        """Stored decided blocks from `start`, ascending, at most `count` and `MAX_DECIDED`."""
-        first = Height(max(1, start))
-        return await self._run(lambda: self._state.store.blocks(first, max(0, min(count, MAX_DECIDED))))
+        """Stored decided blocks from `start`, ascending, at most `count` and `MAX_DECIDED`.
+
+        Raises:
+            PrunedError: they were here, and are no more.
+        """
+        wanted = max(0, min(count, MAX_DECIDED))
+        return await self._run_on_state(lambda state: state.past.decided(Height(max(1, start)), wanted))
 
     async def leaves(self, height: Height) -> tuple[ScoreLeaf, ...]:
         """Scores that the block at `height` certified, in its order.
@@ -409,11 +401,11 @@ class Ledger:
 
     async def proof(self, record: Digest) -> RecordProof | None:
         """All that can be proved of a record by now; None if it is not scored. A receipt is built from this."""
-        return await self._run(lambda: self._state.proof(record))
+        return await self._run(lambda: self._state.past.proof(record))
 
     async def retraction(self, record: Digest) -> RetractionNotice | None:
         """Proof that validators took a record back, for whoever has an older receipt; None if they have not."""
-        return await self._run(lambda: self._state.retraction(record))
+        return await self._run_on_state(lambda state: state.past.retraction(record))
 
     async def certified(self, record: Digest) -> tuple[ScoreLeaf, Inclusion, Certificate] | None:
         """Scores of a record, their inclusion in the header's `scores_root`, and its certificate."""
@@ -427,20 +419,22 @@ class Ledger:
             UnscoredError: a block settled that it stays unscored; says who abstained.
         """
         record = signed.record.digest()
-        # The waiter stands before the look-up, so that no commit falls between them.
-        waiter = trio.Event()
-        self._waiters.setdefault(record, []).append(waiter)
-        try:
-            while (found := await self.certified(record)) is None:
-                unscored = await self._run(lambda: self._state.store.unscored(record))
-                if unscored is not None:
-                    names = ", ".join(hex0x(address) for address in unscored.abstainers)
-                    raise UnscoredError(f"record {hex0x(record)} stays unscored: {names} abstained")
-                await waiter.wait()
-        finally:
-            self._forget_waiter(record, waiter)
-        leaf, inclusion, certificate = found
+
+        async def find() -> tuple[ScoreLeaf, Inclusion, Certificate] | None:
+            found = await self.certified(record)
+            if found is None:
+                await self._run_on_state(lambda state: state.past.check_scorable(record))
+            return found
+
+        leaf, inclusion, certificate = await self._waiters.until(record, find)
         return CertifiedRecord(signed=signed, leaf=leaf, inclusion=inclusion, certificate=certificate)
+
+    def want(self, record: Digest) -> None:
+        """Keep what a receipt of this record needs when its block is pruned, although others generated it.
+
+        On disk with the next block; a crash before it forgets the wish.
+        """
+        self._state.past.want(record)
 
     @property
     def awaited(self) -> bool:
@@ -448,36 +442,50 @@ class Ledger:
         return bool(self._waiters)
 
     async def header(self, height: Height) -> Header | None:
-        """The decided header at `height`."""
-        found = await self.decided(height, 1) if height >= 1 else ()
+        """The decided header at `height`; None where it is not here (any more)."""
+        found = await self._run_on_state(lambda state: state.store.blocks(height, 1)) if height >= 1 else ()
         return found[0].block.header if found else None
 
     async def summary(self, rows: int = 10) -> LedgerSummary:
         """The ledger for the status page, with the newest `rows` blocks and anchors."""
-        blocks, anchors = await self._run(lambda: (self._state.store.rows(rows), self._state.store.anchors(rows)))
-        tip = self._state.tip
-        return LedgerSummary(
-            height=self.height,
-            log_size=self.log_size,
-            log_root=self.log_root,
-            state_root=tip.block.header.state_root if tip is not None else None,
-            anchored_size=self._state.anchored_size,
-            pending=len(self._pending),
-            halted=self.halted,
-            notice=self.notice,
-            blocks=blocks,
-            anchors=anchors,
-            offences=tuple(reversed(self._state.offences.values()))[:rows],
-        )
+        pending, halted = len(self._pending), self.halted
+        return await self._run_on_state(lambda state: summarize(state, rows, pending=pending, halted=halted))
 
     def subscribe(self, observer: Callable[[DecidedBlock], None]) -> Callable[[], None]:
         """Call `observer` after each commit, in order, in trio's thread; it must not block. Returns its removal."""
         self._observers.append(observer)
         return lambda: self._observers.remove(observer)
 
+    async def _install(self, proved: Proved, retractions: Sequence[RetractionProof]) -> None:
+        """See `Snapshots.install`. What waits for a block is forgotten: senders send again."""
+        self._check_running()
+
+        def work() -> tuple[LedgerState, list[Digest]]:
+            state = self._state.install(proved, retractions)
+            return state, state.store.recent_records(RECENT_RECORDS)
+
+        async with self._lock:
+            self._state, recent = await self._offload.run(work)
+            self._pending = self._begin_pending(recent)
+        self._waiters.wake_all()
+        for observer in tuple(self._observers):
+            observer(proved.offer.block)
+
+    def _begin_pending(self, recent: Sequence[Digest]) -> Pending:
+        state = self._state
+        motions = MotionPool(state.rules, [motion for motion, _ in state.store.decided_motions()])
+        me = self._key.address if self._key is not None else None
+        return Pending(state.rules, state.registry, recent, motions, me)
+
     async def _run(self, work: Callable[[], R]) -> R:
         async with self._lock:
             return await self._offload.run(work)
+
+    async def _run_on_state(self, work: Callable[[LedgerState], R]) -> R:
+        """Like `_run`, on the state as it is once it is our turn: a snapshot may have replaced it."""
+        async with self._lock:
+            state = self._state
+            return await self._offload.run(lambda: work(state))
 
     async def _look_up(self) -> None:
         """Drop pending records that were settled so long ago that memory does not know them."""
@@ -487,13 +495,6 @@ class Ledger:
             found = await self._run(lambda: [store.is_settled(record) for record in unknown])
             for record, settled in zip(unknown, found, strict=True):
                 self._pending.looked_up(record, settled=settled)
-
-    def _forget_waiter(self, record: Digest, waiter: trio.Event) -> None:
-        waiting = self._waiters.get(record, [])
-        if waiter in waiting:
-            waiting.remove(waiter)
-            if not waiting:
-                del self._waiters[record]
 
     def _check_running(self) -> None:
         if self.halted is not None:

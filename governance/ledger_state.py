@@ -7,7 +7,7 @@ A decided block is one transaction over all of them: after a crash either everyt
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -30,16 +30,16 @@ from nsllm.governance.block_rules import BlockRules, Outcome, Parent, compare_he
 from nsllm.governance.block_store import AnchorRow, BlockStore, EpochRow
 from nsllm.governance.chain import EmbeddedChain
 from nsllm.governance.database import RECOVERY_HINT, Database
-from nsllm.governance.errors import ChainError, ChainRefusal, DamageError, LogError
+from nsllm.governance.errors import ChainError, ChainRefusal, DamageError, LedgerError, LogError
 from nsllm.governance.genesis import Genesis
-from nsllm.governance.light_client import EpochProof, LightClient
+from nsllm.governance.light_client import LightClient
 from nsllm.governance.log_entry import AdmissionEntry, Checkpoint, EvidenceEntry, GovernanceEntry, decode_entry
 from nsllm.governance.offences import OffenceRow
+from nsllm.governance.past import Past
 from nsllm.governance.policy import Policy
 from nsllm.governance.proposal import Draft, select
-from nsllm.governance.proving import notice_of, prove_record
-from nsllm.governance.record_proof import RecordProof
-from nsllm.governance.retraction import RetractionNotice
+from nsllm.governance.retraction import RetractionProof
+from nsllm.governance.snapshot import Handover, Offer, Proved, check_offer
 from nsllm.governance.transaction import parse_transaction
 from nsllm.ids import Address, Digest, Epoch, Height, TimeMs, hex0x
 from nsllm.merkle import Frontier
@@ -62,12 +62,14 @@ class Committed:
     anchoring: Anchoring
     epoch: EpochRow | None
     """What the next height begins with, if the block ends its epoch."""
+    wanted: tuple[Digest, ...]
+    """Records whose proofs are to be kept, written with the block."""
 
 
 class LedgerState:
     """Everything that a block changes; also the `History` that the rules ask."""
 
-    def __init__(self, database: Database, genesis: Genesis) -> None:
+    def __init__(self, database: Database, genesis: Genesis, *, own: Address | None, keep_heights: int) -> None:
         """Load the state from an open database, or begin it. Use `open`.
 
         Raises:
@@ -76,12 +78,15 @@ class LedgerState:
         """
         self._database = database
         self._genesis = genesis
+        self._own = own
+        self._keep_heights = keep_heights
         self.rules: BlockRules = BlockRules.founding(genesis)
         """Of the next height."""
         self.registry: Final[MemberRegistry] = genesis.registry()
         """Members after the last block."""
         with database.guarded():
             self.store: Final = BlockStore(database.connection, genesis)
+            self.past: Final = Past(database, genesis, self.store, self, own=own, keep_heights=keep_heights)
             self.epochs: tuple[EpochRow, ...] = self.store.epochs()
             """All after the first."""
             self._light = LightClient.begin(genesis)
@@ -102,9 +107,19 @@ class LedgerState:
 
     @classmethod
     def open(
-        cls, path: Path | None, genesis: Genesis, *, now_ms: TimeMs, recover: bool, databases: Databases = ON_DISK
+        cls,
+        path: Path | None,
+        genesis: Genesis,
+        *,
+        now_ms: TimeMs,
+        recover: bool,
+        databases: Databases = ON_DISK,
+        own: Address | None = None,
+        keep_heights: int = 0,
     ) -> LedgerState:
         """Open or create the ledger file (None: in memory), every page checked.
+
+        Args: see `Ledger.open`; `own` is the member whose records' proofs outlive their blocks.
 
         Raises:
             DamageError: damaged, and `recover` is False.
@@ -114,13 +129,13 @@ class LedgerState:
             path, what="ledger", now_ms=now_ms, recover=recover, hint=RECOVERY_HINT, databases=databases
         )
         try:
-            return cls(database, genesis)
+            return cls(database, genesis, own=own, keep_heights=keep_heights)
         except DamageError as error:
             database.close()
             if path is None or not recover:
                 raise
             anew = Database.begin_anew(path, what="ledger", now_ms=now_ms, reason=error.message)
-            return cls(anew, genesis)
+            return cls(anew, genesis, own=own, keep_heights=keep_heights)
         except BaseException:
             database.close()
             raise
@@ -222,6 +237,8 @@ class LedgerState:
         with self._database.guarded():
             if decided.certificate.header != header:
                 raise BlockError(f"certificate of another header at height {decided.certificate.header.height}")
+            if header.height < self.store.kept_from():
+                raise BlockError(f"block {header.height} again, long after block {self.parent.height}")
             if header.height <= self.parent.height:
                 self._same_as_stored(decided)
                 return None
@@ -230,10 +247,14 @@ class LedgerState:
             self._light.check(decided.certificate)
             outcome = self._outcome_certified(decided)
             with self._database.transaction():
-                return self._store(decided, outcome)
+                committed = self._store(decided, outcome)
+            if self.past.is_due(header.height):
+                self._database.give_back()
+            return committed
 
     def adopt(self, committed: Committed) -> None:
         """Make a stored block the last one."""
+        self.past.forget_wanted(committed.wanted)
         self.registry.state = committed.parent.registry
         for row in committed.offences:
             self.offences[row.validator, row.epoch] = row
@@ -245,19 +266,37 @@ class LedgerState:
             self.epochs = (*self.epochs, committed.epoch)
             self._enter(committed.epoch)
 
-    def proof(self, record: Digest) -> RecordProof | None:
-        """All that can be proved of a record; None if it was not scored."""
-        with self._database.guarded():
-            retracted = self.registry.state.retracted_at(record)
-            return prove_record(self.store, record, self._genesis.policy, self.epochs, retracted)
+    def check_offer(self, offer: Offer, handovers: Sequence[Handover]) -> Proved:
+        """The offer, if certificates lead from our present epoch to it.
 
-    def retraction(self, record: Digest) -> RetractionNotice | None:
-        """Proof that validators took a record back; None if they have not."""
-        height = self.registry.state.retracted_at(record)
-        if height is None:
-            return None
+        Raises:
+            CertificateError, SignatureError: see `snapshot.check_offer`.
+        """
+        return check_offer(offer, handovers, self._light)
+
+    def install(self, proved: Proved, retractions: Sequence[RetractionProof]) -> LedgerState:
+        """Replace the state by a snapshot that was taken in as a whole; this object is of no use then.
+
+        One transaction: after a crash either the old state is there, or the new one. Proofs of own records stay.
+
+        Args:
+            proved: the snapshot.
+            retractions: proofs of those after the ones that are known here, in order; later ones than the snapshot's
+                are passed over.
+
+        Raises:
+            SnapshotError: not whole, or it does not lead to what its certified headers say; nothing was replaced.
+            StorageError: no space; nothing was replaced.
+        """
         with self._database.guarded():
-            return notice_of(self.store, record, height, self.epochs)
+            if proved.offer.manifest.height <= self.parent.height:
+                raise LedgerError(f"snapshot {proved.offer.manifest.height} is not above block {self.parent.height}")
+            with self._database.transaction():
+                self.past.write_wanted()
+                self.past.keep_proofs(self.parent.height)
+                self.past.replace(proved, retractions, self._open_chain)
+            self._database.give_back()
+            return LedgerState(self._database, self._genesis, own=self._own, keep_heights=self._keep_heights)
 
     def leaves(self, height: Height) -> tuple[ScoreLeaf, ...]:
         """Scores of one block, in its order."""
@@ -276,13 +315,7 @@ class LedgerState:
             return ()
         known = self._chain.epoch()
         if known < self.rules.validators.epoch:
-            row = self.epochs[known]
-            boundary = self.store.block(row.boundary)
-            if boundary is None:
-                raise DamageError(f"block {row.boundary} is missing", hint=RECOVERY_HINT)
-            transactions = (
-                self._chain.handover_transaction(EpochProof(certificate=boundary.certificate, change=row.change)),
-            )
+            transactions = (self._chain.handover_transaction(self.epochs[known].proof),)
         else:
             transactions = (self._chain.anchor_transaction(self.tip.certificate),)
         try:
@@ -337,6 +370,7 @@ class LedgerState:
 
     def _store(self, decided: DecidedBlock, outcome: Outcome) -> Committed:
         header, body = decided.block.header, decided.block.body
+        wanted = self.past.write_wanted()
         self.store.put(decided, outcome.leaves, outcome.unscored, self.parent.log.size)
         if outcome.registry is not self.parent.registry:
             self.store.put_registry(outcome.registry)
@@ -347,14 +381,18 @@ class LedgerState:
             self.store.put_motions(expiries, header.height, header.time_ms)
         epoch = None
         if outcome.change is not None:
-            epoch = EpochRow(header.height, outcome.change, outcome.policy)
+            epoch = EpochRow(header.height, outcome.change, outcome.policy, decided.certificate)
             self.store.put_epoch(epoch)
         self.store.log.append(self.parent.log, header.height, outcome.entries)
         # This header certifies the present state root, so anchors executed below it are provable now.
         for log_size in self.store.unproved_anchors():
             proof = canonical.encode(self._chain.prove_anchor(log_size))
             self.store.prove_anchor(log_size, header.height, proof)
-        anchoring = self._execute(decided) if body.transactions else self._anchoring
+        anchoring = self._anchoring
+        if body.transactions:
+            anchoring = self._execute(decided)
+            self.store.put_last_transaction_ms(header.time_ms)
+        snapshot_hash = self.past.append(header, self.parent, outcome, self._chain)
         entries = [decode_entry(data) for data in body.entries]
         proved = [offence_of(entry.evidence) for entry in entries if isinstance(entry, EvidenceEntry)]
         return Committed(
@@ -363,9 +401,10 @@ class LedgerState:
             admissions=tuple(entry.admission for entry in entries if isinstance(entry, AdmissionEntry)),
             offences=tuple(OffenceRow(o.validator, o.epoch, o.kind, o.height, header.height) for o in proved),
             motions=digests,
-            parent=Parent(header.height, header.id(), header.time_ms, outcome.log, outcome.registry),
+            parent=Parent(header.height, header.id(), header.time_ms, outcome.log, outcome.registry, snapshot_hash),
             anchoring=anchoring,
             epoch=epoch,
+            wanted=wanted,
         )
 
     def _execute(self, decided: DecidedBlock) -> Anchoring:
@@ -415,7 +454,8 @@ class LedgerState:
             frontier = self.store.log.frontier()
         except LogError as error:
             raise DamageError(f"network log: {error.message}", hint=RECOVERY_HINT) from None
-        return Parent(header.height, header.id(), header.time_ms, frontier, self.registry.state)
+        snapshot_hash = self.past.snapshot_hash(header)
+        return Parent(header.height, header.id(), header.time_ms, frontier, self.registry.state, snapshot_hash)
 
     def _check_tip(self) -> None:
         """Does what is stored agree with the last certified header?"""

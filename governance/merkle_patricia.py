@@ -96,6 +96,37 @@ def _decoded(data: bytes) -> Item:
     return decode(data)
 
 
+def children(node: bytes) -> tuple[list[Digest], list[bytes]]:
+    """Hashes of the nodes below a node, and the values of leaves in it, both in order; short nodes stand within it.
+
+    Raises:
+        ValueError: not a node.
+    """
+    below: list[Digest] = []
+    values: list[bytes] = []
+    waiting: list[Item] = [decode(node)]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, bytes):
+            if item:
+                below.append(_hash(item))
+            continue
+        if len(item) == 17:
+            value = _value(item[16])
+            if value is not None:
+                values.append(value)
+            waiting.extend(reversed(item[:16]))
+        elif len(item) == 2:
+            leaf, _ = _path(item[0])
+            if leaf:
+                values.append(_value(item[1]) or b"")
+            else:
+                waiting.append(item[1])
+        else:
+            raise ValueError("a trie node is a list of 2 or 17 items")
+    return below, values
+
+
 def _hash(reference: bytes) -> Digest:
     if len(reference) != 32:
         raise ValueError(f"a reference to a trie node is a hash of 32 bytes; got {len(reference)}")

@@ -35,6 +35,15 @@ class NetworkLog:
         )
         return self._tree.extend(frontier, [merkle.leaf_hash(entry) for entry in entries])
 
+    def begin(self, frontier: Frontier) -> None:
+        """Begin an empty log in the middle: what is appended from here on can be proved, what is before cannot."""
+        self._tree.begin(frontier)
+
+    def prune(self, size: int) -> None:
+        """Forget the first `size` entries: the later ones can be proved as before."""
+        self._connection.execute("DELETE FROM network_log_entry WHERE position < ?", (size,))
+        self._tree.prune(size)
+
     def entries(self, start: int, count: int) -> list[bytes]:
         """At most `count` entries from index `start`."""
         query = "SELECT data FROM network_log_entry WHERE position >= ? AND position < ? ORDER BY position"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from msgspec.structs import replace
+
 from nsllm import canonical, merkle
 from nsllm.consensus.block import DecidedBlock
 from nsllm.consensus.certified import Inclusion
@@ -12,7 +14,6 @@ from nsllm.governance.anchor_proof import AnchorProof
 from nsllm.governance.block_store import BlockStore, EpochRow
 from nsllm.governance.database import RECOVERY_HINT
 from nsllm.governance.errors import DamageError
-from nsllm.governance.light_client import EpochProof
 from nsllm.governance.log_entry import GovernanceEntry, decode_entry
 from nsllm.governance.motion import Retract
 from nsllm.governance.policy import Policy
@@ -23,21 +24,14 @@ from nsllm.ids import Digest, Height, hex0x
 MAX_PROOF_BYTES: Final = 256 * 1024
 
 
-def prove_record(
-    store: BlockStore,
-    record: Digest,
-    founding: Policy,
-    epochs: Sequence[EpochRow],
-    retracted: Height | None = None,
-) -> RecordProof | None:
-    """Scores, log entry, anchor and retraction of a record; None if it was not scored.
+def prove_record(store: BlockStore, record: Digest, founding: Policy, epochs: Sequence[EpochRow]) -> RecordProof | None:
+    """Scores, log entry and anchor of a record, without handovers; None if no stored block scores it.
 
     Args:
         store: the ledger's tables.
         record: digest of the record.
         founding: the genesis's policy.
         epochs: all epochs after the first.
-        retracted: height at which it was taken back.
 
     Raises:
         DamageError: a block that the indexes name is missing or damaged.
@@ -50,34 +44,33 @@ def prove_record(
     leaves = store.leaves(height)
     hashes = [merkle.leaf_hash(canonical.encode(leaf)) for leaf in leaves]
     index = store.row(height).log_start + position
-    anchor = _prove_anchor(store, index)
-    retraction = _prove_retraction(store, record, retracted) if retracted is not None else None
     epoch = certificate.header.epoch
-    others = [each.certificate.header.epoch for each in (anchor, retraction) if each is not None]
     return RecordProof(
         leaf=leaves[position],
         scores=Inclusion(index=position, size=len(hashes), path=merkle.inclusion_path(hashes, position)),
         certificate=certificate,
         entry=store.log.inclusion(index, certificate.header.log_size),
-        anchor=anchor,
-        epochs=_handovers(store, epochs[: max([epoch, *others])]),
+        anchor=_prove_anchor(store, index),
+        epochs=(),
         policy=epochs[epoch - 1].policy if epoch and epochs[epoch - 1].policy != founding else None,
-        retraction=retraction,
+        retraction=None,
     )
 
 
-def notice_of(store: BlockStore, record: Digest, height: Height, epochs: Sequence[EpochRow]) -> RetractionNotice:
-    """The retraction of a record by the block at `height`, provable on its own.
+def completed(proof: RecordProof, retraction: RetractionProof | None, epochs: Sequence[EpochRow]) -> RecordProof:
+    """A proof with the record's retraction, and the handovers from the genesis to the latest epoch in it."""
+    parts = (proof, proof.anchor, retraction)
+    latest = max(part.certificate.header.epoch for part in parts if part is not None)
+    return replace(proof, retraction=retraction, epochs=tuple(row.proof for row in epochs[:latest]))
 
-    Raises:
-        DamageError: a block that it takes is missing or damaged.
-    """
-    proof = _prove_retraction(store, record, height)
-    handovers = _handovers(store, epochs[: proof.certificate.header.epoch])
+
+def notice_of(proof: RetractionProof, epochs: Sequence[EpochRow]) -> RetractionNotice:
+    """A retraction, provable on its own."""
+    handovers = tuple(row.proof for row in epochs[: proof.certificate.header.epoch])
     return RetractionNotice(format="nsllm-retraction/1", epochs=handovers, proof=proof)
 
 
-def _prove_retraction(store: BlockStore, record: Digest, height: Height) -> RetractionProof:
+def prove_retraction(store: BlockStore, record: Digest, height: Height) -> RetractionProof:
     """The proof of a retraction that the block at `height` holds.
 
     Raises:
@@ -92,10 +85,6 @@ def _prove_retraction(store: BlockStore, record: Digest, height: Height) -> Retr
             path = store.log.inclusion(index, row.log_size).path
             return RetractionProof(transaction=entry.transaction, index=index, path=path, certificate=certificate)
     raise DamageError(f"block {height} holds no motion that retracts {hex0x(record)}", hint=RECOVERY_HINT)
-
-
-def _handovers(store: BlockStore, epochs: Sequence[EpochRow]) -> tuple[EpochProof, ...]:
-    return tuple(EpochProof(certificate=_stored(store, row.boundary).certificate, change=row.change) for row in epochs)
 
 
 def _prove_anchor(store: BlockStore, index: int) -> AnchorEvidence | None:

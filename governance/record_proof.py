@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
+from msgspec import Meta
+
+from nsllm.canonical import Value
 from nsllm.consensus.certificate import Certificate
 from nsllm.consensus.certified import Inclusion
 from nsllm.consensus.header import Header
@@ -12,11 +15,10 @@ from nsllm.governance.anchor_proof import AnchorProof
 from nsllm.governance.light_client import EpochProof
 from nsllm.governance.policy import Policy
 from nsllm.governance.retraction import RetractionProof
-from nsllm.ids import Digest, Height
+from nsllm.ids import DigestField, HeightField
 
 
-@dataclass(frozen=True, slots=True)
-class AnchorEvidence:
+class AnchorEvidence(Value, frozen=True, kw_only=True):
     """The first certified anchor that covers a record."""
 
     anchored: Header
@@ -27,12 +29,11 @@ class AnchorEvidence:
     """Of the contract's storage against the state root in `certificate`."""
     certificate: Certificate
     """Of a later header, whose state root holds the anchor."""
-    transaction_hash: Digest
-    transaction_height: Height
+    transaction_hash: DigestField
+    transaction_height: HeightField
 
 
-@dataclass(frozen=True, slots=True)
-class RecordProof:
+class RecordProof(Value, frozen=True, kw_only=True):
     """All that this ledger knows of a scored record."""
 
     leaf: ScoreLeaf
@@ -42,7 +43,7 @@ class RecordProof:
     entry: Inclusion
     """Of the record's log entry under the same header's `log_root`."""
     anchor: AnchorEvidence | None
-    epochs: tuple[EpochProof, ...]
+    epochs: Annotated[tuple[EpochProof, ...], Meta(max_length=1024)]
     """Handovers from the genesis to the latest epoch that a certificate here is of, in order."""
     policy: Policy | None
     """In force when the record was scored; None if it is the genesis's."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from nsllm import merkle
 from nsllm.governance.errors import LogError
 from nsllm.ids import Digest
-from nsllm.merkle import Frontier
+from nsllm.merkle import MAX_SIZE, Frontier
 
 
 class TreeStore:
@@ -29,16 +29,36 @@ class TreeStore:
         )
 
     def size(self) -> int:
-        """Leaves stored."""
-        query = f"SELECT max(position) FROM {self._table} WHERE level = 0"  # noqa: S608 - the name is ours
-        last: int | None = self._connection.execute(query).fetchone()[0]
-        return 0 if last is None else last + 1
+        """Leaves of the tree, of which the first ones may be pruned: where its last peak ends."""
+        query = f"SELECT max(position) FROM {self._table} WHERE level = ?"  # noqa: S608 - the name is ours
+        ends: list[int] = [0]
+        for level in range(MAX_SIZE.bit_length()):
+            last: int | None = self._connection.execute(query, (level,)).fetchone()[0]
+            if last is not None:
+                ends.append((last + 1) << level)
+        return max(ends)
+
+    def begin(self, frontier: Frontier) -> None:
+        """Make an empty store the right edge of a tree whose other nodes nobody here needs."""
+        self._connection.executemany(
+            f"INSERT INTO {self._table} (level, position, hash) VALUES (?, ?, ?)",  # noqa: S608
+            [(*place, peak) for place, peak in zip(_peaks(frontier.size), frontier.peaks, strict=True)],
+        )
+
+    def prune(self, size: int) -> None:
+        """Forget the nodes that only proofs of the first `size` leaves read: all below them but their peaks."""
+        kept = dict(_peaks(size))
+        for level in range(size.bit_length()):
+            first = kept.get(level, size >> level)
+            self._connection.execute(
+                f"DELETE FROM {self._table} WHERE level = ? AND position < ?",  # noqa: S608
+                (level, first),
+            )
 
     def frontier(self) -> Frontier:
         """The tree's right edge, read from its O(log n) peaks."""
         size = self.size()
-        levels = [level for level in range(size.bit_length() - 1, -1, -1) if size >> level & 1]
-        return Frontier(size, tuple(self.node(level, (size >> level) - 1) for level in levels))
+        return Frontier(size, tuple(self.node(level, position) for level, position in _peaks(size)))
 
     def extend(self, frontier: Frontier, leaves: Sequence[Digest]) -> Frontier:
         """Store `leaves` (leaf hashes) after `frontier`, which must be the stored tree's; returns the next one."""
@@ -75,3 +95,9 @@ class TreeStore:
     def consistency(self, old_size: int, size: int) -> tuple[Digest, ...]:
         """Proof that the first `old_size` leaves are a prefix of the first `size`."""
         return merkle.consistency_path_from(self.node, old_size, size)
+
+
+def _peaks(size: int) -> list[tuple[int, int]]:
+    """Level and position of the peaks of a tree, largest first."""
+    levels = [level for level in range(size.bit_length() - 1, -1, -1) if size >> level & 1]
+    return [(level, (size >> level) - 1) for level in levels]

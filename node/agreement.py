@@ -32,6 +32,7 @@ from nsllm.governance.ledger import Ledger
 from nsllm.ids import Address, Height, hex0x
 from nsllm.node.context import PeerContext
 from nsllm.node.links import BlockFeed, ConsensusMesh
+from nsllm.node.snapshot_feed import SnapshotFeed
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Agreement:
         ledger: Ledger,
         mesh: ConsensusMesh,
         feed: BlockFeed,
+        snapshots: SnapshotFeed,
         folder: Path,
         checkpoint: Callable[[str], None],
         calm: Callable[[], bool] = lambda: False,
@@ -63,6 +65,7 @@ class Agreement:
             ledger: what blocks are committed to.
             mesh: carries votes.
             feed: decided blocks of others.
+            snapshots: their state, where blocks are too many.
             folder: of guard and write-ahead log.
             checkpoint: see `World.checkpoint`.
             calm: whether the network is so large that followers take their time.
@@ -72,6 +75,7 @@ class Agreement:
         self._ledger = ledger
         self._mesh = mesh
         self._feed = feed
+        self._snapshots = snapshots
         self._folder = folder
         self._checkpoint = checkpoint
         self._driver: Driver | None = None
@@ -129,6 +133,7 @@ class Agreement:
                 observer=self._observe,
                 me=context.address,
                 patience=self._patience,
+                snapshots=self._snapshots,
             )
             return
         home = private_folder(self._folder / CONSENSUS_FOLDER)
@@ -145,6 +150,7 @@ class Agreement:
             timeouts=Timeouts(),
             observer=self._observe,
             checkpoint=self._checkpoint,
+            snapshots=self._snapshots,
         )
 
     def close(self) -> None:

@@ -89,6 +89,7 @@ class Completions:
         self._connection = database.connection
         self._offload = offload
         self._lock = trio.Lock()
+        self._cached: Callable[[Digest], None] = lambda _record: None
         self._notes: dict[str, tuple[str, TimeMs]] = {}
         """Detail and time of completions without a record that are not written yet."""
         self.notice = notice
@@ -160,6 +161,12 @@ class Completions:
             )
 
         await self._transaction(work)
+        if signed is not None and not own:
+            self._cached(signed.record.digest())
+
+    def watch_cached(self, watcher: Callable[[Digest], None]) -> None:
+        """Call `watcher` with each record of somebody else that an answer was taken from; it must not block."""
+        self._cached = watcher
 
     async def note(self, completion_id: str, detail: str, now_ms: TimeMs) -> None:
         """A completion that has no record and will have none: private, withheld or unpublished; `detail` says which.

@@ -232,6 +232,19 @@ class DocumentsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class LedgerConfig:
+    """What this peer keeps of the network's history."""
+
+    keep_heights: int = setting(
+        10_000,
+        "Blocks that are kept; older ones give way to a certified snapshot, this peer's receipts stay. 0: keep all.",
+        unit="blocks",
+        least=0,
+        most=1_000_000_000,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class PluginConfig:
     """Plugins beside the built-in ones."""
 
@@ -279,6 +292,7 @@ class PeerConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     documents: DocumentsConfig = field(default_factory=DocumentsConfig)
+    ledger: LedgerConfig = field(default_factory=LedgerConfig)
     plugins: PluginConfig = field(default_factory=PluginConfig)
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ import trio
 from nsllm import canonical
 from nsllm.consensus.observation import Subject
 from nsllm.errors import NsllmError, PeerFault
+from nsllm.governance.block_rules import SETTLED_MS
 from nsllm.governance.errors import AbstainError
 from nsllm.governance.hybrid_score import HybridScorer
 from nsllm.governance.ledger import Ledger
@@ -37,6 +38,8 @@ TRIES: Final = 3
 """An engine that fails, such as one that is being started again, is asked so often before we abstain."""
 RETRY_S: Final = 1.0
 SWEEP_S: Final = 5.0
+MAX_AGE_MS: Final = SETTLED_MS // 2
+"""A record that was made longer ago (or so far ahead) is not scored: whether it was before may be forgotten."""
 GIVE_UP_S: Final = 600.0
 
 
@@ -118,9 +121,15 @@ class Examiner:
         stranger = next((one for one in strangers if self._context.registry.get(one) is None), None)
         if stranger is not None:
             return f"it cites a chunk of {hex0x(stranger)}, who is no member"
+        away_ms = abs(self._context.clock.now_ms() - signed.record.created_ms)
+        if away_ms > MAX_AGE_MS:
+            return f"made {away_ms // 1000} s away from our clock; at most {MAX_AGE_MS // 1000} s: ask again"
+        return self._no_room(signed.record.generator, size_bytes)
+
+    def _no_room(self, generator: Address, size_bytes: int) -> str | None:
         if len(self._cases) >= DESK_LIMIT or self._desk_bytes + size_bytes > DESK_BYTES:
             return f"{len(self._cases)} records are waiting already; submit again later"
-        if self._held[signed.record.generator] >= GENERATOR_LIMIT:
+        if self._held[generator] >= GENERATOR_LIMIT:
             return f"{GENERATOR_LIMIT} of your records are waiting already; submit again later"
         return None
 

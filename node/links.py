@@ -12,6 +12,7 @@ from nsllm.cache_dht.removal import SignedRemoval
 from nsllm.cache_dht.withdrawal import SignedWithdrawal
 from nsllm.consensus.block import DecidedBlock
 from nsllm.consensus.certified import CertifiedRecord
+from nsllm.consensus.errors import PrunedError
 from nsllm.errors import NsllmError
 from nsllm.ids import Address, Digest, Height, PeerId
 from nsllm.p2p.directory import PeerDirectory
@@ -60,23 +61,30 @@ class BlockFeed:
         """Who gave the last blocks."""
         self._refused: dict[PeerId, float] = {}
         """Until when, on trio's clock."""
+        self._pruned_below = Height(0)
+        """Blocks below this have been asked for, and some peer had them no more."""
 
     async def fetch(self, start: Height, count: int) -> Sequence[DecidedBlock]:
         """Decided blocks from the first of three peers that has any, unverified; empty if none has."""
         if start != self._start:
             self._start = start
             self._asked = {}
-        if not self._ranked():
+        if not self.ranked():
             self._refused = {}  # nobody is left: perhaps it was not their fault
-        for peer in self._ranked()[:SOURCES_TRIED]:
+        for peer in self.ranked()[:SOURCES_TRIED]:
             self._asked[peer] = None
             try:
                 blocks = await fetch_blocks(self._network, peer, start, count)
+            except PrunedError as error:
+                log.info("sync_pruned peer=%s start=%d kept_from=%d", peer, start, error.kept_from)
+                self._pruned_below = error.kept_from
+                continue
             except NsllmError as error:
                 log.info("sync_failed peer=%s start=%d error=%s", peer, start, error)
                 continue
             if blocks:
                 self._gave = peer
+                self._pruned_below = Height(0)
                 return blocks
         return ()
 
@@ -84,11 +92,19 @@ class BlockFeed:
         """Do not ask whoever gave the last blocks for `REFUSED_S`; True if there are others to ask."""
         if self._gave is not None:
             log.warning("sync_peer_refused peer=%s start=%d", self._gave, self._start)
-            self._refused[self._gave] = trio.current_time() + REFUSED_S
+            self.drop(self._gave)
             self._gave = None
-        return bool(self._ranked())
+        return bool(self.ranked())
 
-    def _ranked(self) -> list[PeerId]:
+    def drop(self, peer: PeerId) -> None:
+        """Do not ask this peer for `REFUSED_S`."""
+        self._refused[peer] = trio.current_time() + REFUSED_S
+
+    def is_pruned(self, height: Height) -> bool:
+        """Did the last look for this block find peers that have it no more, and none that has it?"""
+        return height < self._pruned_below
+
+    def ranked(self) -> list[PeerId]:
         """Connected members but refused ones, those not asked yet first, then by the height that they claim."""
         now = trio.current_time()
         self._refused = {peer: until for peer, until in self._refused.items() if until > now}

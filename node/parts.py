@@ -44,6 +44,7 @@ from nsllm.node.receipts import Receipts
 from nsllm.node.removals import Removals
 from nsllm.node.restock import Restocker
 from nsllm.node.retrieval import Retrieval
+from nsllm.node.snapshot_feed import SnapshotFeed
 from nsllm.node.stores import Stores
 from nsllm.node.world import World
 from nsllm.p2p.directory import PeerDirectory
@@ -56,6 +57,7 @@ from nsllm.p2p.protocols.passages import PASSAGES, serve_passages
 from nsllm.p2p.protocols.push import PUSH, serve_push
 from nsllm.p2p.protocols.removal import REMOVAL, serve_removal
 from nsllm.p2p.protocols.shelve import SHELVE, serve_shelve
+from nsllm.p2p.protocols.snapshot import SNAPSHOT, serve_snapshot
 from nsllm.p2p.protocols.submit import SUBMIT, serve_submit
 from nsllm.p2p.protocols.sync import SYNC, serve_sync
 from nsllm.record import SignedRecord
@@ -96,6 +98,7 @@ class Parts:
             ledger=ledger,
             mesh=ConsensusMesh(self._mesh),
             feed=feed,
+            snapshots=SnapshotFeed(context, network, feed, ledger.snapshots),
             folder=world.folder,
             checkpoint=world.checkpoint,
             calm=lambda: not self.neighbours.everybody,
@@ -144,6 +147,7 @@ class Parts:
             examiner=self._examiner,
         )
         self._executors = Executors(context=context, engine=engine, network=network, directory=self.directory)
+        stores.completions.watch_cached(ledger.want)
         self.receipts = Receipts(context, stores.completions, ledger)
         self.orchestrator = Orchestrator(
             context=context,
@@ -248,6 +252,7 @@ class Parts:
     def _serve_protocols(self) -> None:
         network, directory = self._world.network, self.directory
         network.handle(SYNC, serve_sync(directory, self._stores.ledger))
+        network.handle(SNAPSHOT, serve_snapshot(directory, self._stores.ledger.snapshots))
         network.handle(FETCH, serve_fetch(directory, self._look_up, self._look_up_near))
         network.handle(PUSH, serve_push(directory, self._hold))
         network.handle(PASSAGES, serve_passages(directory, self.documents.near))

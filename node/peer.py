@@ -196,6 +196,8 @@ class Peer:
                 "network_log_size": ledger.log_size,
                 "network_log_root": hex0x(ledger.log_root),
                 "anchored_size": ledger.anchored_size,
+                "kept_from": ledger.kept_from,
+                "snapshot_height": ledger.snapshot_height,
             },
             anchors=tuple(anchor_row(row) for row in ledger.anchors),
             notices=self._notices(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from nsllm.consensus.certificate import Certificate
 from nsllm.governance.ledger import Ledger

@@ -284,7 +284,8 @@ class Status:
     """Newest first, at most 10."""
     policy: dict[str, Any]
     logs: dict[str, Any]
-    """peer_log_size, peer_log_root, network_log_size, network_log_root"""
+    """peer_log_size, peer_log_root, network_log_size, network_log_root, anchored_size, kept_from (the oldest block
+    here), snapshot_height (of the newest snapshot here; None before the first)"""
     anchors: tuple[dict[str, Any], ...]
     """Newest first, at most 10: log_size, log_root, tx, height, certified"""
     notices: tuple[str, ...]

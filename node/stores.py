@@ -48,6 +48,7 @@ class Stores:
                 key=identity.member,
                 recover=True,
                 databases=databases,
+                keep_heights=settled.config.ledger.keep_heights,
             ),
             records=await offload.run(
                 lambda: RecordStore.open(

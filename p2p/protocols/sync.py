@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from nsllm.canonical import Value
 from nsllm.consensus.block import MAX_BLOCK_BYTES, DecidedBlock
+from nsllm.consensus.errors import PrunedError
 from nsllm.ids import Height, HeightField, PeerId
 from nsllm.p2p.directory import PeerDirectory
 from nsllm.p2p.errors import MisbehaviourError
@@ -36,7 +37,7 @@ class BlockStore(Protocol):
     """What the handler serves from; `nsllm.consensus.ports.Application` has both."""
 
     async def decided(self, start: Height, count: int) -> Sequence[DecidedBlock]:
-        """Stored decided blocks from `start`, ascending, at most `count`."""
+        """Stored decided blocks from `start`, ascending, at most `count`; raises `PrunedError` for older ones."""
         ...
 
     async def tip(self) -> Height:
@@ -73,10 +74,17 @@ class TipAt(Value, frozen=True, kw_only=True, tag="tip_at"):
     height: HeightField
 
 
-class SyncAnswer(Value, frozen=True, kw_only=True):
-    """A block, the tip, or the refusal that ends the answer."""
+class Pruned(Value, frozen=True, kw_only=True, tag="pruned"):
+    """Not these blocks: they are no more here. A snapshot stands in their place (`/nsllm/snapshot/1`)."""
 
-    answer: Committed | TipAt | Refused
+    kept_from: HeightField
+    """The oldest block that is left."""
+
+
+class SyncAnswer(Value, frozen=True, kw_only=True):
+    """A block, the tip, that blocks are pruned, or the refusal that ends the answer."""
+
+    answer: Committed | TipAt | Pruned | Refused
 
 
 def serve_sync(directory: PeerDirectory, store: BlockStore, *, strangers: Rate = STRANGERS) -> StreamHandler:
@@ -94,7 +102,12 @@ def serve_sync(directory: PeerDirectory, store: BlockStore, *, strangers: Rate =
             else:
                 sent_bytes = 0
                 together: list[bytes] = []
-                for block in await store.decided(request.query.start, request.query.count):
+                try:
+                    blocks = await store.decided(request.query.start, request.query.count)
+                except PrunedError as error:
+                    await framed.send(SyncAnswer(answer=Pruned(kept_from=error.kept_from)))
+                    return
+                for block in blocks:
                     frame = framed.frame(SyncAnswer(answer=Committed(block=block)))
                     size_bytes = len(frame)
                     if sent_bytes and sent_bytes + size_bytes > MAX_ANSWER_BYTES:
@@ -118,6 +131,7 @@ async def fetch_blocks(
     Raises:
         NetworkError: no answer, or a refusal.
         MisbehaviourError: other heights than were asked for.
+        PrunedError: the peer has them no more.
     """
     blocks: list[DecidedBlock] = []
     query = Blocks(start=start, count=min(count, MAX_BLOCKS))
@@ -126,6 +140,8 @@ async def fetch_blocks(
         while (frame := await framed.receive_or_end(SyncAnswer)) is not None:
             if isinstance(frame.answer, Refused):
                 raise refused_by(peer, SYNC, frame.answer)
+            if isinstance(frame.answer, Pruned):
+                raise PrunedError(frame.answer.kept_from)
             due = start + len(blocks)
             if not isinstance(frame.answer, Committed) or len(blocks) == query.count:
                 raise MisbehaviourError(f"{peer} sent more or other than {query.count} blocks")

@@ -102,7 +102,7 @@ def anchor_network() -> Callable[..., AnchorNetwork]:
 class LedgerNetwork:
     """Validators' keys, the genesis they share, and a ledger driven by hand: propose, precommit, commit."""
 
-    def __init__(self, size: int, name: str = "ledgers") -> None:
+    def __init__(self, size: int, name: str = "ledgers", *, snapshot_heights: int = 500) -> None:
         keys = (MemberKey(keccak256(f"{name} key {i}".encode())) for i in range(size))
         self.keys = tuple(sorted(keys, key=lambda key: key.address))
         self.generator = MemberKey(keccak256(f"{name} generator".encode()))
@@ -124,6 +124,7 @@ class LedgerNetwork:
             members=tuple(sorted(members, key=lambda member: member.address)),
             policy=policy,
             placement=Placement(),
+            snapshot_heights=snapshot_heights,
         )
         self.network = self.genesis.network_id()
         self.validators = self.genesis.registry().validators()
@@ -133,9 +134,23 @@ class LedgerNetwork:
     def member(self, key: MemberKey, roles: tuple[Role, ...]) -> Member:
         return Member(address=key.address, peer_id=PeerId("peer-" + key.address.hex()), roles=roles)
 
-    async def open(self, path: Path | None = None, *, by: int = 0, recover: bool = False) -> Ledger:
+    async def open(
+        self,
+        path: Path | None = None,
+        *,
+        by: int = 0,
+        recover: bool = False,
+        keep_heights: int = 0,
+        key: MemberKey | None = None,
+    ) -> Ledger:
         return await Ledger.open(
-            path, self.genesis, clock=self.clock, offload=InlineOffload(), key=self.keys[by], recover=recover
+            path,
+            self.genesis,
+            clock=self.clock,
+            offload=InlineOffload(),
+            key=key or self.keys[by],
+            recover=recover,
+            keep_heights=keep_heights,
         )
 
     def record(self, text: str, generator: MemberKey | None = None) -> SignedRecord:

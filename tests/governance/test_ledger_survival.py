@@ -141,7 +141,7 @@ async def test_a_damaged_page_is_said_and_the_chain_synced_again(net, autojump_c
 @pytest.mark.parametrize(
     ("statement", "message"),
     [
-        ("DELETE FROM network_log_node WHERE level = 0 AND position = 31", "network log"),
+        ("DELETE FROM network_log_node WHERE level = 5 AND position = 0", "network log"),
         ("UPDATE network_log_node SET hash = zeroblob(32) WHERE level = 5 AND position = 0", "network log has root"),
         ("UPDATE block SET decided = x'80' WHERE height = (SELECT max(height) FROM block)", "stored block 6"),
         ("DELETE FROM evm", "EVM state"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import msgspec
@@ -122,10 +121,8 @@ async def test_no_byte_of_the_proof_changes_unnoticed(net, autojump_clock) -> No
     with pytest.raises(ReceiptError, match="does not retract"):
         verify_notice(notice, other.record.digest(), net.genesis)
     # Another record's retraction, put into a receipt that has none.
-    proof = dataclasses.replace(await ledger.proof(record), retraction=None)
-    foreign = dataclasses.replace(
-        await ledger.proof(other.record.digest()), retraction=(await ledger.proof(record)).retraction
-    )
+    proof = replace(await ledger.proof(record), retraction=None)
+    foreign = replace(await ledger.proof(other.record.digest()), retraction=(await ledger.proof(record)).retraction)
     assert verify_receipt(receipt_text(build_receipt(signed, proof)), net.genesis).revoked_height is None
     with pytest.raises(ReceiptError, match="does not retract"):
         verify_receipt(receipt_text(build_receipt(other, foreign)), net.genesis)

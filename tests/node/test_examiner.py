@@ -184,3 +184,19 @@ async def test_an_engine_that_fails_once_is_asked_again(cast, autojump_clock, de
     await trio.sleep(5)
     assert desk.scored == ["why?"]
     assert desk.committer.abstentions == []
+
+
+async def test_a_record_of_another_day_is_not_scored(cast, autojump_clock, desk) -> None:
+    """Whether it was scored before may be forgotten by then; the clock may be that much off, either way."""
+    signed = cast.record()
+    now = cast.context.clock.now_ms()
+    for away_ms, taken in ((0, True), (module.MAX_AGE_MS + 1000, False), (-module.MAX_AGE_MS - 1000, False)):
+        desk.examiner._context = SimpleNamespace(
+            **{name: getattr(cast.context, name) for name in ("is_validator", "network_id", "events", "registry")},
+            retracted_at=cast.context.retracted_at,
+            clock=SimpleNamespace(now_ms=lambda away_ms=away_ms: signed.record.created_ms + away_ms),
+        )
+        reason = desk.examiner._refusal(signed, 100)
+        assert (reason is None) == taken
+        assert taken or "away from our clock" in reason
+    assert abs(now - signed.record.created_ms) < module.MAX_AGE_MS

@@ -220,6 +220,8 @@ function logs(status) {
       ["Network root", root(l.network_log_root)],
       ["This peer’s log", l.peer_log_size === null || l.peer_log_size === undefined ? null : plural(l.peer_log_size, "entry", "entries")],
       ["Peer root", root(l.peer_log_root)],
+      ["Blocks kept from", l.kept_from === null || l.kept_from === undefined ? null : `height ${number(l.kept_from)}`],
+      ["Newest snapshot", l.snapshot_height === null || l.snapshot_height === undefined ? null : `height ${number(l.snapshot_height)}`],
     ]),
     el("h3", { class: "sub" }, "Anchors on the embedded chain"),
     anchors.length === 0

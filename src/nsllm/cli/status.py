@@ -86,6 +86,9 @@ def _rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     hits += f", {_shown(cache.get('hits_semantic'))} for like questions"
     yield "cache", f"{_shown(cache.get('records'))} records, {hits}, misses {_shown(cache.get('misses'))}"
     yield "log", f"size {_shown(logs.get('network_log_size'))}, root {_shown(logs.get('network_log_root'))[:18]}"
+    snapshot = logs.get("snapshot_height")
+    newest_snapshot = f", snapshot of height {snapshot}" if snapshot is not None else ""
+    yield "blocks", f"kept from height {_shown(logs.get('kept_from'))}{newest_snapshot}"
     anchors = found.get("anchors") or []
     if anchors:
         newest = anchors[0]

@@ -326,6 +326,8 @@ def make_status(service: FakeService) -> Status:
             "peer_log_root": "0x" + "c4" * 32,
             "network_log_size": 120,
             "network_log_root": "0x" + "9b" * 32,
+            "kept_from": 12,
+            "snapshot_height": 40,
         },
         anchors=(
             {"log_size": 119, "log_root": "0x" + "77" * 32, "tx": "0x" + "3f" * 32, "height": 41, "certified": True},
