@@ -410,8 +410,7 @@ class BlockStore:
 
     def decided_motions(self) -> list[tuple[Digest, Height]]:
         """Decided motions that have not expired, in order of height."""
-        rows = self._connection.execute("SELECT digest, height FROM motion ORDER BY height, digest")
-        return [(Digest(digest), Height(height)) for digest, height in rows]
+        return [(digest, height) for digest, height, _ in self.motion_rows()]
 
     def motion_rows(self) -> list[tuple[Digest, Height, TimeMs]]:
         """Decided motions that have not expired, in order of height, with their expiry."""

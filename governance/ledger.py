@@ -421,8 +421,7 @@ class Ledger:
         record = signed.record.digest()
 
         async def find() -> tuple[ScoreLeaf, Inclusion, Certificate] | None:
-            found = await self.certified(record)
-            if found is None:
+            if (found := await self.certified(record)) is None:
                 await self._run_on_state(lambda state: state.past.check_scorable(record))
             return found
 
@@ -430,10 +429,7 @@ class Ledger:
         return CertifiedRecord(signed=signed, leaf=leaf, inclusion=inclusion, certificate=certificate)
 
     def want(self, record: Digest) -> None:
-        """Keep what a receipt of this record needs when its block is pruned, although others generated it.
-
-        On disk with the next block; a crash before it forgets the wish.
-        """
+        """Keep what receipts of others' record need when its block is pruned; written down with the next block."""
         self._state.past.want(record)
 
     @property
