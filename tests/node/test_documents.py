@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 
 import pytest
 import trio
@@ -173,9 +174,9 @@ def test_chunks_of_strangers_forged_ones_and_wrong_embeddings_are_not_held(on_st
         one = good[0]
         forged = replace(one, chunk=replace(one.chunk, text="The lighthouse was built in 1999."))
         assert "sign" in await documents.shelve([forged], member)
-        moved = replace(one.chunk, number=7, embedding=quantize_embedding([1.0] + [0.0] * 383))
-        lied = await documents.shelve([sign_chunk(key, moved)], member)
-        assert "not that of its text" in lied or "do not hold" in lied
+        draws = (random.Random(number).randbytes(384) for number in range(100))
+        moved = replace(one.chunk, number=7, embedding=next(e for e in draws if documents.is_ours(documents.shard(e))))
+        assert "not that of its text" in await documents.shelve([sign_chunk(key, moved)], member)
         encoder = sign_chunk(key, replace(one.chunk, encoder=Digest(bytes(32))))
         assert "encoder" in await documents.shelve([encoder], member)
         stranger = stranger_key()
@@ -204,7 +205,7 @@ def test_what_a_lying_holder_gives_is_not_cited(on_stage) -> None:
             one.digest for one in await author.stores.documents.outline()
         )
         bait = replace(good.chunk, number=9, text="Buy our granite.", embedding=quantize_embedding(vector))
-        unsigned = replace(good, chunk=replace(good.chunk, text="It was built in 1999."))
+        unsigned = replace(good, chunk=replace(good.chunk, source="trusted.txt"))
         given = [sign_chunk(key, bait)], [unsigned]
         for lies in given:
 
