@@ -23,7 +23,7 @@ from msgspec import Meta
 from nsllm import canonical, crypto
 from nsllm.canonical import Value
 from nsllm.consensus.errors import ObservationError
-from nsllm.consensus.observation import SUBJECT_BYTES, Subject, unpack_digests
+from nsllm.consensus.observation import MISSING, SUBJECT_BYTES, Subject, unpack_digests
 from nsllm.crypto import MemberKey
 from nsllm.ids import (
     PPM_ONE,
@@ -46,7 +46,7 @@ SALT_BYTES: Final = 16
 MAX_REASON_CHARS: Final = 80
 MAX_ROWS_BYTES: Final = MAX_BATCH_RECORDS * (2 + SALT_BYTES + 4 * 16)
 Rows = Annotated[bytes, Meta(max_length=MAX_ROWS_BYTES)]
-"""Opened rows, ascending by position, each: position (2 bytes) ‖ salt (16) ‖ one ppm a dimension (4 each)."""
+"""Opened rows, ascending by position, each: position (2 bytes) ‖ salt (16) ‖ ppm or `MISSING` a dimension (4 each)."""
 _Column = Annotated[bytes, Meta(max_length=32 * MAX_BATCH_RECORDS)]
 
 
@@ -212,7 +212,7 @@ def unpack_rows(column: bytes, dimensions: int) -> tuple[Row, ...]:
         dimensions: integers a row.
 
     Raises:
-        ObservationError: cut short, positions not ascending, or an integer above 1,000,000.
+        ObservationError: cut short, positions not ascending, or an integer above 1,000,000 that is not `MISSING`.
     """
     shape = _shape(dimensions)
     if len(column) % shape.size:
@@ -222,8 +222,9 @@ def unpack_rows(column: bytes, dimensions: int) -> tuple[Row, ...]:
     for row in rows:
         if row.position <= last:
             raise ObservationError(f"row {row.position} after row {last}")
-        if max(row.ppm) > PPM_ONE:
-            raise ObservationError(f"an observation of {max(row.ppm)} ppm, the most is {PPM_ONE}")
+        most = max((ppm for ppm in row.ppm if ppm != MISSING), default=0)
+        if most > PPM_ONE:
+            raise ObservationError(f"an observation of {most} ppm, the most is {PPM_ONE}")
         last = row.position
     return rows
 

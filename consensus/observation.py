@@ -20,6 +20,9 @@ from nsllm.consensus.errors import ObservationError
 from nsllm.ids import Address, AddressField, Digest, DigestField, NameField, Ppm, PpmField
 
 MAX_DIMENSIONS: Final = 16
+MISSING: Final = 2**32 - 1
+"""In place of an integer: the validator lacks what this dimension needs. Above every ppm, so that it orders as one more
+observation and the median's safety is untouched: leaving a dimension out objects to nothing."""
 SUBJECT_BYTES: Final = 32 + 20 + 32
 RECORD_BYTES: Final = 32
 
@@ -64,7 +67,7 @@ class ScoreLeaf(Value, frozen=True, kw_only=True):
     request_key: DigestField
     rubric: DigestField
     scores: Scores
-    """Lower median of the observations, dimension by dimension."""
+    """Lower median of the observations, dimension by dimension; none of a dimension that most left out."""
     quartiles: Annotated[tuple[Quartiles, ...], Meta(min_length=1, max_length=MAX_DIMENSIONS)]
     """Lower and upper quartile, one pair a dimension, in the order of `scores`; their distance is the interquartile
     range. They describe how far the observers agreed; unlike the median, a liar can move them."""
@@ -110,27 +113,28 @@ def agree(
         subject: what was observed.
         rubric: digest of the rubric it was observed with.
         dimensions: the rubric's, ascending.
-        rows: (validator, one ppm a dimension) of distinct validators, in any order.
+        rows: (validator, one ppm or `MISSING` a dimension) of distinct validators, in any order.
 
     Raises:
-        ObservationError: no rows, a row of another length, or a validator twice.
+        ObservationError: no rows, a row of another length, a validator twice, or nothing that was measured.
     """
     observers = sorted({validator for validator, _ in rows})
     if not rows or len(observers) != len(rows):
         raise ObservationError(f"record {subject.record.hex()[:16]}: {len(rows)} rows of {len(observers)} validators")
     if any(len(row) != len(dimensions) for _, row in rows):
         raise ObservationError(f"record {subject.record.hex()[:16]}: a row that is not {len(dimensions)} integers")
-    columns = [sorted(row[i] for _, row in rows) for i in range(len(dimensions))]
+    columns = {name: sorted(row[i] for _, row in rows) for i, name in enumerate(dimensions)}
+    medians = {name: quantile(column, 2) for name, column in columns.items()}
+    told = {name: [ppm for ppm in columns[name] if ppm != MISSING] for name in dimensions if medians[name] != MISSING}
+    if not told:
+        raise ObservationError(f"record {subject.record.hex()[:16]}: no dimension was measured")
     return ScoreLeaf(
         record=subject.record,
         generator=subject.generator,
         request_key=subject.request_key,
         rubric=rubric,
-        scores=tuple(
-            DimensionScore(name=name, ppm=lower_median(column))
-            for name, column in zip(dimensions, columns, strict=True)
-        ),
-        quartiles=tuple(Quartiles(lower_ppm=quantile(c, 1), upper_ppm=quantile(c, 3)) for c in columns),
+        scores=tuple(DimensionScore(name=name, ppm=medians[name]) for name in told),
+        quartiles=tuple(Quartiles(lower_ppm=quantile(c, 1), upper_ppm=quantile(c, 3)) for c in told.values()),
         observers=tuple(observers),
     )
 

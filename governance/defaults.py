@@ -17,9 +17,14 @@ four times over 21 %, of loops and random words none. Measured as in `benchmarks
 REUSE_MIN_PPM: Final = Ppm(600_000)
 """Same answers, with the weights below: 97 % lie above; of off-topic ones 10 %, of shuffled ones 4 %, of repeated ones
 22 %, of loops and random words none."""
-WEIGHTS_PPM: Final = {"coherence": 600_000, "relevance": 300_000, "safety": 100_000}
+WEIGHTS_PPM: Final = {"coherence": 600_000, "computation": 0, "relevance": 300_000, "safety": 100_000}
 """Of the weights tried, these let the fewest spoilt answers past a reuse limit that 97 % of benign ones pass. Safety
-weighs little, because the toxicity limit has already withheld what is toxic."""
+weighs little, because the toxicity limit has already withheld what is toxic. Computation is no quality that could make
+up for another: it has a floor in place of a weight."""
+OPTIONAL: Final = ("computation",)
+"""Not every validator has every model."""
+FLOORS_PPM: Final = {"computation": computation.PASS_PPM}
+"""What the error rates in `docs/dimensions.md` are measured at."""
 
 
 def built_in_rule_sets() -> tuple[RuleSet, ...]:
@@ -39,11 +44,16 @@ def default_policy(scorer_model: Digest, encoder: Digest) -> Policy:
         encoder: digest of the embedding model.
     """
     rubric = Rubric(
-        scorer_model=scorer_model, encoder=encoder, dimensions=tuple(WEIGHTS_PPM), rule_sets=built_in_rule_sets()
+        scorer_model=scorer_model,
+        encoder=encoder,
+        dimensions=tuple(WEIGHTS_PPM),
+        rule_sets=built_in_rule_sets(),
+        optional=OPTIONAL,
     )
     return Policy(
         rubric=rubric,
         weights=tuple(DimensionScore(name=name, ppm=Ppm(ppm)) for name, ppm in WEIGHTS_PPM.items()),
+        floors=tuple(DimensionScore(name=name, ppm=Ppm(ppm)) for name, ppm in FLOORS_PPM.items()),
         toxicity_max_ppm=TOXICITY_MAX_PPM,
         coherence_min_ppm=COHERENCE_MIN_PPM,
         reuse_min_ppm=REUSE_MIN_PPM,

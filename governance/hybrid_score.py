@@ -7,11 +7,12 @@ why: a number measured with something else would only look like an observation.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from nsllm import passages
 from nsllm.canonical import Value
-from nsllm.consensus.observation import DimensionScore
+from nsllm.consensus.observation import MISSING
 from nsllm.errors import NsllmError
 from nsllm.governance.computation import DIMENSION as COMPUTATION
 from nsllm.governance.computation import computation_ppm
@@ -22,9 +23,18 @@ from nsllm.governance.ports import Claim, JudgeModels, Likelihood, Trace
 from nsllm.ids import Digest, Ppm
 from nsllm.record import Record, TextField
 
-NEUTRAL_SUPPORT_PPM: Final = Ppm(500_000)
-"""Dimension `support` of a record that cites no evidence: neither praise nor blame. The default rubric leaves the
-dimension out, because a constant in every score says nothing."""
+SUPPORT: Final = "support"
+NO_EVIDENCE: Final = "the record cites no evidence"
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What one validator found of a record."""
+
+    row: tuple[int, ...]
+    """One integer a dimension of the rubric, in its order: ppm, or `MISSING`."""
+    missing: Mapping[str, str]
+    """Why, by dimension that was left out."""
 
 
 class AnswerItem(Value, frozen=True, kw_only=True):
@@ -70,21 +80,27 @@ class HybridScorer:
         """What observations of this scorer are bound to."""
         return self._rubric
 
-    async def observe(self, record: Record) -> tuple[DimensionScore, ...]:
-        """The rubric's dimensions of a record, ascending by name.
+    async def observe(self, record: Record) -> Observed:
+        """The rubric's dimensions of a record.
 
         An answer of the rubric's own scorer model is read once, for its likelihood and for `computation`.
 
         Raises:
-            AbstainError: this validator lacks something that the rubric pins; the message is the reason.
+            AbstainError: this validator lacks something that the rubric pins and that is not for an optional
+                dimension alone; the message is the reason.
         """
         self._check_means()
         found: dict[str, Ppm] = {}
+        missing: dict[str, str] = {}
         given: Likelihood | None = None
         if COMPUTATION in self._rubric.dimensions:
-            trace = await self._retrace(record)
-            found[COMPUTATION] = computation_ppm(trace)
-            given = trace.likelihood if record.request.model_digest == self._scorer_model else None
+            try:
+                trace = await self._retrace(record)
+            except AbstainError as error:
+                missing[COMPUTATION] = error.message
+            else:
+                found[COMPUTATION] = computation_ppm(trace)
+                given = trace.likelihood if record.request.model_digest == self._scorer_model else None
         features = await measure_answer(
             self._models, record.request.messages, record.text, passages.texts(record.evidence), given=given
         )
@@ -93,7 +109,15 @@ class HybridScorer:
             found = {**await self._plugins.score(item), **found}
         except SafetyUnavailableError as error:
             raise AbstainError(f"the built-in scorers cannot answer: {error.message}") from None
-        return tuple(self._dimension(name, found) for name in self._rubric.dimensions)
+        for name in self._rubric.dimensions:
+            if name not in found:
+                missing.setdefault(
+                    name, NO_EVIDENCE if name == SUPPORT else f"no scorer here measures dimension {name}"
+                )
+                if name not in self._rubric.optional:
+                    raise AbstainError(missing[name], hint="enable the plugin that the rubric names")
+        row = tuple(int(found[name]) if name in found else MISSING for name in self._rubric.dimensions)
+        return Observed(row, {name: missing[name] for name in self._rubric.dimensions if name not in found})
 
     async def _retrace(self, record: Record) -> Trace:
         model = record.request.model_digest
@@ -103,13 +127,6 @@ class HybridScorer:
             return await self._models.retrace(Claim.of(record))
         except NsllmError as error:
             raise AbstainError(f"the answer cannot be read again: {error.message}") from None
-
-    def _dimension(self, name: str, found: Mapping[str, Ppm]) -> DimensionScore:
-        if name in found:
-            return DimensionScore(name=name, ppm=found[name])
-        if name == "support":
-            return DimensionScore(name=name, ppm=NEUTRAL_SUPPORT_PPM)
-        raise AbstainError(f"no scorer here measures dimension {name}", hint="enable the plugin that the rubric names")
 
     def _check_means(self) -> None:
         for name, have, want in (

@@ -29,6 +29,17 @@ class Rubric(Value, frozen=True, kw_only=True):
     dimensions: Annotated[tuple[NameField, ...], Meta(min_length=1, max_length=16)]
     """Ascending; the names that every observation carries."""
     rule_sets: Annotated[tuple[RuleSet, ...], Meta(max_length=16)] = ()
+    optional: Annotated[tuple[NameField, ...], Meta(max_length=16)] = ()
+    """Ascending; dimensions that a validator leaves out, and does not abstain, where it lacks what they need."""
+
+    def __post_init__(self) -> None:
+        if list(self.optional) != sorted(set(self.optional) & set(self.dimensions)):
+            raise ValueError("optional dimensions are the rubric's, ascending")
+
+    def covered(self, names: tuple[str, ...]) -> bool:
+        """Whether these are all of its dimensions, in their order, but for optional ones."""
+        wanted = tuple(name for name in self.dimensions if name in names or name not in self.optional)
+        return bool(names) and names == wanted
 
     def digest(self) -> Digest:
         """What observations are bound to; the same rubric has the same digest on every network."""
@@ -41,6 +52,8 @@ class Policy(Value, frozen=True, kw_only=True):
     rubric: Rubric
     weights: Annotated[tuple[DimensionScore, ...], Meta(min_length=1, max_length=16)]
     """Weight of each dimension of the rubric, ascending by name; they sum to 1,000,000."""
+    floors: Annotated[tuple[DimensionScore, ...], Meta(max_length=16)] = ()
+    """Ascending by name: a record with a dimension below its floor is worth nothing, whatever its other dimensions."""
     toxicity_max_ppm: PpmField
     """Text at or above this is withheld (input and output)."""
     coherence_min_ppm: PpmField
@@ -56,6 +69,9 @@ class Policy(Value, frozen=True, kw_only=True):
         names = tuple(weight.name for weight in self.weights)
         if names != self.rubric.dimensions or list(names) != sorted(set(names)):
             raise ValueError("weights name each dimension of the rubric once, ascending")
+        floored = [floor.name for floor in self.floors]
+        if floored != sorted(set(floored) & set(names)):
+            raise ValueError("floors name dimensions of the rubric, each once, ascending")
         if sum(weight.ppm for weight in self.weights) != PPM_ONE:
             raise ValueError("weights sum to 1,000,000")
 
@@ -68,14 +84,19 @@ class Policy(Value, frozen=True, kw_only=True):
         return canonical.digest("policy", b"", self)
 
     def hybrid_ppm(self, leaf: ScoreLeaf) -> Ppm:
-        """Weighted sum of a leaf's dimensions, rounded down.
+        """Weighted mean of a leaf's dimensions, rounded down; 0 if one is below its floor.
+
+        A dimension that the leaf lacks takes no part: the others share its weight.
 
         Raises:
             PolicyError: the leaf was scored under another rubric, or its dimensions are not the rubric's.
         """
         if leaf.rubric != self.rubric.digest():
             raise PolicyError(f"scores under rubric {leaf.rubric.hex()[:16]}, the policy has another")
-        if tuple(score.name for score in leaf.scores) != self.rubric.dimensions:
-            raise PolicyError(f"{len(leaf.scores)} scores that are not the rubric's {len(self.rubric.dimensions)}")
-        total = sum(w.ppm * s.ppm for w, s in zip(self.weights, leaf.scores, strict=True))
-        return Ppm(total // PPM_ONE)
+        scores = {score.name: score.ppm for score in leaf.scores}
+        if not self.rubric.covered(tuple(score.name for score in leaf.scores)):
+            raise PolicyError(f"{len(scores)} scores that are not the rubric's {len(self.rubric.dimensions)}")
+        if any(scores.get(floor.name, PPM_ONE) < floor.ppm for floor in self.floors):
+            return Ppm(0)
+        total = sum(weight.ppm * scores.get(weight.name, 0) for weight in self.weights)
+        return Ppm(total // (sum(weight.ppm for weight in self.weights if weight.name in scores) or PPM_ONE))

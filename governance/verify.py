@@ -188,7 +188,7 @@ class _Verifier:
             raise ReceiptError("the genesis's policy is not repeated", step="policy", field="policy")
         _same("policy", "leaf.rubric", leaf.rubric, policy.rubric.digest())
         names = tuple(score.name for score in leaf.scores)
-        if names != policy.rubric.dimensions:
+        if not policy.rubric.covered(names):
             raise ReceiptError(
                 f"dimensions {names}, the rubric has {policy.rubric.dimensions}", step="policy", field="leaf.scores"
             )

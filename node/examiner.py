@@ -212,8 +212,10 @@ class Examiner:
         if measured != wanted:
             raise AbstainError(f"the rubric in force is {wanted.hex()[:16]}, this peer measures {measured.hex()[:16]}")
         subject = Subject(digest, record.generator, request_key(self._context.network_id, record.request))
-        scores = await self._scorer.observe(record)
-        return subject, tuple(score.ppm for score in scores)
+        observed = await self._scorer.observe(record)
+        for name, reason in observed.missing.items():
+            log.info("dimension_left_out record=%s dimension=%s reason=%s", short(digest), name, reason)
+        return subject, observed.row
 
     async def _sweep(self) -> None:
         """Take off the desk what was settled without us or will never be."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from nsllm.consensus.errors import ObservationError
 from nsllm.consensus.observation import (
+    MISSING,
     Subject,
     agree,
     lower_median,
@@ -67,10 +68,22 @@ def test_agreement_is_the_same_in_any_order():
     )
 
 
+def test_a_dimension_that_most_left_out_has_no_score():
+    row = [(1, MISSING), (2, 5), (3, MISSING)]
+    leaf = agree(SUBJECT, RUBRIC, ("a", "b"), [(bytes([i] * 20), ppm) for i, ppm in enumerate(row)])
+    assert [(score.name, score.ppm) for score in leaf.scores] == [("a", 2)]
+    assert len(leaf.quartiles) == 1
+    row[0] = (1, 7)
+    leaf = agree(SUBJECT, RUBRIC, ("a", "b"), [(bytes([i] * 20), ppm) for i, ppm in enumerate(row)])
+    assert [(score.name, score.ppm) for score in leaf.scores] == [("a", 2), ("b", 7)]
+    assert (leaf.quartiles[1].lower_ppm, leaf.quartiles[1].upper_ppm) == (5, 7)
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         ([], "0 rows of 0"),
+        ([(b"\x01" * 20, (MISSING, MISSING))], "no dimension was measured"),
         ([(b"\x01" * 20, (1, 2)), (b"\x01" * 20, (1, 2))], "2 rows of 1"),
         ([(b"\x01" * 20, (1, 2)), (b"\x02" * 20, (1,))], "not 2 integers"),
     ],

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nsllm.consensus.observation import Subject, agree
+from nsllm.consensus.observation import MISSING, Subject, agree
 from nsllm.consensus.validators import ValidatorSet
 
 SUBJECT = Subject(bytes(32), bytes(20), bytes(32))
 TOP = 1_000_000
-ppm = st.integers(0, TOP)
+ppm = st.integers(0, TOP) | st.just(MISSING)
+"""A dimension that is left out orders above all, for the honest and for liars."""
 SIZES = range(4, 33)
 
 
@@ -30,8 +31,9 @@ CASES = [(n, b) for n in SIZES for b in range(faults(n) + 1)]
 
 def agreed(values: list[int]) -> int:
     """Through the same code as a block."""
-    rows = [(bytes([i] * 20), (value,)) for i, value in enumerate(values)]
-    return agree(SUBJECT, bytes(32), ("relevance",), rows).scores[0].ppm
+    rows = [(bytes([i] * 20), (value, 1)) for i, value in enumerate(values)]
+    scores = {score.name: score.ppm for score in agree(SUBJECT, bytes(32), ("relevance", "safety"), rows).scores}
+    return scores.get("relevance", MISSING)
 
 
 def check_range(honest: list[int], lies: list[int]) -> None:

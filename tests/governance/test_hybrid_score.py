@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import msgspec
 import pytest
 
+from nsllm.consensus.observation import MISSING
 from nsllm.governance.defaults import built_in_rule_sets, default_policy
 from nsllm.governance.errors import AbstainError, SafetyUnavailableError
 from nsllm.governance.features import EMPTY_ANSWER, UNCONDITIONED, measure_answer
-from nsllm.governance.hybrid_score import NEUTRAL_SUPPORT_PPM, HybridScorer
+from nsllm.governance.hybrid_score import NO_EVIDENCE, HybridScorer
 from nsllm.governance.policy import Rubric, RuleSet
 from nsllm.governance.ports import Likelihood, Trace
 from nsllm.governance.validation import Measure
@@ -122,7 +123,8 @@ def scorer(models=None, layers=None, rubric=POLICY.rubric, **digests):
 async def test_the_rubrics_dimensions_in_order_in_one_call_a_model():
     models, layers = Models(), Layers(scores={"safety": 1, "relevance": 2, "coherence": 3, "extra.one": 4})
     scores = await scorer(models, layers).observe(record())
-    assert [(score.name, score.ppm) for score in scores] == [("coherence", 3), ("relevance", 2), ("safety", 1)]
+    assert scores.row == (3, MISSING, 2, 1)
+    assert scores.missing == {"computation": "the answer's model is 7373737373737373, which is not loaded here"}
     assert models.calls == ["embed 3", "likelihoods of 512", "likelihoods of 32"]
     [item] = layers.items
     assert item.question == "And tides?"
@@ -136,10 +138,14 @@ async def test_relevance_may_lean_on_the_conversation():
     assert features.relevance_cosine_ppm == 707_107
 
 
-async def test_support_is_the_best_piece_of_evidence_and_neutral_without_any():
-    rubric = Rubric(scorer_model=SCORER, encoder=ENCODER, dimensions=("coherence", "support"))
-    [_, neutral] = await scorer(rubric=rubric).observe(record())
-    assert neutral.ppm == NEUTRAL_SUPPORT_PPM
+async def test_support_is_the_best_piece_of_evidence_and_left_out_without_any():
+    dimensions = ("coherence", "support")
+    rubric = Rubric(scorer_model=SCORER, encoder=ENCODER, dimensions=dimensions, optional=("support",))
+    observed = await scorer(rubric=rubric).observe(record())
+    assert observed.row == (900_000, MISSING)
+    assert observed.missing == {"support": NO_EVIDENCE}
+    with pytest.raises(AbstainError, match="cites no evidence"):
+        await scorer(rubric=msgspec.structs.replace(rubric, optional=())).observe(record())
     models = Models(vectors={"far": unit(0, 1), "near": unit(1, 0.1)})
     features = await measure_answer(models, record().request.messages, "answer", ("far", "near"))
     assert features.support_cosine_ppm > 990_000
@@ -180,8 +186,9 @@ READ = Trace(9, variance=1.0, likelihood=Likelihood(mean_logprob=-0.7, tokens=9,
 
 async def test_an_answer_of_the_scorer_model_is_read_once():
     models, layers = Models(held=(SCORER,), trace=READ), Layers()
-    scores = {score.name: score.ppm for score in await scorer(models, layers, COMPUTED).observe(record())}
-    assert scores["computation"] > 990_000
+    observed = await scorer(models, layers, COMPUTED).observe(record())
+    assert observed.row[1] > 990_000
+    assert not observed.missing
     assert models.calls == ["retrace", "embed 3", "likelihoods of 32"]
     assert (layers.items[0].features.logprob_micro, layers.items[0].features.gain_micro) == (-700_000, 700_000)
 

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 import trio
 
-from nsllm.consensus.observation import DimensionScore, Subject
+from nsllm.consensus.observation import Subject
 from nsllm.governance.errors import AbstainError
+from nsllm.governance.hybrid_score import Observed
 from nsllm.node import examiner as module
 from nsllm.node.errors import EngineError
 from nsllm.node.examiner import Examiner
@@ -60,7 +61,9 @@ class Desk:
         if self.fails:
             raise self.fails.pop(0)
         self.scored.append(record.request.question())
-        return tuple(DimensionScore(name=name, ppm=500_000) for name in self.cast.context.policy.rubric.dimensions)
+        return Observed(
+            (500_000,) * len(self.cast.context.policy.rubric.dimensions), {"computation": "not loaded here"}
+        )
 
 
 @pytest.fixture
