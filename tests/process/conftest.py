@@ -255,9 +255,9 @@ def _free_base(first: int, count: int) -> int:
 
 
 def _lenient(paths: ModelPaths) -> Policy:
-    """A policy that random models can pass."""
+    """A policy that random models can pass, with what they said."""
     policy = default_policy(model_digest(paths.text), model_digest(paths.encoder))
-    return changed(policy, toxicity_max_ppm=PPM_ONE, coherence_min_ppm=Ppm(0), reuse_min_ppm=Ppm(0))
+    return changed(policy, toxicity_max_ppm=PPM_ONE, coherence_min_ppm=Ppm(0), reuse_min_ppm=Ppm(1))
 
 
 def _lay_out_tiny(folder: Path, models: ModelPaths, *, peers: int, first_port: int = 12000) -> Net:

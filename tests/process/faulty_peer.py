@@ -9,7 +9,8 @@ without the last argument.
 
 With the moment `diverging` it has one life, in this process, until it is killed: it passes over the transactions of the
 embedded chain, so that its state is not the one that the others certify. With `equivocating` likewise: after each vote
-of its own it sends the same validator another one, for something else, signed as well.
+of its own it sends the same validator another one, for something else, signed as well. With `forging` it publishes
+answers with a word that its model did not say.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from nsllm.ids import Digest
 from nsllm.node.data_folder import settle
 from nsllm.node.identity import locked
 from nsllm.node.links import ConsensusMesh
+from nsllm.node.orchestrator import Orchestrator
 from nsllm.node.peer import Peer
 from nsllm.node.settings import load_config
 from nsllm.node.world import real_world
@@ -54,6 +56,8 @@ def live(data_dir: Path, moment: str, nth: int, tap: Path, *, engine: bool) -> N
     watch(tap)
     if moment == "equivocating":
         equivocate()
+    if moment == "forging":
+        forge()
     if moment == "diverging":
         EmbeddedChain.execute = lambda self, _transactions, time_ms: self._evm.execute((), time_ms)  # type: ignore[method-assign]
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -115,7 +119,18 @@ def equivocate() -> None:
     ConsensusMesh.send = sent  # type: ignore[method-assign]
 
 
-LIVES_ON = ("diverging", "equivocating")
+def forge() -> None:
+    """Add a word to every record."""
+    honest = Orchestrator._record
+
+    def forged(self: Orchestrator, *args: Any) -> Any:
+        record = honest(self, *args)
+        return changed(record, text=f"{record.text} indeed")
+
+    Orchestrator._record = forged  # type: ignore[method-assign]
+
+
+LIVES_ON = ("diverging", "equivocating", "forging")
 """Moments of a peer that has one life."""
 
 
