@@ -132,7 +132,7 @@ BROKEN_BODIES = {
         "row 0 after row 0",
     ),
     "more than the whole": (
-        with_batches(lambda batches: (replace(batches[0], rows=batches[0].rows[:18] + b"\xff" * 8), *batches[1:])),
+        with_batches(lambda batches: (replace(batches[0], rows=batches[0].rows[:18] + b"\x7f" * 8), *batches[1:])),
         "the most is 1000000",
     ),
     "in two batches": (

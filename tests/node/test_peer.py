@@ -208,7 +208,8 @@ def test_holders_get_a_record_although_its_generator_died(on_stage) -> None:
     on_stage(play)
 
 
-def test_an_answer_without_token_ids_is_counted_as_told_and_its_receipt_says_so(on_stage, monkeypatch) -> None:
+@pytest.mark.parametrize("held", [False, True], ids=["of a model elsewhere", "of a model that validators have"])
+def test_an_answer_without_token_ids_is_counted_as_told_and_its_receipt_says_so(on_stage, monkeypatch, held) -> None:
     from dataclasses import replace
 
     from nsllm.node.engine.port import Done, Piece
@@ -225,6 +226,7 @@ def test_an_answer_without_token_ids_is_counted_as_told_and_its_receipt_says_so(
                     yield replace(item, prompt_token_ids=(), counted=(31, 17))
 
     monkeypatch.setattr(StandInEngine, "_stream", without_ids)
+    monkeypatch.setattr(StandInEngine, "holds", lambda _self, _model: held)
 
     async def play(stage) -> None:
         first, *others = stage.peers
@@ -237,8 +239,11 @@ def test_an_answer_without_token_ids_is_counted_as_told_and_its_receipt_says_so(
         (found,) = (finding for finding in report.findings if finding.field == "token_ids")
         assert (found.value, found.standing) == ("unknown", "claimed")
         again = await stage.ask(others[0], "How do bridges carry weight?")
-        assert (again.started.source.kind, again.text) == ("cache", answer.text)
-        assert (again.finished.prompt_tokens, again.finished.completion_tokens) == (0, 0)
+        if held:  # whoever has the model can say what it said: without that the answer is worth nothing
+            assert again.started.source.kind == "engine"
+        else:
+            assert (again.started.source.kind, again.text) == ("cache", answer.text)
+            assert (again.finished.prompt_tokens, again.finished.completion_tokens) == (0, 0)
 
     on_stage(play)
 

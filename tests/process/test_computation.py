@@ -14,13 +14,6 @@ from nsllm.governance.computation import PASS_PPM
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(600)]
 
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "parameters": {"type": "object", "properties": {"town": {"type": "string"}}, "required": ["town"]},
-    },
-}
 TURNS = [
     {"role": "system", "content": "You are short."},
     {"role": "user", "content": "What is a bay?"},
@@ -51,7 +44,6 @@ HONEST = {
         "max_tokens": 40,
     },
     "a regex": {"structured_outputs": {"regex": "[0-9]{2,3}"}},
-    "tools": {"tools": [WEATHER], "tool_choice": "required", "max_tokens": 120},
     "a conversation": {"messages": TURNS},
     "a picture": {
         "messages": [
