@@ -114,5 +114,5 @@ async def _observed(network: SimulatedNetwork, number: int, signed: SignedRecord
     examiner = peer.parts._examiner if peer is not None else None  # noqa: SLF001 - its scorer is asked once more
     if examiner is None:
         raise ScenarioError(f"peer {number} does not validate")
-    scores = await examiner._scorer.observe(signed.record)  # noqa: SLF001
-    return {score.name: score.ppm for score in scores}
+    scorer = examiner._scorer  # noqa: SLF001
+    return dict(zip(scorer.rubric.dimensions, (await scorer.observe(signed.record)).row, strict=True))
