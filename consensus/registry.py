@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from nsllm import canonical, crypto
 from nsllm.canonical import Value
+from nsllm.consensus.attendance import Attendance
 from nsllm.consensus.errors import ConsensusError
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.crypto import MemberKey
@@ -89,11 +90,13 @@ class RegistryState(Value, frozen=True, kw_only=True, dict=True):
 
     members: Annotated[tuple[Member, ...], Meta(max_length=MAX_MEMBERS)]
     absent: _Addresses = ()
-    """Validators that were away for long: out of the set until they say that they are present."""
+    """Validators that were away for long: out of the set until a motion admits them again."""
     revoked: _Addresses = ()
     """Former members, whom no single member's admission brings back."""
     retracted: Annotated[tuple[Retraction, ...], Meta(max_length=MAX_RETRACTED)] = ()
     """Records that validators took back, ascending by record."""
+    attendance: Attendance = Attendance()
+    """Who showed itself lately."""
 
     @classmethod
     def of(cls, members: Iterable[Member]) -> RegistryState:
@@ -118,10 +121,14 @@ class RegistryState(Value, frozen=True, kw_only=True, dict=True):
         """How many members may validate."""
         return len(self._eligible)
 
+    def count_appointed(self) -> int:
+        """How many members may validate or could if they were not absent."""
+        return sum(_is_appointed(member) for member in self.members)
+
     def is_eligible(self, address: Address) -> bool:
         """Whether the member may validate: by its role, with weight, and present."""
         member = self.get(address)
-        return member is not None and "validator" in member.roles and member.weight >= 1 and address not in self.absent
+        return member is not None and _is_appointed(member) and address not in self.absent
 
     def with_member(self, member: Member) -> RegistryState:
         """With this entry, in place of an earlier one of the same address; a revoked address is one no longer."""
@@ -154,9 +161,9 @@ class RegistryState(Value, frozen=True, kw_only=True, dict=True):
         """With these validators away."""
         return replace(self, absent=tuple(sorted({*self.absent, *addresses})))
 
-    def with_present(self, address: Address) -> RegistryState:
-        """With this validator back."""
-        return replace(self, absent=_minus(self.absent, address))
+    def with_attendance(self, attendance: Attendance) -> RegistryState:
+        """With this attendance; itself if it is no other."""
+        return self if attendance == self.attendance else replace(self, attendance=attendance)
 
     def retracted_at(self, record: Digest) -> Height | None:
         """Height of the block that retracted a record; None if none did."""
@@ -276,6 +283,10 @@ class MemberRegistry:
         if chosen is None:
             raise ConsensusError("no member validates", hint="a genesis lists at least one validator")
         return chosen
+
+
+def _is_appointed(member: Member) -> bool:
+    return "validator" in member.roles and member.weight >= 1
 
 
 def _minus(addresses: tuple[Address, ...], gone: Address) -> tuple[Address, ...]:

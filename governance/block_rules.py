@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol, assert_never
 
 from nsllm import canonical
+from nsllm.consensus.attendance import Attendance, shown_in
 from nsllm.consensus.batch import SignedCommit
 from nsllm.consensus.block import MAX_BLOCK_BYTES, Block, Body
 from nsllm.consensus.epoch import EpochChange
@@ -139,7 +140,7 @@ class BlockRules:
         self._evidence_heights = policy.evidence_heights
         self.terms: Final = Terms(self.network, self.validators, policy.rubric.digest(), policy.rubric.dimensions)
         """Under which observations are judged."""
-        self._last: tuple[Parent, Body, Outcome] | None = None
+        self._last: tuple[Parent, Body, Address, TimeMs, Outcome] | None = None
 
     @classmethod
     def founding(cls, genesis: Genesis) -> BlockRules:
@@ -158,8 +159,8 @@ class BlockRules:
             Height(0), Digest(self.network), self._genesis.created_ms, Frontier(), self._genesis.registry().state
         )
 
-    def outcome(self, parent: Parent, body: Body) -> Outcome:
-        """Scores, log entries, members and policy that a body gives.
+    def outcome(self, parent: Parent, body: Body, proposer: Address, time_ms: TimeMs) -> Outcome:
+        """Scores, log entries, members and policy that a body gives, built by `proposer` at `time_ms`.
 
         A block is built or judged, and then committed: the second time the answer is at hand.
 
@@ -169,10 +170,11 @@ class BlockRules:
             MotionError: a governance transaction that cannot be done.
         """
         last = self._last
-        if last is not None and last[0] is parent and last[1] is body:
-            return last[2]
+        if last is not None and last[0] is parent and last[1] is body and last[2:4] == (proposer, time_ms):
+            return last[4]
         settled = settled_body(body, self.terms)
         registry, policy = self._govern(parent, body.entries)
+        registry = self._attend(registry, policy, Height(parent.height + 1), body, proposer, time_ms)
         outcome = Outcome(
             leaves=settled.leaves,
             unscored=settled.unscored,
@@ -183,7 +185,7 @@ class BlockRules:
             policy=policy,
             change=self._change(registry, policy),
         )
-        self._last = (parent, body, outcome)
+        self._last = (parent, body, proposer, time_ms, outcome)
         return outcome
 
     def header(
@@ -248,7 +250,7 @@ class BlockRules:
         try:
             self._check_entries(body.entries, parent.registry, history, header)
             members, _ = self._govern(parent, body.entries)
-            outcome = self.outcome(parent, body)
+            outcome = self.outcome(parent, body, header.proposer, header.time_ms)
             self._check_batches(body, outcome, history, members, known)
         except BlockError:
             raise
@@ -327,6 +329,22 @@ class BlockRules:
                 case _:
                     assert_never(entry)
         return registry, policy
+
+    def _attend(
+        self, registry: RegistryState, policy: Policy, height: Height, body: Body, proposer: Address, time_ms: TimeMs
+    ) -> RegistryState:
+        """Members after the roll is called: at a window's end, long absent validators leave.
+
+        Every epoch begins a window, so that whoever leaves was absent for a whole one as a validator.
+        """
+        if not self.policy.absence_minutes:
+            return registry
+        attendance = registry.attendance.after(time_ms, shown_in(body, proposer))
+        begins = self._change(registry, policy) is not None
+        if not begins and attendance.is_over(height, self.validators, self.policy.absence_minutes):
+            registry = registry.with_absent(attendance.leaving(self.validators, registry.count_appointed()))
+            begins = True
+        return registry.with_attendance(Attendance.begin(height, time_ms) if begins else attendance)
 
     def _change(self, registry: RegistryState, policy: Policy) -> EpochChange | None:
         """What the next height begins with, if it is another epoch: another set of validators, or another policy."""

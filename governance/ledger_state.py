@@ -204,7 +204,8 @@ class LedgerState:
                 select(draft, self.rules, self.parent.registry, self, height, time_ms),
                 transactions=self._anchor(time_ms),
             )
-            return Block(header=self._header(body, self.rules.outcome(self.parent, body), proposer, time_ms), body=body)
+            outcome = self.rules.outcome(self.parent, body, proposer, time_ms)
+            return Block(header=self._header(body, outcome, proposer, time_ms), body=body)
 
     def check(self, block: Block, *, now_ms: TimeMs, known: Callable[[SignedCommit], bool]) -> None:
         """Pass silently if honest validators may prevote `block`.
@@ -362,7 +363,7 @@ class LedgerState:
             raise BlockError(f"body of block {header.height} is not the one that was certified")
         hint = "this validator's state is damaged or its software differs; compare versions, then sync it again"
         try:
-            outcome = self.rules.outcome(self.parent, body)
+            outcome = self.rules.outcome(self.parent, body, header.proposer, header.time_ms)
             compare_headers(header, self._header(body, outcome, header.proposer, header.time_ms))
         except NsllmError as error:
             raise DivergenceError(f"certified block {header.height} against our state: {error}", hint=hint) from None

@@ -64,6 +64,9 @@ class Policy(Value, frozen=True, kw_only=True):
     """So many heights after an offence, evidence of it is admitted no more."""
     approvals: Annotated[int, Meta(ge=0, le=256)] = 0
     """Validators that must approve a motion; 0 stands for more than half of them."""
+    absence_minutes: Annotated[int, Meta(ge=0, le=2**32)] = 360
+    """A validator leaves that did not show itself in so many minutes of deciding, see `consensus.attendance`; 0: none
+    does."""
 
     def __post_init__(self) -> None:
         names = tuple(weight.name for weight in self.weights)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
+from msgspec.structs import replace
 
 from nsllm.clock import TrioClock
 from nsllm.consensus.message import decode_message
@@ -76,6 +77,7 @@ class SimulatedNetwork:
         on_disk: bool = False,
         keep_events: bool = False,
         progress: Callable[[float], None] | None = None,
+        absence_minutes: int | None = None,
     ) -> None:
         """Make identities and a genesis; nothing runs yet.
 
@@ -88,12 +90,15 @@ class SimulatedNetwork:
             on_disk: SQLite databases are files, which can be damaged; else they are in memory.
             keep_events: the trace keeps every event of every peer.
             progress: told of every virtual second in which something is said.
+            absence_minutes: of the policy; None: as by default.
         """
         self.seed = seed
         self.trace = Trace(keep_events=keep_events, progress=progress)
         self.space = MemoryWorld(seeded(seed, "space"), gossip_loss=gossip_loss, on_event=self.trace.message)
         identities = [new_identity(seeded(seed, "keys", number).randbytes) for number in range(count)]
         policy = default_policy(stand_in_digest("text"), stand_in_digest("encoder"))
+        if absence_minutes is not None:
+            policy = replace(policy, absence_minutes=absence_minutes)
         members = [
             founder(identity, ALL_ROLES if number < validators else FOLLOWER_ROLES)
             for number, identity in enumerate(identities)

@@ -9,14 +9,12 @@ import trio
 from nsllm.simulations.network import SimulatedNetwork
 from nsllm.simulations.questions import (
     TOPICS,
-    Given,
-    all_anchored,
+    all_level,
     ask,
+    begin_with_an_answer,
     next_decision,
     outcome,
-    start_all,
     undecided_since,
-    until,
 )
 from nsllm.simulations.virtual import seeded
 
@@ -35,10 +33,7 @@ async def partition(network: SimulatedNetwork, nursery: trio.Nursery) -> dict[st
         ScenarioError: what must hold did not.
     """
     rng = seeded(network.seed, "partition")
-    await start_all(network, nursery)
-    peers = network.running()
-    given: list[Given] = [await ask(0, peers[0], f"What should I know about {rng.choice(TOPICS)} before?")]
-    await all_anchored(peers, given)
+    peers, given = await begin_with_an_answer(network, nursery, rng.choice(TOPICS))
     half = network.validators // 2
     validators = list(range(network.validators))
     rng.shuffle(validators)
@@ -58,6 +53,5 @@ async def partition(network: SimulatedNetwork, nursery: trio.Nursery) -> dict[st
     undecided_since(peers, before)
     network.heal()
     decided_s = await next_decision(peers, before, DECIDE_S)
-    await all_anchored(peers, given)
-    await until(lambda: len({peer.ledger.height for peer in peers}) == 1, "one height everywhere")
+    await all_level(peers, given)
     return {"questions": len(given), "apart_s": APART_S, "decided_after_s": decided_s, **outcome(peers)}

@@ -111,6 +111,27 @@ async def all_anchored(peers: list[Peer], given: list[Given]) -> None:
         await anchored(peers[answer.peer], answer.completion_id)
 
 
+async def begin_with_an_answer(
+    network: SimulatedNetwork, nursery: trio.Nursery, topic: str
+) -> tuple[list[Peer], list[Given]]:
+    """Start every peer and anchor a first answer, so that whatever happens next happens to a network that works."""
+    await start_all(network, nursery)
+    peers = network.running()
+    given = [await ask(0, peers[0], f"What should I know about {topic} before?")]
+    await all_anchored(peers, given)
+    return peers, given
+
+
+async def all_level(peers: list[Peer], given: list[Given]) -> None:
+    """Wait until every answer is anchored and all peers stand at one height.
+
+    Raises:
+        ScenarioError: not in time.
+    """
+    await all_anchored(peers, given)
+    await until(lambda: len({peer.ledger.height for peer in peers}) == 1, "one height everywhere")
+
+
 def undecided_since(peers: list[Peer], height: int) -> None:
     """Nobody has decided anything above a height.
 

@@ -11,6 +11,7 @@ from typing import Final
 
 import trio
 
+from nsllm.simulations.absent import ABSENCE_MINUTES, absent
 from nsllm.simulations.byzantine import byzantine
 from nsllm.simulations.churn import churn
 from nsllm.simulations.colluding import colluding_scorers
@@ -40,6 +41,8 @@ class Scenario:
     """About how long it lasts on the virtual clock."""
     takes: str = ""
     """About what it costs, if that is much."""
+    absence_minutes: int | None = None
+    """Of the policy; None: as by default."""
 
 
 SCENARIOS: Final[dict[str, Scenario]] = {
@@ -55,6 +58,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "byzantine": Scenario(byzantine),
     "colluding-scorers": Scenario(colluding_scorers),
     "suspended": Scenario(suspended),
+    "absent": Scenario(absent, absence_minutes=ABSENCE_MINUTES, virtual_s=600.0),
 }
 
 
@@ -112,6 +116,7 @@ async def _staged(
         validators=validators,
         keep_events=trace is not None,
         progress=progress,
+        absence_minutes=scenario.absence_minutes,
     )
     try:
         return await _played(scenario, network)

@@ -6,17 +6,16 @@ from typing import Final
 
 import trio
 
+from nsllm.simulations.errors import ScenarioError
 from nsllm.simulations.network import SimulatedNetwork
 from nsllm.simulations.questions import (
     TOPICS,
-    Given,
-    all_anchored,
+    all_level,
     ask,
+    begin_with_an_answer,
     next_decision,
     outcome,
-    start_all,
     undecided_since,
-    until,
 )
 from nsllm.simulations.virtual import seeded
 
@@ -36,13 +35,10 @@ async def suspended(network: SimulatedNetwork, nursery: trio.Nursery) -> dict[st
         ScenarioError: what must hold did not.
     """
     rng = seeded(network.seed, "suspended")
-    await start_all(network, nursery)
-    peers = network.running()
+    peers, given = await begin_with_an_answer(network, nursery, rng.choice(TOPICS))
     faults = (network.validators - 1) // 3
     away = rng.sample(range(network.validators), faults + 1)
     rest = [number for number in range(len(peers)) if number not in away]
-    given: list[Given] = [await ask(0, peers[0], f"What should I know about {rng.choice(TOPICS)} before?")]
-    await all_anchored(peers, given)
     for number in away:
         network.isolate(number)
     await trio.sleep(AWAY_S - LATE_S)
@@ -54,8 +50,9 @@ async def suspended(network: SimulatedNetwork, nursery: trio.Nursery) -> dict[st
     undecided_since(peers, before)
     network.heal()
     decided_s = await next_decision(peers, before, DECIDE_S)
-    await all_anchored(peers, given)
-    await until(lambda: len({peer.ledger.height for peer in peers}) == 1, "one height everywhere")
+    await all_level(peers, given)
+    if peers[0].ledger.validators.epoch:
+        raise ScenarioError("somebody was counted absent while the network stood still")
     return {
         "questions": len(given),
         "suspended": len(away),

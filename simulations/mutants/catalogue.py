@@ -7,8 +7,10 @@ the sound code.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from nsllm.simulations.mutants.beyond import BEYOND
+from nsllm.simulations.mutants.mutant import Mutant
 
 CORE: Final = "nsllm.consensus.core"
 TALLY: Final = "nsllm.consensus.tally"
@@ -24,24 +26,8 @@ SYNC: Final = "nsllm.consensus.sync"
 CERTIFICATE: Final = "nsllm.consensus.certificate"
 HEADER: Final = "nsllm.consensus.header"
 CANONICAL: Final = "nsllm.canonical"
-LIGHT_CLIENT: Final = "nsllm.governance.light_client"
-OBSERVATION: Final = "nsllm.consensus.observation"
 
 GUIDED: Final = "guided_schedules_hold"
-
-
-@dataclass(frozen=True, slots=True)
-class Mutant:
-    """A rule, broken."""
-
-    name: str
-    module: str
-    old: str
-    """Stands in the module's source exactly once."""
-    new: str
-    killers: tuple[str, ...]
-    """Scenarios that notice, see `nsllm.simulations.mutants.scenarios`."""
-
 
 _NIL_RULE: Final = (
     'return replace(state, {}step=PRECOMMIT), (SignVote("precommit", state.round, None),)\n\n\ndef _wait_prevotes'
@@ -411,62 +397,5 @@ MUTANTS: Final = (
         'keccak256(b"1") + bytes(32)',
         ("a_signature_is_for_one_network",),
     ),
-    # epochs
-    Mutant(
-        "handover without a certificate",
-        LIGHT_CLIENT,
-        "        self.check(certificate)\n",
-        "",
-        ("a_handover_is_certified",),
-    ),
-    Mutant(
-        "handover to whomever",
-        LIGHT_CLIENT,
-        "        if not header.ends_epoch or header.next_epoch != change.digest():\n",
-        "        if not header.ends_epoch:\n",
-        ("a_handover_names_its_validators",),
-    ),
-    Mutant(
-        "epoch left out",
-        LIGHT_CLIENT,
-        "        if change.validators.epoch != self.validators.epoch + 1:\n",
-        "        if change.validators.epoch <= self.validators.epoch:\n",
-        ("epochs_follow_each_other",),
-    ),
-    Mutant(
-        "certificate of another epoch",
-        LIGHT_CLIENT,
-        "        if header.epoch != epoch:\n",
-        "        if False:\n",
-        ("a_certificate_is_of_its_epoch",),
-    ),
-    Mutant(
-        "certificate from before the epoch",
-        LIGHT_CLIENT,
-        "        if header.height <= self.since:\n",
-        "        if False:\n",
-        ("a_certificate_is_of_its_epoch",),
-    ),
-    # scores
-    Mutant(
-        "median averaged",
-        OBSERVATION,
-        "sorted(values)[(len(values) * quarter + 3) // 4 - 1]",
-        "sum(values) // len(values)",
-        ("liars_do_not_move_a_score",),
-    ),
-    Mutant(
-        "highest score taken",
-        OBSERVATION,
-        "sorted(values)[(len(values) * quarter + 3) // 4 - 1]",
-        "max(values)",
-        ("liars_do_not_move_a_score",),
-    ),
-    Mutant(
-        "n-f observations not needed",
-        VALIDATORS,
-        "        return self.size - self.faults\n",
-        "        return self.faults + 1\n",
-        ("liars_do_not_move_a_score",),
-    ),
+    *BEYOND,
 )

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nsllm.simulations.errors import ScenarioError
-from nsllm.simulations.mutants.catalogue import MUTANTS, Mutant
+from nsllm.simulations.mutants.catalogue import MUTANTS
+from nsllm.simulations.mutants.mutant import Mutant
 from nsllm.simulations.mutants.patched import patched
 
 

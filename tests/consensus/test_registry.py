@@ -6,6 +6,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from nsllm.consensus.attendance import Attendance
 from nsllm.consensus.errors import ConsensusError
 from nsllm.consensus.registry import Member, MemberRegistry, RegistryState, admit
 from nsllm.consensus.validators import ValidatorSet
@@ -106,7 +107,10 @@ def test_changes_are_values_and_every_one_shows_in_the_digest(kit, registry):
     assert len({state.digest(kit.NETWORK) for state in states[:-1]}) == len(states) - 1
     assert states[-1] == states[4], "who is revoked is not absent besides"
     assert start.digest(kit.NETWORK) != start.digest(bytes(32))
-    assert start.with_absent([one]).with_present(one) == start
+    assert start.with_absent([one]).with_member(start.get(one)) == start
+    assert start.with_attendance(Attendance.begin(3, 4)).digest(kit.NETWORK) != start.digest(kit.NETWORK)
+    assert start.with_attendance(Attendance()) is start
+    assert start.with_absent([one]).count_appointed() == start.count_appointed() == start.count_validators()
     assert start.with_weight(keys[2].address, 3) == start
     revoked = start.without(one)
     assert revoked.revoked == (one,)

@@ -24,7 +24,7 @@ def remade(net, ledger: Ledger, body, **changes: object) -> Block:
     """A block of `body` whose header is right, but for `changes`: only the rule that it breaks can refuse it."""
     state = ledger._state
     proposer, time_ms = net.keys[0].address, state.rules.time_after(state.parent, net.clock.now_ms())
-    header = state._header(body, state.rules.outcome(state.parent, body), proposer, time_ms)
+    header = state._header(body, state.rules.outcome(state.parent, body, proposer, time_ms), proposer, time_ms)
     return Block(header=replace(header, **changes), body=body)
 
 

@@ -25,7 +25,10 @@ def block_of(net, ledger, records, batches) -> Block:
     )
     time_ms = state.rules.time_after(state.parent, net.clock.now_ms())
     return Block(
-        header=state._header(body, state.rules.outcome(state.parent, body), net.keys[0].address, time_ms), body=body
+        header=state._header(
+            body, state.rules.outcome(state.parent, body, net.keys[0].address, time_ms), net.keys[0].address, time_ms
+        ),
+        body=body,
     )
 
 

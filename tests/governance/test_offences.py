@@ -140,7 +140,9 @@ def block_of(net: Any, ledger: Any, body: Body) -> Block:
     """A block whose header is right for `body`, whatever that is."""
     state = ledger._state
     time_ms = state.rules.time_after(state.parent, net.clock.now_ms())
-    header = state._header(body, state.rules.outcome(state.parent, body), net.keys[0].address, time_ms)
+    header = state._header(
+        body, state.rules.outcome(state.parent, body, net.keys[0].address, time_ms), net.keys[0].address, time_ms
+    )
     return Block(header=header, body=body)
 
 

@@ -8,8 +8,9 @@ import pytest
 
 import nsllm.consensus.core
 from nsllm.simulations.errors import PatchError, ScenarioError
-from nsllm.simulations.mutants.catalogue import CORE, MUTANTS, Mutant
+from nsllm.simulations.mutants.catalogue import CORE, MUTANTS
 from nsllm.simulations.mutants.hunt import control, hunt
+from nsllm.simulations.mutants.mutant import Mutant
 from nsllm.simulations.mutants.patched import patched
 from nsllm.simulations.mutants.scenarios import SCENARIOS
 

@@ -63,6 +63,11 @@ def test_a_suspended_third_comes_back() -> None:
     assert 0 < result["decided_after_s"] < 120
 
 
+def test_validators_that_are_gone_leave_and_come_back() -> None:
+    result = run("absent", peers=5, seed=2)
+    assert (result["gone"], result["left"], result["epoch"]) == (1, 1, 2)
+
+
 def test_false_scores_are_really_outside_of_the_honest_range() -> None:
     assert run("colluding-scorers", peers=4, seed=1)["scores_the_lie_was_outside_of"] > 0
 

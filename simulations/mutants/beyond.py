@@ -1,0 +1,131 @@
+"""The catalogue beyond agreement on one height: mutants of epochs, absence and scores."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nsllm.simulations.mutants.mutant import Mutant
+
+VALIDATORS: Final = "nsllm.consensus.validators"
+LIGHT_CLIENT: Final = "nsllm.governance.light_client"
+OBSERVATION: Final = "nsllm.consensus.observation"
+ATTENDANCE: Final = "nsllm.consensus.attendance"
+BLOCK_RULES: Final = "nsllm.governance.block_rules"
+
+BEYOND: Final = (
+    # epochs
+    Mutant(
+        "handover without a certificate",
+        LIGHT_CLIENT,
+        "        self.check(certificate)\n",
+        "",
+        ("a_handover_is_certified",),
+    ),
+    Mutant(
+        "handover to whomever",
+        LIGHT_CLIENT,
+        "        if not header.ends_epoch or header.next_epoch != change.digest():\n",
+        "        if not header.ends_epoch:\n",
+        ("a_handover_names_its_validators",),
+    ),
+    Mutant(
+        "epoch left out",
+        LIGHT_CLIENT,
+        "        if change.validators.epoch != self.validators.epoch + 1:\n",
+        "        if change.validators.epoch <= self.validators.epoch:\n",
+        ("epochs_follow_each_other",),
+    ),
+    Mutant(
+        "certificate of another epoch",
+        LIGHT_CLIENT,
+        "        if header.epoch != epoch:\n",
+        "        if False:\n",
+        ("a_certificate_is_of_its_epoch",),
+    ),
+    Mutant(
+        "certificate from before the epoch",
+        LIGHT_CLIENT,
+        "        if header.height <= self.since:\n",
+        "        if False:\n",
+        ("a_certificate_is_of_its_epoch",),
+    ),
+    # absence
+    Mutant(
+        "absence counted while the network stands still",
+        ATTENDANCE,
+        "minutes=self.minutes + 1",
+        "minutes=self.minutes + (time_ms - self.counted_ms) // MINUTE_MS",
+        ("standing_still_is_no_absence",),
+    ),
+    Mutant(
+        "absence judged before everybody's turns",
+        ATTENDANCE,
+        " and height - self.since >= TURNS * validators.size",
+        "",
+        ("everybody_has_turns",),
+    ),
+    Mutant(
+        "fewer than four remain",
+        ATTENDANCE,
+        "max(MIN_VALIDATORS, appointed - (appointed - 1) // 3)",
+        "appointed - (appointed - 1) // 3",
+        ("enough_remain",),
+    ),
+    Mutant(
+        "more than f are away in the end",
+        ATTENDANCE,
+        "max(MIN_VALIDATORS, appointed - (appointed - 1) // 3)",
+        "MIN_VALIDATORS",
+        ("enough_remain",),
+    ),
+    Mutant(
+        "somebody who was seen leaves",
+        ATTENDANCE,
+        " if member not in self.seen",
+        "",
+        ("who_shows_itself_stays",),
+    ),
+    Mutant(
+        "observations show nobody",
+        ATTENDANCE,
+        "frozenset({proposer, *(excerpt.signed.commit.validator for excerpt in body.batches)})",
+        "frozenset({proposer})",
+        ("who_shows_itself_stays",),
+    ),
+    Mutant(
+        "proposals show nobody",
+        ATTENDANCE,
+        "frozenset({proposer, *(",
+        "frozenset({*(",
+        ("who_shows_itself_stays",),
+    ),
+    Mutant(
+        "absence counted over epochs",
+        BLOCK_RULES,
+        "Attendance.begin(height, time_ms) if begins else attendance",
+        "attendance",
+        ("every_epoch_begins_a_window",),
+    ),
+    # scores
+    Mutant(
+        "median averaged",
+        OBSERVATION,
+        "sorted(values)[(len(values) * quarter + 3) // 4 - 1]",
+        "sum(values) // len(values)",
+        ("liars_do_not_move_a_score",),
+    ),
+    Mutant(
+        "highest score taken",
+        OBSERVATION,
+        "sorted(values)[(len(values) * quarter + 3) // 4 - 1]",
+        "max(values)",
+        ("liars_do_not_move_a_score",),
+    ),
+    Mutant(
+        "n-f observations not needed",
+        VALIDATORS,
+        "        return self.size - self.faults\n",
+        "        return self.faults + 1\n",
+        ("liars_do_not_move_a_score",),
+    ),
+)
