@@ -41,7 +41,7 @@ from nsllm.node.world import World
 from nsllm.offload import ThreadOffload
 from nsllm.p2p.libp2p_network import Libp2pNetwork
 from nsllm.p2p.libp2p_transport import SteadyStream
-from nsllm.p2p.protocols.submit import MAX_BATCH, submit
+from nsllm.p2p.protocols.submit import MAX_BATCH, Submitter
 from nsllm.plugins.inline import InlinePluginHost
 from nsllm.record import EMBEDDING_DIMENSIONS, Message, Record, Request, Sampling, SignedRecord, sign_record
 from nsllm.simulations.standin import NAME, StandInEngine, stand_in_digest
@@ -98,6 +98,7 @@ class BenchValidator:
         self._validators = len(settled.genesis.members)
         self.stores = stores
         self.parts = Parts(settled, world, stores)
+        self._submitter = Submitter(world.network)
         self._made = 0
         self.decisions = 0
         self.records = 0
@@ -167,7 +168,7 @@ class BenchValidator:
         with trio.fail_after(WAIT_S):
             async with trio.open_nursery() as nursery:
                 for peer in self._peers():
-                    nursery.start_soon(submit, self._world.network, peer, records)
+                    nursery.start_soon(self._submitter.submit, peer, records)
                 for record in records:
                     self._accept(record)
             for record in records:

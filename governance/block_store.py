@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from nsllm import canonical
+from nsllm import canonical, merkle
 from nsllm.consensus.block import MAX_BLOCK_BYTES, DecidedBlock
 from nsllm.consensus.certificate import Certificate
 from nsllm.consensus.epoch import EpochChange
@@ -184,6 +184,7 @@ class BlockStore:
         self.log: Final = NetworkLog(connection)
         self._read_blocks: dict[Height, DecidedBlock] = {}
         self._read_leaves: dict[Height, tuple[ScoreLeaf, ...]] = {}
+        self._read_hashes: dict[Height, tuple[Digest, ...]] = {}
 
     def put(
         self, decided: DecidedBlock, leaves: Sequence[ScoreLeaf], unscored: Sequence[Unscored], log_start: int
@@ -360,6 +361,13 @@ class BlockStore:
             leaves = tuple(entry.leaf for entry in entries if isinstance(entry, CertifiedEntry))
             _remember(self._read_leaves, height, leaves)
         return self._read_leaves[height]
+
+    def leaf_hashes(self, height: Height) -> tuple[Digest, ...]:
+        """Leaf hashes of the block's score leaves, in their order; remembered too."""
+        if height not in self._read_hashes:
+            hashes = tuple(merkle.leaf_hash(canonical.encode(leaf)) for leaf in self.leaves(height))
+            _remember(self._read_hashes, height, hashes)
+        return self._read_hashes[height]
 
     def put_epoch(self, row: EpochRow) -> None:
         """Keep what begins after a boundary."""

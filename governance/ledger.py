@@ -397,7 +397,10 @@ class Ledger:
     async def unsettled(self, records: Sequence[Digest]) -> list[Digest]:
         """Those of `records` that no block has scored or settled as unscored, however long ago."""
         store = self._state.store
-        return await self._run(lambda: [record for record in records if not store.is_settled(record)])
+        found = await self._run(lambda: [record for record in records if not store.is_settled(record)])
+        for record in found:
+            self._pending.looked_up(record, settled=False)
+        return found
 
     async def proof(self, record: Digest) -> RecordProof | None:
         """All that can be proved of a record by now; None if it is not scored. A receipt is built from this."""
@@ -409,8 +412,7 @@ class Ledger:
 
     async def certified(self, record: Digest) -> tuple[ScoreLeaf, Inclusion, Certificate] | None:
         """Scores of a record, their inclusion in the header's `scores_root`, and its certificate."""
-        proof = await self.proof(record)
-        return (proof.leaf, proof.scores, proof.certificate) if proof is not None else None
+        return await self._run_on_state(lambda state: state.past.scores(record))
 
     async def wait_certified(self, signed: SignedRecord) -> CertifiedRecord:
         """The certified record, once a block holds its scores. Give it a deadline: nobody may ever score it.
@@ -420,12 +422,12 @@ class Ledger:
         """
         record = signed.record.digest()
 
-        async def find() -> tuple[ScoreLeaf, Inclusion, Certificate] | None:
-            if (found := await self.certified(record)) is None:
-                await self._run_on_state(lambda state: state.past.check_scorable(record))
+        def find(state: LedgerState) -> tuple[ScoreLeaf, Inclusion, Certificate] | None:
+            if (found := state.past.scores(record)) is None:
+                state.past.check_scorable(record)
             return found
 
-        leaf, inclusion, certificate = await self._waiters.until(record, find)
+        leaf, inclusion, certificate = await self._waiters.until(record, lambda: self._run_on_state(find))
         return CertifiedRecord(signed=signed, leaf=leaf, inclusion=inclusion, certificate=certificate)
 
     def want(self, record: Digest) -> None:

@@ -10,8 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from nsllm.consensus.block import DecidedBlock
+from nsllm.consensus.certificate import Certificate
+from nsllm.consensus.certified import Inclusion
 from nsllm.consensus.errors import PrunedError
 from nsllm.consensus.header import Header
+from nsllm.consensus.observation import ScoreLeaf
 from nsllm.consensus.registry import RegistryState
 from nsllm.errors import EncodingError
 from nsllm.governance.block_rules import SETTLED_MS, BlockRules, Outcome, Parent
@@ -23,7 +26,7 @@ from nsllm.governance.genesis import Genesis
 from nsllm.governance.kept_proofs import KeptProofs
 from nsllm.governance.light_client import LightClient
 from nsllm.governance.motion import Retract
-from nsllm.governance.proving import completed, notice_of, prove_record, prove_retraction
+from nsllm.governance.proving import completed, notice_of, prove_record, prove_retraction, prove_scores
 from nsllm.governance.pruning import boundary, keep_proofs
 from nsllm.governance.record_proof import RecordProof
 from nsllm.governance.retraction import RetractionNotice, RetractionProof
@@ -132,6 +135,13 @@ class Past:
                 f"record {hex0x(record)} was settled while this peer was far behind: its proof went with the blocks"
                 " that a snapshot stands for"
             )
+
+    def scores(self, record: Digest) -> tuple[ScoreLeaf, Inclusion, Certificate] | None:
+        """Scores of a record, their inclusion in the header's `scores_root`, and its certificate; None without any."""
+        with self._database.guarded():
+            found = prove_scores(self._store, record)
+            kept = self._kept.get(record) if found is None else None
+            return found if kept is None else (kept.leaf, kept.scores, kept.certificate)
 
     def proof(self, record: Digest) -> RecordProof | None:
         """All that can be proved of a record; None if it was not scored."""

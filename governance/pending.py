@@ -187,7 +187,7 @@ class Pending:
     def expire(self, now: float) -> None:
         """Forget what is too old."""
         self.pool.expire(now)
-        self._unsettled.intersection_update(self.pool.ready())
+        self._unsettled = {record for record in self._unsettled if self.pool.case(record) is not None}
 
     def __len__(self) -> int:
         """Records with observations or abstentions that no block holds."""

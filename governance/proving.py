@@ -9,7 +9,9 @@ from msgspec.structs import replace
 
 from nsllm import canonical, merkle
 from nsllm.consensus.block import DecidedBlock
+from nsllm.consensus.certificate import Certificate
 from nsllm.consensus.certified import Inclusion
+from nsllm.consensus.observation import ScoreLeaf
 from nsllm.governance.anchor_proof import AnchorProof
 from nsllm.governance.block_store import BlockStore, EpochRow
 from nsllm.governance.database import RECOVERY_HINT
@@ -36,18 +38,15 @@ def prove_record(store: BlockStore, record: Digest, founding: Policy, epochs: Se
     Raises:
         DamageError: a block that the indexes name is missing or damaged.
     """
-    found = store.location(record)
+    found = prove_scores(store, record)
     if found is None:
         return None
-    height, position = found
-    certificate = _stored(store, height).certificate
-    leaves = store.leaves(height)
-    hashes = [merkle.leaf_hash(canonical.encode(leaf)) for leaf in leaves]
-    index = store.row(height).log_start + position
+    leaf, scores, certificate = found
+    index = store.row(certificate.header.height).log_start + scores.index
     epoch = certificate.header.epoch
     return RecordProof(
-        leaf=leaves[position],
-        scores=Inclusion(index=position, size=len(hashes), path=merkle.inclusion_path(hashes, position)),
+        leaf=leaf,
+        scores=scores,
         certificate=certificate,
         entry=store.log.inclusion(index, certificate.header.log_size),
         anchor=_prove_anchor(store, index),
@@ -85,6 +84,17 @@ def prove_retraction(store: BlockStore, record: Digest, height: Height) -> Retra
             path = store.log.inclusion(index, row.log_size).path
             return RetractionProof(transaction=entry.transaction, index=index, path=path, certificate=certificate)
     raise DamageError(f"block {height} holds no motion that retracts {hex0x(record)}", hint=RECOVERY_HINT)
+
+
+def prove_scores(store: BlockStore, record: Digest) -> tuple[ScoreLeaf, Inclusion, Certificate] | None:
+    """Scores of a record, their inclusion in the header's `scores_root`, and its certificate; None without scores."""
+    found = store.location(record)
+    if found is None:
+        return None
+    height, position = found
+    hashes = store.leaf_hashes(height)
+    inclusion = Inclusion(index=position, size=len(hashes), path=merkle.inclusion_path(hashes, position))
+    return store.leaves(height)[position], inclusion, _stored(store, height).certificate
 
 
 def _prove_anchor(store: BlockStore, index: int) -> AnchorEvidence | None:

@@ -221,10 +221,10 @@ class Committer:
             while not self._fresh or len(self._batches) >= MAX_OUTSTANDING or not self._validates():
                 self._came = trio.Event()
                 await self._came.wait()
-            rows, abstentions = await self._take_fresh()
+            number, rows, abstentions = await self._take_fresh()
             if not rows and not abstentions:
                 continue
-            signed, reveal = await self._sign(rows, abstentions)
+            signed, reveal = self._sign(number, rows, abstentions)
             self._checkpoint("batch_signed")
             if not await self._write(signed, reveal):
                 continue
@@ -238,29 +238,37 @@ class Committer:
             self._opening.set()
             self._due()
 
-    async def _take_fresh(self) -> tuple[list[tuple[Subject, tuple[int, ...]]], list[tuple[Digest, str]]]:
-        """At most one batch of what is neither settled nor committed to."""
+    async def _take_fresh(self) -> tuple[int, list[tuple[Subject, tuple[int, ...]]], list[tuple[Digest, str]]]:
+        """The next batch's number, and at most one batch of what is neither settled nor committed to."""
         count = min(len(self._fresh), MAX_BATCH_RECORDS)
         taken = [self._fresh.rows.popleft() for _ in range(min(count, len(self._fresh.rows)))]
         rows = {subject.record: (subject, ppm) for subject, ppm in taken}
         abstentions = dict(self._fresh.abstentions.popleft() for _ in range(count - len(taken)))
-        epoch = self._ledger.terms.validators.epoch
+        terms = self._ledger.terms
+        epoch = terms.validators.epoch
         wanted = await self._ledger.unsettled([*rows, *(r for r in abstentions if r not in rows)])
-        fresh = set(await self._context.offload.run(lambda: self._log.fresh(epoch, wanted)))
+        number, fresh = await self._context.offload.run(
+            lambda: (self._log.next_number(epoch), set(self._log.fresh(epoch, wanted)))
+        )
+        if self._ledger.terms is not terms:  # another epoch began meanwhile
+            if self._ledger.terms.rubric == terms.rubric and self._validates():
+                self._fresh.rows.extend(rows.values())
+                self._fresh.abstentions.extend(abstentions.items())
+            return number, [], []
         return (
+            number,
             [rows[record] for record in sorted(rows) if record in fresh],
             [(record, abstentions[record]) for record in sorted(abstentions) if record in fresh and record not in rows],
         )
 
-    async def _sign(
-        self, rows: Sequence[tuple[Subject, tuple[int, ...]]], abstentions: Sequence[tuple[Digest, str]]
+    def _sign(
+        self, number: int, rows: Sequence[tuple[Subject, tuple[int, ...]]], abstentions: Sequence[tuple[Digest, str]]
     ) -> tuple[SignedCommit, BatchReveal]:
         terms, key = self._ledger.terms, self._context.key
         epoch = terms.validators.epoch
         if self._secret is None or self._secret[0] != epoch:
             self._secret = (epoch, salt_secret(key, terms.network, epoch))
         secret = self._secret[1]
-        number = await self._context.offload.run(lambda: self._log.next_number(epoch))
         opened = [
             (subject, Row(position, salt_of(secret, terms.rubric, subject.record), ppm))
             for position, (subject, ppm) in enumerate(rows)

@@ -13,7 +13,6 @@ from typing import Final
 
 import trio
 
-from nsllm import canonical
 from nsllm.consensus.observation import Subject
 from nsllm.errors import NsllmError, PeerFault
 from nsllm.governance.block_rules import SETTLED_MS
@@ -46,7 +45,6 @@ GIVE_UP_S: Final = 600.0
 @dataclass(slots=True)
 class _Case:
     signed: SignedRecord
-    size_bytes: int
     since: float
     tries: int = 0
 
@@ -90,15 +88,14 @@ class Examiner:
         digest = signed.record.digest()
         if digest in self._cases or self._ledger.is_settled(digest):
             return None
-        size_bytes = len(canonical.encode(signed))
-        reason = self._refusal(signed, size_bytes)
+        reason = self._refusal(signed)
         if reason is not None:
             generator = hex0x(signed.record.generator)
             self._context.events.emit("record_rejected", record=short(digest), generator=generator, reason=reason)
             return reason
-        self._cases[digest] = _Case(signed, size_bytes, trio.current_time())
+        self._cases[digest] = _Case(signed, trio.current_time())
         self._laid.set()
-        self._desk_bytes += size_bytes
+        self._desk_bytes += signed.size_bytes
         self._held[signed.record.generator] += 1
         if not self._committer.holds(digest):  # we may have restarted since we committed to it
             self._line_up(digest, signed.record.generator)
@@ -108,7 +105,7 @@ class Examiner:
         self._turns.setdefault(generator, {})[digest] = None
         self._came.set()
 
-    def _refusal(self, signed: SignedRecord, size_bytes: int) -> str | None:
+    def _refusal(self, signed: SignedRecord) -> str | None:
         try:
             signed.check(self._context.network_id)
             check_evidence(signed.record, self._context.network_id)
@@ -124,7 +121,7 @@ class Examiner:
         away_ms = abs(self._context.clock.now_ms() - signed.record.created_ms)
         if away_ms > MAX_AGE_MS:
             return f"made {away_ms // 1000} s away from our clock; at most {MAX_AGE_MS // 1000} s: ask again"
-        return self._no_room(signed.record.generator, size_bytes)
+        return self._no_room(signed.record.generator, signed.size_bytes)
 
     def _no_room(self, generator: Address, size_bytes: int) -> str | None:
         if len(self._cases) >= DESK_LIMIT or self._desk_bytes + size_bytes > DESK_BYTES:
@@ -196,7 +193,7 @@ class Examiner:
         if case is None:
             return None
         generator = case.signed.record.generator
-        self._desk_bytes -= case.size_bytes
+        self._desk_bytes -= case.signed.size_bytes
         self._held[generator] -= 1
         if not self._held[generator]:
             del self._held[generator]

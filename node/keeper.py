@@ -12,7 +12,6 @@ from typing import Final
 
 import trio
 
-from nsllm import canonical
 from nsllm.consensus.certified import CertifiedRecord
 from nsllm.errors import NsllmError
 from nsllm.governance.ledger import Ledger
@@ -46,7 +45,7 @@ class Keeper:
 
     def keep(self, signed: SignedRecord) -> None:
         """Take a record that a block certified; beyond the limits others must keep it."""
-        size_bytes = len(canonical.encode(signed))
+        size_bytes = signed.size_bytes
         if self._kept >= KEPT_LIMIT or self._kept_bytes + size_bytes > KEPT_BYTES:
             log.warning(
                 "keeper_full record=%s kept=%d bytes=%d", short(signed.record.digest()), self._kept, self._kept_bytes

@@ -23,7 +23,7 @@ from nsllm.p2p.protocols.passages import find_passages
 from nsllm.p2p.protocols.push import push
 from nsllm.p2p.protocols.removal import ask_removal
 from nsllm.p2p.protocols.shelve import Load, Offered, Shelving, shelve
-from nsllm.p2p.protocols.submit import submit
+from nsllm.p2p.protocols.submit import Submitter
 from nsllm.p2p.protocols.sync import fetch_blocks
 from nsllm.record import SignedChunk, SignedRecord
 
@@ -126,6 +126,7 @@ class MemberLinks:
     def __init__(self, network: Network, directory: PeerDirectory) -> None:
         self._network = network
         self._directory = directory
+        self._submitter = Submitter(network)
 
     def peer_of(self, member: Address) -> PeerId | None:
         """Present libp2p identity of a member."""
@@ -133,7 +134,7 @@ class MemberLinks:
 
     async def submit(self, validator: PeerId, signed: SignedRecord) -> str | None:
         """None if the validator took the record, else its reason."""
-        verdicts = await submit(self._network, validator, [signed])
+        verdicts = await self._submitter.submit(validator, [signed])
         return verdicts[signed.record.digest()]
 
     async def ask_removal(self, holder: PeerId, record: Digest) -> SignedRemoval:

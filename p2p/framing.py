@@ -65,6 +65,14 @@ class FramedStream:
         """Send the end frame: nothing more comes from us, and nothing was lost."""
         await self._stream.send_all(bytes(HEADER_BYTES))
 
+    async def wait_begin(self) -> None:
+        """Return once the next frame has begun to come.
+
+        Raises:
+            StreamClosedError: the stream ended before.
+        """
+        await self._fill(1, "frame")
+
     async def receive(self, kind: type[T]) -> T:
         """The next value, where one must come.
 

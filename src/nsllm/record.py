@@ -7,6 +7,7 @@ canonical values: sampling parameters are integers in millionths, embeddings are
 from __future__ import annotations
 
 from array import array
+from functools import cached_property
 from typing import Annotated, Final, Literal
 
 from msgspec import Meta
@@ -178,7 +179,7 @@ class SignedChunk(Value, frozen=True, kw_only=True):
         crypto.verify(chunk.digest(), self.signature, chunk.member)
 
 
-class Record(Value, frozen=True, kw_only=True):
+class Record(Value, frozen=True, kw_only=True, dict=True):
     """An answer as published. `group` and `public` requests make one; `private` ones never do."""
 
     network: NetworkIdField
@@ -202,11 +203,15 @@ class Record(Value, frozen=True, kw_only=True):
     created_ms: TimeMsField
 
     def digest(self) -> Digest:
-        """What the generator signs and everybody else names the record by."""
+        """What the generator signs and everybody else names the record by; computed once."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> Digest:
         return canonical.digest("record", self.network, self)
 
 
-class SignedRecord(Value, frozen=True, kw_only=True):
+class SignedRecord(Value, frozen=True, kw_only=True, dict=True):
     """A record and its generator's signature."""
 
     record: Record
@@ -222,6 +227,11 @@ class SignedRecord(Value, frozen=True, kw_only=True):
         if self.record.network != network:
             raise EncodingError(f"record of network {self.record.network.hex()[:16]}, not {network.hex()[:16]}")
         crypto.verify(self.record.digest(), self.signature, self.record.generator)
+
+    @cached_property
+    def size_bytes(self) -> int:
+        """Length of the canonical encoding."""
+        return len(canonical.encode(self))
 
 
 def request_key(network: NetworkId, request: Request) -> Digest:

@@ -11,7 +11,7 @@ from nsllm.node.errors import InvalidRequestError
 from nsllm.node.invitation import parse_invite, pending_invite, save_pending
 from nsllm.p2p.errors import RefusedError
 from nsllm.p2p.protocols.join import join
-from nsllm.p2p.protocols.submit import submit
+from nsllm.p2p.protocols.submit import Submitter
 
 
 async def joined(stage):
@@ -110,7 +110,7 @@ def test_a_stranger_can_neither_submit_nor_invite(on_stage) -> None:
         completion = await peer.stores.completions.get(answer.started.completion_id)
         validator = stage.network.peers[0].settled.identity.peer_id
         with pytest.raises(RefusedError, match="members only"):
-            await submit(peer._world.network, validator, [completion.signed])
+            await Submitter(peer._world.network).submit(validator, [completion.signed])
         await trio.sleep(120)
         assert {other.ledger.log_size for other in stage.peers} == {0}
         assert (await peer.receipt(answer.started.completion_id)).state == "pending"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 import pytest
 import trio
+import trio.testing
 
 from nsllm.consensus.certified import CertifiedRecord
 from nsllm.consensus.registry import Member
@@ -35,7 +37,15 @@ from nsllm.p2p.protocols.push import (
     push_to_holders,
     serve_push,
 )
-from nsllm.p2p.protocols.submit import MAX_SUBMIT_BYTES, SUBMIT, Submission, SubmitAnswer, serve_submit, submit
+from nsllm.p2p.protocols.submit import (
+    IDLE_S,
+    MAX_SUBMIT_BYTES,
+    SUBMIT,
+    Submission,
+    SubmitAnswer,
+    Submitter,
+    serve_submit,
+)
 from nsllm.p2p.rates import Rate
 from nsllm.record import SignedRecord, request_key
 
@@ -61,7 +71,7 @@ async def test_each_record_has_its_verdict(town: Any, make_record: Any, autojump
     foreign = make_record(carol.member_key)
     forged = msgspec.structs.replace(make_record(alice.member_key, "x"), signature=good.signature)
     async with town.running():
-        verdicts = await submit(alice.network, bob.peer, [good, bad, foreign, forged])
+        verdicts = await Submitter(alice.network).submit(bob.peer, [good, bad, foreign, forged])
     reasons = [verdicts[signed.record.digest()] for signed in (good, bad, foreign, forged)]
     assert reasons[0] is None
     assert reasons[1].startswith("bad bad")
@@ -76,11 +86,84 @@ async def test_slots_bound_a_members_records(town: Any, make_record: Any, autoju
     bob.network.handle(SUBMIT, serve_submit(bob.directory, Pending().judge))
     records = [make_record(alice.member_key, str(number)) for number in range(6)]
     async with town.running():
-        verdicts = list((await submit(alice.network, bob.peer, records)).values())
+        verdicts = list((await Submitter(alice.network).submit(bob.peer, records)).values())
         assert verdicts[:4] == [None] * 4
         assert all("more than 4 records" in verdict for verdict in verdicts[4:])
         await trio.sleep(61)
-        assert list((await submit(alice.network, bob.peer, records[4:])).values()) == [None, None]
+        assert list((await Submitter(alice.network).submit(bob.peer, records[4:])).values()) == [None, None]
+
+
+@contextmanager
+def counted(network: Any) -> Iterator[list[str]]:
+    """Protocols of the streams that are opened."""
+    opened, plain = [], network.open
+
+    async def counting(peer: Any, protocol: str) -> Stream:
+        opened.append(protocol)
+        return await plain(peer, protocol)
+
+    network.open = counting
+    yield opened
+    network.open = plain
+
+
+async def test_who_submits_meanwhile_goes_together_over_one_stream(
+    town: Any, make_record: Any, autojump_clock: Any
+) -> None:
+    alice, bob = town.citizens[:2]
+    taken: list[Digest] = []
+
+    async def judge(signed: SignedRecord, _: Member) -> str | None:
+        await trio.sleep(1)
+        taken.append(signed.record.digest())
+        return None
+
+    bob.network.handle(SUBMIT, serve_submit(bob.directory, judge))
+    records = [make_record(alice.member_key, str(number)) for number in range(4)]
+    submitter = Submitter(alice.network)
+    async with town.running():
+        with counted(alice.network) as opened:
+            began = trio.current_time()
+            async with trio.open_nursery() as nursery:
+                for signed in records:
+                    nursery.start_soon(_is_taken, submitter, bob.peer, signed)
+                await trio.testing.wait_all_tasks_blocked()
+                with trio.move_on_after(0.5):  # one of those that wait gives up
+                    await submitter.submit(bob.peer, [make_record(alice.member_key, "another")])
+            assert trio.current_time() - began == pytest.approx(4, abs=0.5)
+    assert sorted(taken) == sorted(signed.record.digest() for signed in records)
+    assert opened == [SUBMIT]
+
+
+async def _is_taken(submitter: Submitter, peer: Any, signed: SignedRecord) -> None:
+    assert await submitter.submit(peer, [signed]) == {signed.record.digest(): None}
+
+
+async def test_a_stream_that_was_closed_or_given_up_is_replaced(
+    town: Any, make_record: Any, autojump_clock: Any
+) -> None:
+    alice, bob = town.citizens[:2]
+    pause_s = 0.0
+
+    async def judge(_: SignedRecord, __: Member) -> str | None:
+        await trio.sleep(pause_s)
+        return None
+
+    bob.network.handle(SUBMIT, serve_submit(bob.directory, judge))
+    records = iter([make_record(alice.member_key, str(number)) for number in range(4)])
+    submitter = Submitter(alice.network)
+    async with town.running():
+        with counted(alice.network) as opened:
+            await _is_taken(submitter, bob.peer, next(records))
+            await trio.sleep(IDLE_S + 1)
+            await _is_taken(submitter, bob.peer, next(records))
+            assert len(opened) == 2
+            pause_s = 9.0
+            with pytest.raises(DeadlineError):
+                await submitter.submit(bob.peer, [next(records)], deadline_s=1.0)
+            pause_s = 0.0
+            await _is_taken(submitter, bob.peer, next(records))
+            assert len(opened) == 3
 
 
 async def test_members_only(town: Any, make_record: Any, make_certified: Any, autojump_clock: Any) -> None:
@@ -90,7 +173,7 @@ async def test_members_only(town: Any, make_record: Any, make_certified: Any, au
     bob.network.handle(PUSH, serve_push(bob.directory, _refuse_nothing))
     async with town.running():
         with pytest.raises(RefusedError, match="members only"):
-            await submit(carol.network, bob.peer, [make_record(carol.member_key)])
+            await Submitter(carol.network).submit(bob.peer, [make_record(carol.member_key)])
         with pytest.raises(RefusedError, match="members only"):
             await push(carol.network, bob.peer, make_certified(carol.member_key))
     assert pending.taken == []
@@ -112,7 +195,7 @@ async def test_verdicts_must_fit_the_batch(town: Any, make_record: Any, autojump
     bob.network.handle(SUBMIT, lie)
     async with town.running():
         with pytest.raises(MisbehaviourError):
-            await submit(alice.network, bob.peer, records)
+            await Submitter(alice.network).submit(bob.peer, records)
 
 
 def _answer_about(signed: SignedRecord) -> SubmitAnswer:
