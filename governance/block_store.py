@@ -260,6 +260,7 @@ class BlockStore:
         self.log.prune(log_size)
         self._read_blocks.clear()
         self._read_leaves.clear()
+        self._read_hashes.clear()
 
     def tip(self) -> DecidedBlock | None:
         """The last block."""

@@ -199,7 +199,7 @@ async def test_a_record_of_another_day_is_not_scored(cast, autojump_clock, desk)
             retracted_at=cast.context.retracted_at,
             clock=SimpleNamespace(now_ms=lambda away_ms=away_ms: signed.record.created_ms + away_ms),
         )
-        reason = desk.examiner._refusal(signed, 100)
+        reason = desk.examiner._refusal(signed)
         assert (reason is None) == taken
         assert taken or "away from our clock" in reason
     assert abs(now - signed.record.created_ms) < module.MAX_AGE_MS
