@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -72,6 +72,21 @@ def stops(stop: str | list[str] | None) -> tuple[str, ...]:
                 f"a stop sequence of {len(text)} characters, 1 to {MAX_STOP_CHARS} are allowed", param="stop"
             )
     return given
+
+
+def token_ids(name: str, given: Sequence[int] | None, most: int) -> tuple[int, ...]:
+    """A set of tokens, by rising id.
+
+    Raises:
+        ApiError: 400, more than `most` of them, or a number that is no token id.
+    """
+    found = sorted(set(given or ()))
+    if len(found) > most:
+        raise bad_request(f"{len(found)} tokens in {name!r}, at most {most} are allowed", param=name)
+    for token in found:
+        if not 0 <= token <= MAX_TOKEN:
+            raise bad_request(f"{name!r} has {token}, which is no token id", param=name)
+    return tuple(found)
 
 
 def logit_bias(biases: Mapping[str, float] | None) -> tuple[tuple[int, int], ...]:

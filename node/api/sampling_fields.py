@@ -9,11 +9,11 @@ from typing import Final, Literal
 import msgspec
 from msgspec import Struct
 
-from nsllm.node.api.fields import integer, logit_bias, micro, refuse_unless, stops
+from nsllm.node.api.fields import integer, logit_bias, micro, refuse_unless, stops, token_ids
 from nsllm.node.api.formats import FormatFields
 from nsllm.node.api.openai_errors import bad_request
 from nsllm.node.service import ChatCommand
-from nsllm.record import Sampling, Visibility
+from nsllm.record import MAX_STOP_TOKENS, Sampling, Visibility
 
 Reuse = Literal["semantic", "exact", "none"]
 """What of the cache may stand in: answers to like questions too, exact repeats only, or nothing."""
@@ -22,7 +22,6 @@ MAX_TOKENS: Final = 1_000_000
 UNSERVED: Final = {
     "store": (False,),
     "use_beam_search": (False,),
-    "stop_token_ids": ([],),
     "include_stop_str_in_output": (False,),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
@@ -64,6 +63,7 @@ class SamplingFields(FormatFields, forbid_unknown_fields=True, kw_only=True):
     min_tokens: int | None = None
     ignore_eos: bool | None = None
     stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
     n: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -73,7 +73,6 @@ class SamplingFields(FormatFields, forbid_unknown_fields=True, kw_only=True):
     # accepted only at the value that changes nothing
     store: bool | None = None
     use_beam_search: bool | None = None
-    stop_token_ids: list[int] | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
@@ -138,6 +137,7 @@ def sampling(body: SamplingFields, max_tokens: int | None, limit_name: str = "ma
         max_tokens=max_tokens,
         min_tokens=min_tokens or None,
         stop=stops(body.stop),
+        stop_token_ids=token_ids("stop_token_ids", body.stop_token_ids, MAX_STOP_TOKENS),
     )
 
 

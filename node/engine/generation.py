@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,6 +21,8 @@ class Generation:
     client: str
     prompt: list[int]
     max_tokens: int
+    end_token_ids: frozenset[int]
+    """The model's and the request's own."""
     sampler: Sampler
     stream: TextStream
     cache: Cache | None = None
@@ -54,12 +55,12 @@ class Generation:
         chunk = sequence[start : start + most]
         return Read(self.cache, chunk, int(start + len(chunk) == len(sequence)))
 
-    def accept(self, choice: Choice, end_token_ids: Container[int], spelling: Spelling) -> Gain:
+    def accept(self, choice: Choice, spelling: Spelling) -> Gain:
         """Add the chosen token; the gain says so if that ends the answer."""
         token = choice.token
         self.tokens.append(token)
         reason: Literal["stop", "length"] | None = None
-        if token in end_token_ids:
+        if token in self.end_token_ids:
             text, reason = self.stream.finish(), "stop"
         else:
             text = self.stream.push(token)

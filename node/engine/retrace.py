@@ -41,6 +41,7 @@ class Retracing:
         self._backend = backend
         self._claim = claim
         self._prompt = _prompt(backend, claim.request)
+        self._ends = backend.end_token_ids.union(claim.sampling.stop_token_ids)
         guide = claim.request.guide
         self._guide: TokenGuide | None = None if guide is None else backend.guides.start(guide)
         self._fault = self._find_fault()
@@ -52,7 +53,7 @@ class Retracing:
         if self._fault is not None:
             return Trace(0, fault=self._fault)
         backend, answer = self._backend, self._claim.token_ids
-        sampler = Sampler(self._claim.sampling, self._prompt, end_token_ids=backend.end_token_ids, guide=self._guide)
+        sampler = Sampler(self._claim.sampling, self._prompt, end_token_ids=self._ends, guide=self._guide)
         strains: list[Strain] = []
         logprobs: list[float] = []
         sequence = [*self._prompt, *answer]
@@ -96,7 +97,7 @@ class Retracing:
 
     def _misspelled(self) -> Fault | None:
         """The answer written once more from its tokens, as `nsllm.node.engine.generation` does."""
-        claim, ends = self._claim, self._backend.end_token_ids
+        claim, ends = self._claim, self._ends
         stream = TextStream(self._backend.spelling.decoder(), claim.sampling.stop, claim.sampling.min_tokens or 0)
         texts: list[str] = []
         for token in claim.token_ids[:-1]:
@@ -158,9 +159,12 @@ def _prompt(backend: Backend, request: Request) -> list[int]:
 
 
 def _as_asked(asked: Sampling, declared: Sampling) -> bool:
-    """Whether every parameter that the request sets is the declared one; an answer may be shorter than asked."""
+    """Whether every parameter that the request sets is the declared one; an answer may be shorter than asked.
+
+    What the request leaves open the model's card may say, but for lists (stops, biases): those are the caller's alone.
+    """
     names = [name for name in Sampling.__struct_fields__ if name != "max_tokens"]
-    wanted = {name: value for name in names if (value := getattr(asked, name)) not in (None, ())}
+    wanted = {name: value for name in names if (value := getattr(asked, name)) is not None}
     if any(getattr(declared, name) != value for name, value in wanted.items()):
         return False
     return asked.max_tokens is None or (declared.max_tokens is not None and declared.max_tokens <= asked.max_tokens)

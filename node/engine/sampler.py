@@ -56,7 +56,7 @@ class Sampler:
     with the 64-bit seed (`random.Random`, whose `random()` is the same on every platform and Python version).
 
     Args:
-        sampling: every field set but `max_tokens` and `stop`, which are not used here; None elsewhere is off.
+        sampling: every field set but `max_tokens` and the stops, which are not used here; None elsewhere is off.
         prompt_token_ids: the repetition penalty counts them, the other two do not.
         end_token_ids: ruled out until `min_tokens` are there.
         guide: what the answer must match.

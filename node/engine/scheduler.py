@@ -164,15 +164,17 @@ class Scheduler:
             self._refuse_overflow(message.job, str(len(prompt)))
             return
         sampling = request.sampling
+        ends = self._backend.end_token_ids.union(sampling.stop_token_ids)
         generation = Generation(
             job=message.job,
             client=request.client,
             prompt=prompt,
             max_tokens=min(sampling.max_tokens or message.max_tokens_cap, context - len(prompt)),
+            end_token_ids=ends,
             sampler=Sampler(
                 sampling,
                 prompt,
-                end_token_ids=self._backend.end_token_ids,
+                end_token_ids=ends,
                 guide=guide,
                 top_logprobs=request.top_logprobs,
             ),
@@ -302,7 +304,7 @@ class Scheduler:
                 self._send(Refused(job=one.job, kind="invalid", message=str(choice)))
                 continue
             try:
-                gain = one.accept(choice, self._backend.end_token_ids, self._backend.spelling)
+                gain = one.accept(choice, self._backend.spelling)
             except Exception as error:  # noqa: BLE001 - one generation's failure is nobody else's
                 self._fail(one, error)
                 continue

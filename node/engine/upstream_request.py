@@ -22,6 +22,8 @@ LLAMA_CPP: Final = frozenset({"llamacpp", "me"})
 """How llama-server and llama-cpp-python's server call the owner of a model."""
 STRUCTURED: Final = frozenset({"vllm", "nsllm"})
 """Owners whose servers take `structured_outputs`."""
+STOP_TOKENS: Final = frozenset({*STRUCTURED, "sglang"})
+"""Owners whose servers take `stop_token_ids`; others may pass over what they do not know."""
 _LARK: Final = re.compile(r"(?m)^\s*(%llguidance\b|start\s*:)")
 
 Body = dict[str, Any]
@@ -97,6 +99,10 @@ def _sampling(sampling: Sampling, owner: str | None) -> Body:
         body["logit_bias"] = {str(token): bias / MICRO for token, bias in sampling.logit_bias}
     if sampling.stop:
         body["stop"] = list(sampling.stop)
+    if sampling.stop_token_ids:
+        if owner not in STOP_TOKENS:
+            raise InvalidRequestError("the upstream takes no tokens that end an answer", param="stop_token_ids")
+        body["stop_token_ids"] = list(sampling.stop_token_ids)
     return body
 
 

@@ -36,6 +36,7 @@ MAX_CHUNK_CHARS: Final = 4_000
 MAX_CHUNK_BYTES: Final = 24 * 1024
 """Of one signed chunk in its canonical form: a character takes up to four bytes, and something stands beside them."""
 MAX_SOURCE_CHARS: Final = 200
+MAX_STOP_TOKENS: Final = 64
 MAX_EVIDENCE: Final = 32
 """Chunks that one answer cites."""
 
@@ -107,8 +108,10 @@ class Sampling(Value, frozen=True, kw_only=True):
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     max_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
-    """The answer does not end by itself before; stop strings wait as well."""
+    """The answer does not end by itself before; stop strings and stop tokens wait as well."""
     stop: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=4)] = ()
+    stop_token_ids: Annotated[tuple[TokenField, ...], Meta(max_length=MAX_STOP_TOKENS)] = ()
+    """Tokens that end the answer as the model's own end tokens do, by rising id; they are no part of its text."""
 
 
 class Request(Value, frozen=True, kw_only=True):

@@ -133,7 +133,10 @@ def test_fields_that_change_nothing_are_accepted(fields):
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
         ({"logprobs": 5}, "logprobs"),
-        ({"stop_token_ids": [3]}, "stop_token_ids"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids"),
+        ({"stop_token_ids": [2**31]}, "stop_token_ids"),
+        ({"stop_token_ids": list(range(65))}, "stop_token_ids"),
+        ({"stop_token_ids": "3"}, "stop_token_ids"),
         ({"use_beam_search": True}, "use_beam_search"),
         ({"skip_special_tokens": False}, "skip_special_tokens"),
         ({"chat_template": "{{ x }}"}, "chat_template"),
@@ -148,6 +151,10 @@ def test_a_bad_field_is_named(fields, param):
         commands(**fields)
     assert caught.value.status == 400
     assert caught.value.param == param
+
+
+def test_tokens_that_end_an_answer_are_a_set():
+    assert command(stop_token_ids=[9, 3, 9]).sampling.stop_token_ids == (3, 9)
 
 
 def test_text_parts_are_joined_by_lines_and_developer_is_system():

@@ -27,6 +27,8 @@ KINDS = {
     "penalties": {"repetition_penalty_micro": 1_300_000, "presence_penalty_micro": 200_000},
     "bias": {"logit_bias": ((70, 3_000_000),)},
     "stops": {"stop": ("B",), "logit_bias": ((37, 3_000_000),)},
+    "stop tokens": {"stop_token_ids": (37, 99_999), "logit_bias": ((37, 3_000_000),)},
+    "stop tokens wait": {"stop_token_ids": (37,), "logit_bias": ((37, 9_000_000),), "min_tokens": 12},
     "least": {"min_tokens": 12},
 }
 
@@ -156,6 +158,9 @@ def test_what_cannot_be_is_found_before_anything_is_read(backend, monkeypatch):
         "sampling": [
             dataclasses.replace(one, sampling=msgspec.structs.replace(sampling, temperature_micro=700_000)),
             dataclasses.replace(one, sampling=msgspec.structs.replace(sampling, max_tokens=13)),
+            dataclasses.replace(one, sampling=msgspec.structs.replace(sampling, stop_token_ids=(one.token_ids[-1],))),
+            dataclasses.replace(one, sampling=msgspec.structs.replace(sampling, logit_bias=((70, 1_000_000),))),
+            dataclasses.replace(one, sampling=msgspec.structs.replace(sampling, stop=("x",))),
         ],
         "tokens": [
             dataclasses.replace(one, token_ids=()),

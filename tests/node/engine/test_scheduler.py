@@ -208,6 +208,27 @@ def test_the_end_token_stops_and_is_told(desk, backend, monkeypatch, reference):
     assert desk.reason() == "stop"
 
 
+def test_a_token_of_the_request_ends_the_answer_and_is_no_part_of_its_text(desk, backend, reference):
+    tokens = reference("Hello 世界", 30)
+    at = tokens.index(tokens[12])
+    desk.ask(1, user("Hello 世界"), with_(stop_token_ids=(tokens[12],)))
+    desk.ask(2, user("Hello 世界"), GREEDY)
+    desk.finish()
+    decoder = backend.spelling.decoder()
+    assert desk.tokens() == tokens[: at + 1]
+    assert desk.text() == "".join(map(decoder.push, tokens[:at])) + decoder.finish()
+    assert desk.reason() == "stop"
+    assert desk.tokens(2) == tokens
+
+
+def test_a_token_of_the_request_ends_nothing_before_min_tokens(desk, reference):
+    tokens = reference("Hello 世界", 30)
+    desk.ask(1, user("Hello 世界"), with_(stop_token_ids=(tokens[0],), min_tokens=5))
+    desk.finish()
+    assert tokens[0] not in desk.tokens()[:5]
+    assert len(desk.tokens()) > 5
+
+
 def test_a_stop_string_over_token_borders(desk, backend, reference):
     text = backend.text(reference("Hello 世界", 30))
     stop = text[10:13]
