@@ -23,7 +23,7 @@ STAND_INS: Final = (
     (
         "repeated work",
         "done by every peer",
-        "pure functions (signatures, decoding, EVM steps) remember their newest results, which all peers here share",
+        "once: results of pure functions (signatures, decoding, cards, settled bodies, EVM) are shared, by all inputs",
     ),
 )
 """(what, in a real peer, in a simulated one)."""

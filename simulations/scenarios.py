@@ -47,17 +47,17 @@ class Scenario:
 
 SCENARIOS: Final[dict[str, Scenario]] = {
     "steady": Scenario(steady),
-    "faults": Scenario(faults, gossip_loss=GOSSIP_LOSS),
+    "faults": Scenario(faults, gossip_loss=GOSSIP_LOSS, virtual_s=800.0),
     "churn": Scenario(
         churn,
         validators=7,
-        virtual_s=680.0,
-        takes="100 peers take a minute of processor time, 1,000 more than ten and 10 GB.",
+        virtual_s=640.0,
+        takes="100 peers take a minute of processor time and 0.6 GB, 1,000 about ten and 8 GB.",
     ),
-    "partition": Scenario(partition),
+    "partition": Scenario(partition, virtual_s=260.0),
     "byzantine": Scenario(byzantine),
     "colluding-scorers": Scenario(colluding_scorers),
-    "suspended": Scenario(suspended),
+    "suspended": Scenario(suspended, virtual_s=3_640.0),
     "absent": Scenario(absent, absence_minutes=ABSENCE_MINUTES, virtual_s=600.0),
 }
 
