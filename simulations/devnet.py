@@ -210,7 +210,7 @@ async def run_devnet(
     processes: list[trio.Process] = []
     try:
         for peer in devnet.peers:
-            processes.append(await _start(peer, command))
+            processes.append(await start_peer(peer, command))
             report(DevnetEvent("starting", peer.index, f"process {processes[-1].pid}"))
         ready = trio.Event()
         async with trio.open_nursery() as nursery:
@@ -238,7 +238,8 @@ async def stop_all(processes: Sequence[trio.Process]) -> None:
                 await process.wait()
 
 
-async def _start(peer: DevnetPeer, command: Sequence[str]) -> trio.Process:
+async def start_peer(peer: DevnetPeer, command: Sequence[str] = PEER_COMMAND) -> trio.Process:
+    """The peer's process; its owner stops it."""
     with peer.log.open("ab") as log:
         peer.log.chmod(0o600)
         return await trio.lowlevel.open_process(
@@ -285,7 +286,7 @@ async def _all_ready(devnet: Devnet, report: Report, ready_s: float) -> None:
                 for peer in devnet.peers:
                     if peer.index not in waiting:
                         continue
-                    ok, detail = await _readiness(client, peer.url)
+                    ok, detail = await readiness(client, peer.url)
                     if ok:
                         del waiting[peer.index]
                         report(DevnetEvent("ready", peer.index, peer.url))
@@ -299,7 +300,8 @@ async def _all_ready(devnet: Devnet, report: Report, ready_s: float) -> None:
         raise DevnetError(f"not ready after {ready_s:g} s: {names}", hint=f"see {devnet.data_dir}/peer-*/{LOG_FILE}")
 
 
-async def _readiness(client: httpx.AsyncClient, url: str) -> tuple[bool, str]:
+async def readiness(client: httpx.AsyncClient, url: str) -> tuple[bool, str]:
+    """Whether the peer at `url` is ready, and what it says of itself if it is not."""
     try:
         response = await client.get(f"{url}/readyz")
         return response.status_code == 200, str(response.json().get("detail", ""))

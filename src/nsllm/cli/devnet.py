@@ -21,6 +21,7 @@ DEFAULT_FOLDER = Path("nsllm-devnet")
     epilog=examples(
         "nsllm devnet                                     # four peers, pages on 8700 to 8703",
         "nsllm devnet --peers 7 --base-port 9100 --data-dir /tmp/seven",
+        "nsllm devnet --scenario churn --seed 1 --data-dir /tmp/churn",
         "nsllm ask 'Why is the sky blue?' --api http://127.0.0.1:8700 --receipt r.json",
         "nsllm verify r.json --genesis nsllm-devnet/genesis.json",
     ),
@@ -34,8 +35,14 @@ DEFAULT_FOLDER = Path("nsllm-devnet")
     show_default=True,
     help="Keeps the network: run again to go on with it. Peer i lives in DIR/peer-i, the genesis in DIR/genesis.json.",
 )
+@click.option(
+    "--scenario",
+    type=click.Choice(["churn", "suspended"]),
+    help="Kill or suspend the processes instead of serving on, and check what they leave on their disks.",
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="With --scenario: of faults and questions.")
 @json_option
-def devnet(*, peers: int, base_port: int, data_dir: Path, as_json: bool) -> None:
+def devnet(*, peers: int, base_port: int, data_dir: Path, scenario: str | None, seed: int, as_json: bool) -> None:
     """Run a network of real peers on loopback until SIGINT or SIGTERM. A new folder gets keys and a genesis in which
     every peer has all roles and requests are public unless they say otherwise. With --json, one line is printed once
     all peers are ready.
@@ -43,6 +50,11 @@ def devnet(*, peers: int, base_port: int, data_dir: Path, as_json: bool) -> None
     from nsllm.cli.lifetime import serve
 
     laid = lay_out_devnet(peers, base_port, data_dir)
+    if scenario is not None:
+        name = scenario
+        if serve(lambda: _play(laid, name, seed, as_json=as_json), stop_s=DEVNET_STOP_S):
+            raise click.Abort
+        return
     serve(lambda: _run(laid, as_json=as_json), stop_s=DEVNET_STOP_S)
 
 
@@ -84,6 +96,17 @@ async def _run(laid: Devnet, *, as_json: bool) -> None:
             emit(describe(laid, pids))
         else:
             _announce(laid)
+
+
+async def _play(laid: Devnet, name: str, seed: int, *, as_json: bool) -> None:
+    from nsllm.simulations.twin import run_twin
+
+    result = await run_twin(laid, name, seed=seed, report=tell)
+    if as_json:
+        emit(result)
+    else:
+        for key, value in result.items():
+            note(f"{key:>20}  {escape(str(value))}")
 
 
 def describe(laid: Devnet, pids: tuple[int, ...]) -> dict[str, object]:
