@@ -219,3 +219,17 @@ def test_json_of_a_union_of_tagged_values_has_its_bytes_as_hex() -> None:
         canonical.from_json(text.replace("0x01", "01"), Either, limit_bytes=1000)
     with pytest.raises(EncodingError, match="middle"):
         canonical.from_json(text.replace('"left"', '"middle"'), Either, limit_bytes=1000)
+
+
+class Blob(Value, frozen=True, kw_only=True):
+    data: bytes
+
+
+@pytest.mark.parametrize(("size", "shared"), [(10, False), (1_000, True), (100_000, True), (1_000_000, False)], ids=str)
+def test_what_comes_again_is_decoded_once_unless_it_is_tiny_or_huge(size: int, shared: bool) -> None:
+    spelled = canonical.encode(Blob(data=bytes(size)))
+    first, again = (canonical.decode(bytes(bytearray(spelled)), Blob, limit_bytes=2_000_000) for _ in range(2))
+    assert first == again == Blob(data=bytes(size))
+    assert (first is again) == shared
+    with pytest.raises(EncodingError, match="the limit is"):  # remembered or not
+        canonical.decode(spelled, Blob, limit_bytes=len(spelled) - 1)

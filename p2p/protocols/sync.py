@@ -6,6 +6,7 @@ Blocks come unverified: the receiver checks each certificate against the chain t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Annotated, Final, Protocol
 
 from msgspec import Meta
@@ -16,6 +17,7 @@ from nsllm.consensus.errors import PrunedError
 from nsllm.ids import Height, HeightField, PeerId
 from nsllm.p2p.directory import PeerDirectory
 from nsllm.p2p.errors import MisbehaviourError
+from nsllm.p2p.framing import frame_of
 from nsllm.p2p.network import Network, Stream, StreamHandler
 from nsllm.p2p.protocols.dialogue import TOO_MUCH, Refused, answering, dialogue, refusal, refused_by
 from nsllm.p2p.rates import Rate, RateLimiter
@@ -108,7 +110,7 @@ def serve_sync(directory: PeerDirectory, store: BlockStore, *, strangers: Rate =
                     await framed.send(SyncAnswer(answer=Pruned(kept_from=error.kept_from)))
                     return
                 for block in blocks:
-                    frame = framed.frame(SyncAnswer(answer=Committed(block=block)))
+                    frame = _frame(block)
                     size_bytes = len(frame)
                     if sent_bytes and sent_bytes + size_bytes > MAX_ANSWER_BYTES:
                         break
@@ -121,6 +123,12 @@ def serve_sync(directory: PeerDirectory, store: BlockStore, *, strangers: Rate =
             await framed.send_end()
 
     return handler
+
+
+@lru_cache(maxsize=16)
+def _frame(block: DecidedBlock) -> bytes:
+    """A block as it travels; the newest are remembered, since whoever follows asks for the same."""
+    return frame_of(SyncAnswer(answer=Committed(block=block)), MAX_SYNC_FRAME_BYTES)
 
 
 async def fetch_blocks(

@@ -27,8 +27,9 @@ from nsllm.ids import Digest, NetworkId
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-REMEMBERED_BYTES: Final = (128, 16 * 1024)
-"""Shorter messages (beats, acknowledgements) seldom come again, longer ones take room: both are decoded anew."""
+REMEMBERED_BYTES: Final = (128, 16 * 1024, 256 * 1024)
+"""Messages below the first size (beats, acknowledgements) seldom come again; of those above the second (blocks) few are
+remembered, and none above the third."""
 MAX_DEPTH: Final = 16
 """Nesting that any value of this project stays below; deeper input is refused before it is typed."""
 DOMAIN_PREFIX: Final = b"nsllm/1/"
@@ -91,10 +92,11 @@ def decode(data: bytes, kind: type[T], *, limit_bytes: int) -> T:
     Raises:
         EncodingError: names the field and what was expected there.
     """
-    least, most = REMEMBERED_BYTES
+    least, usual, most = REMEMBERED_BYTES
     if not least <= len(data) <= min(most, limit_bytes):
         return _decode(data, kind, limit_bytes)
-    return cast("T", _remembered(bytes(data), kind))
+    remembered = _remembered if len(data) <= usual else _remembered_long
+    return cast("T", remembered(bytes(data), kind))
 
 
 def _decode(data: bytes, kind: type[T], limit_bytes: int) -> T:
@@ -113,6 +115,12 @@ def _remembered(data: bytes, kind: type[msgspec.Struct]) -> msgspec.Struct:
     Votes, blocks and records come again, from other peers and from disk. In a simulation, where many peers share a
     process, they share what they decode.
     """
+    return _decode(data, kind, len(data))
+
+
+@lru_cache(maxsize=32)
+def _remembered_long(data: bytes, kind: type[msgspec.Struct]) -> msgspec.Struct:
+    """The same for long messages, of which fewer are remembered."""
     return _decode(data, kind, len(data))
 
 
