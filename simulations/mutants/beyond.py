@@ -11,6 +11,7 @@ LIGHT_CLIENT: Final = "nsllm.governance.light_client"
 OBSERVATION: Final = "nsllm.consensus.observation"
 ATTENDANCE: Final = "nsllm.consensus.attendance"
 BLOCK_RULES: Final = "nsllm.governance.block_rules"
+SETTLEMENT: Final = "nsllm.consensus.settlement"
 
 BEYOND: Final = (
     # epochs
@@ -127,5 +128,26 @@ BEYOND: Final = (
         "        return self.size - self.faults\n",
         "        return self.faults + 1\n",
         ("liars_do_not_move_a_score",),
+    ),
+    Mutant(
+        "a score of any observations",
+        SETTLEMENT,
+        "        if len(found) < enough:\n",
+        "        if not found:\n",
+        ("a_score_needs_enough_observers",),
+    ),
+    Mutant(
+        "openings unchecked",
+        SETTLEMENT,
+        "            check_row(excerpt.signed.commit, terms.network, subject, row)\n",
+        "            pass\n",
+        ("a_row_is_what_was_committed_to",),
+    ),
+    Mutant(
+        "one abstention is enough",
+        SETTLEMENT,
+        "        if len(set(by)) <= faults:\n",
+        "        if not by:\n",
+        ("one_abstention_settles_nothing",),
     ),
 )
