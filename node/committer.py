@@ -2,7 +2,8 @@
 
     examiner -> fresh rows -> sign, log on disk, send commit -> n-f commits of a record -> open its row, send reveal
 
-A batch is what gathered while the one before was written: a record that comes alone goes alone and at once. Opening
+A batch is what gathered while the one before was written, or is being scored at the moment: a record that comes alone
+goes alone and at once. Opening
 waits for a message, not for a timer, unless a validator stays silent (`record_case.WAIT_FOR_ALL_S`).
 """
 
@@ -57,6 +58,8 @@ RESEND_CAP_S: Final = 10.0
 RESEND_AT_ONCE: Final = 16
 """Batches: the links to the other validators carry votes too, and drop their oldest message when they are full."""
 GIVE_UP_S: Final = 600.0
+GATHER_S: Final = 0.1
+"""The longest that a row waits for others that are being scored."""
 RETRY_S: Final = 1.0
 """After a fault of our own disk."""
 MAX_OUTSTANDING: Final = 128
@@ -127,19 +130,23 @@ class Committer:
         self._settled: list[Digest] = []
         self._secret: tuple[Epoch, bytes] | None = None
         self._rates: dict[Address, SlidingWindow] = {}
+        self._more = False
+        """Whether other records are being scored."""
         self._came = trio.Event()
         self._opening = trio.Event()
         self._held = trio.Event()
         """Set when there is a batch to send again."""
 
-    def observed(self, subject: Subject, ppm: tuple[int, ...]) -> None:
-        """Take a row to commit to: one integer a dimension of the rubric."""
+    def observed(self, subject: Subject, ppm: tuple[int, ...], *, more: bool = False) -> None:
+        """Take a row to commit to: one integer a dimension of the rubric; `more`: others follow soon."""
         self._fresh.rows.append((subject, ppm))
+        self._more = more
         self._came.set()
 
-    def abstained(self, record: Digest, reason: str) -> None:
+    def abstained(self, record: Digest, reason: str, *, more: bool = False) -> None:
         """Take an abstention: the record counts as not observed by us, and everybody knows why."""
         self._fresh.abstentions.append((record, printable(reason)))
+        self._more = more
         self._came.set()
 
     def follow(self) -> None:
@@ -221,6 +228,7 @@ class Committer:
             while not self._fresh or len(self._batches) >= MAX_OUTSTANDING or not self._validates():
                 self._came = trio.Event()
                 await self._came.wait()
+            await self._gather()
             number, rows, abstentions = await self._take_fresh()
             if not rows and not abstentions:
                 continue
@@ -237,6 +245,13 @@ class Committer:
             self._checkpoint("batch_sent")
             self._opening.set()
             self._due()
+
+    async def _gather(self) -> None:
+        """Return once nothing more is being scored, or a batch is full: batches cost far more than rows."""
+        with trio.move_on_after(GATHER_S):
+            while self._more and len(self._fresh) < MAX_BATCH_RECORDS:
+                self._came = trio.Event()
+                await self._came.wait()
 
     async def _take_fresh(self) -> tuple[int, list[tuple[Subject, tuple[int, ...]]], list[tuple[Digest, str]]]:
         """The next batch's number, and at most one batch of what is neither settled nor committed to."""

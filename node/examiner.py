@@ -169,12 +169,12 @@ class Examiner:
                     self._line_up(digest, case.signed.record.generator)
             else:
                 self._context.events.emit("scored", record=short(digest))
-                self._committer.observed(subject, ppm)
+                self._committer.observed(subject, ppm, more=bool(self._turns))
 
     def _abstain(self, digest: Digest, reason: str) -> None:
         """Say that we will not score it, and why: the others have a quorum without us, or know that there is none."""
         self._context.events.emit("abstained", record=short(digest), reason=reason)
-        self._committer.abstained(digest, reason)
+        self._committer.abstained(digest, reason, more=bool(self._turns))
 
     async def _next(self) -> Digest:
         """The oldest record of the generator whose turn it is."""

@@ -194,6 +194,20 @@ async def test_what_comes_while_a_batch_is_written_goes_together(cast, autojump_
     assert not network.faults
 
 
+async def test_a_row_waits_a_moment_for_others_that_are_being_scored(cast, autojump_clock, network) -> None:
+    committer, size = network.running[0].committer, len(cast.context.policy.rubric.dimensions)
+    for i in range(3):
+        committer.observed(subject(cast, str(i)), (1,) * size, more=i < 2)
+        await trio.sleep(0.01)
+    await trio.sleep(0.01)
+    assert [len(signed.commit.record_digests) for signed in network.commits(0)] == [3]
+    began = trio.current_time()
+    committer.observed(subject(cast, "stuck"), (1,) * size, more=True)
+    await trio.sleep(module.GATHER_S + 0.01)
+    sent = [at for at, who, _, body in network.sent if who == 0 and isinstance(body, Commit)]
+    assert max(sent) - began == pytest.approx(module.GATHER_S, abs=0.005)
+
+
 async def test_lost_messages_are_sent_again_until_a_block_has_the_records(cast, autojump_clock, network) -> None:
     network.lost = lambda _by, _to, _body: trio.current_time() < 3.0
     about = subject(cast, "a")

@@ -30,10 +30,10 @@ class FakeCommitter:
         self.abstentions: list[tuple[bytes, str]] = []
         self.held: set[bytes] = set()
 
-    def observed(self, subject, ppm) -> None:
+    def observed(self, subject, ppm, *, more) -> None:
         self.rows.append((subject, ppm))
 
-    def abstained(self, record: bytes, reason: str) -> None:
+    def abstained(self, record: bytes, reason: str, *, more) -> None:
         self.abstentions.append((record, reason))
 
     def holds(self, record: bytes) -> bool:
