@@ -27,12 +27,14 @@ from nsllm.errors import EncodingError, PeerFault
 from nsllm.governance.batch_log import BatchLog
 from nsllm.governance.errors import StorageError
 from nsllm.governance.ledger import Ledger
+from nsllm.governance.motion import ChangePolicy, GovernanceTransaction, Motion, approve
 from nsllm.governance.record_case import WAIT_FOR_ALL_S
-from nsllm.ids import Address, Digest, TimeMs
+from nsllm.ids import Address, Digest, Height, TimeMs
 from nsllm.node import committer as module
 from nsllm.node.committer import Committer
 from nsllm.node.events import EventBus
 from nsllm.node.service import PeerEvent
+from nsllm.simulations.mutants.made import certify
 
 DELAY_S = 0.01
 
@@ -339,3 +341,49 @@ async def test_a_record_that_nobody_settles_is_given_up(cast, autojump_clock, ne
     network.observe(about, 0, ppm=1)
     await trio.sleep(1)
     assert len(network.commits(0)) == 1, "but never committed to again"
+
+
+async def decide_policy(network, policy) -> None:
+    """A block in which everybody changes the policy: it ends the epoch on all ledgers, and the committers follow."""
+    cast, now = network.cast, network.cast.context.clock.now_ms()
+    keys = sorted((identity.member for identity in cast.identities[:4]), key=lambda key: key.address)
+    motion = Motion(
+        action=ChangePolicy(policy=policy), proposer=keys[0].address, created_ms=now, expires_ms=TimeMs(now + 60_000)
+    )
+    approvals = tuple(approve(key, cast.context.network_id, motion) for key in keys)
+    ledgers = [validator.ledger for validator in network.running.values()]
+    for ledger in ledgers:
+        ledger.add_motion(GovernanceTransaction(motion=motion, approvals=approvals))
+    block = await ledgers[0].propose(Height(ledgers[0].height + 1), now, network.running[0].address)
+    decided = certify(keys, block, network=cast.context.network_id)
+    for ledger in ledgers:
+        await ledger.commit(decided)
+    for validator in network.running.values():
+        validator.committer.follow()
+
+
+@pytest.mark.parametrize("rubric", ["the same", "another"])
+async def test_what_is_not_settled_is_committed_to_anew_in_the_next_epoch(
+    cast, autojump_clock, network, rubric
+) -> None:
+    """Under the same rubric; under another one the old integers say nothing."""
+    about = subject(cast, "a")
+    network.observe(about, 0, 1)
+    await trio.sleep(1)
+    policy = replace(cast.context.policy, reuse_min_ppm=1)
+    if rubric == "another":
+        policy = replace(policy, rubric=replace(policy.rubric, encoder=keccak256(b"another encoder")))
+    await decide_policy(network, policy)
+    await trio.sleep(1)
+    epochs = [[signed.commit.epoch for signed in network.commits(number)] for number in range(4)]
+    assert epochs == ([[0, 1], [0, 1], [], []] if rubric == "the same" else [[0], [0], [], []])
+    assert network.running[0].committer.holds(about.record) == (rubric == "the same")
+    network.observe(about, *((2, 3) if rubric == "the same" else range(4)))
+    await network.ready(3, 1)
+    ledger = network.running[0].ledger
+    block = await ledger.propose(Height(2), cast.context.clock.now_ms(), network.running[0].address)
+    assert {(each.signed.commit.epoch, each.signed.commit.rubric) for each in block.body.batches} == {
+        (1, policy.rubric.digest())
+    }
+    assert block.body.records == (about.record,)
+    assert not network.faults
