@@ -22,7 +22,7 @@ from nsllm.cache_dht.wording import read
 from nsllm.consensus.certified import CertifiedRecord
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.ids import Address, Digest, Height, NetworkId, Ppm, short
-from nsllm.record import Sampling, request_key
+from nsllm.record import Sampling
 
 LEAST_COSINE: Final = 0.6
 """Neighbours below are not looked at: of the pairs that were fitted, one in a thousand of them was right."""
@@ -71,7 +71,7 @@ def check_found(
         RecordRefusedError: another request's record, revoked, or below the policy's threshold.
         CertificateError, SignatureError, EncodingError: see `CertifiedRecord.check`.
     """
-    if request_key(network, found.signed.record.request) != key:
+    if found.signed.record.key() != key:
         raise RecordRefusedError(f"asked for request {key.hex()[:16]}, got another request's record")
     check_standing(found.leaf.record, retracted)
     found.check(network, validators)

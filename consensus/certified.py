@@ -13,7 +13,7 @@ from nsllm.consensus.errors import CertificateError
 from nsllm.consensus.observation import ScoreLeaf
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.ids import CountField, DigestField, NetworkId
-from nsllm.record import MAX_RECORD_BYTES, SignedRecord, request_key
+from nsllm.record import MAX_RECORD_BYTES, SignedRecord
 
 MAX_CERTIFIED_BYTES: Final = MAX_RECORD_BYTES + 64 * 1024
 
@@ -46,7 +46,7 @@ class CertifiedRecord(Value, frozen=True, kw_only=True):
         record = self.signed.record
         if self.leaf.record != record.digest() or self.leaf.generator != record.generator:
             raise CertificateError("the score leaf is another record's")
-        if self.leaf.request_key != request_key(network, record.request):
+        if self.leaf.request_key != record.key():
             raise CertificateError("the score leaf names another request")
         merkle.verify_inclusion(
             merkle.leaf_hash(canonical.encode(self.leaf)),

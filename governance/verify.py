@@ -44,7 +44,6 @@ from nsllm.governance.report import Report
 from nsllm.governance.retraction import RetractionProof
 from nsllm.ids import Digest, NetworkId, hex0x
 from nsllm.passages import check_evidence
-from nsllm.record import request_key
 
 STEPS: Final = (
     "format",
@@ -135,7 +134,7 @@ class _Verifier:
         _same("network", "signed.record.network", record.network, self._network)
         _same("record", "leaf.record", leaf.record, record.digest())
         _same("record", "leaf.generator", leaf.generator, record.generator)
-        _same("record", "leaf.request_key", leaf.request_key, request_key(self._network, record.request))
+        _same("record", "leaf.request_key", leaf.request_key, record.key())
         with _step("generator", "signed.signature"):
             signed.check(self._network)
         with _step("evidence", "signed.record.evidence"):

@@ -282,6 +282,7 @@ class PeerConfig:
         least=1, most=3,
     )  # fmt: skip
     visibility: Visibility = setting("private", "Visibility of requests that do not say; a devnet sets `public`.")
+    group: str = setting("", "Group of `group` requests that name none; empty: the only one there is.", most=32)
     judge_private: Hearing = setting(
         "meaning",
         "What safety layers hear of private requests: `meaning` embeds them as all others, `wording` costs less.",

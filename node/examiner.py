@@ -23,7 +23,7 @@ from nsllm.ids import Address, Digest, hex0x, short
 from nsllm.node.committer import Committer
 from nsllm.node.context import PeerContext
 from nsllm.passages import check_evidence
-from nsllm.record import SignedRecord, request_key
+from nsllm.record import SignedRecord
 
 log = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ class Examiner:
         measured, wanted = self._scorer.rubric.digest(), self._ledger.terms.rubric
         if measured != wanted:
             raise AbstainError(f"the rubric in force is {wanted.hex()[:16]}, this peer measures {measured.hex()[:16]}")
-        subject = Subject(digest, record.generator, request_key(self._context.network_id, record.request))
+        subject = Subject(digest, record.generator, record.key())
         observed = await self._scorer.observe(record)
         for name, reason in observed.missing.items():
             log.info("dimension_left_out record=%s dimension=%s reason=%s", short(digest), name, reason)

@@ -39,7 +39,7 @@ class Executors:
     async def generate(
         self, request: Request, visibility: Visibility, asked: EngineRequest
     ) -> AsyncGenerator[AsyncIterator[Piece | Done]]:
-        """Stream one answer from our engine, or from a member with the model if ours is down; private requests stay.
+        """Stream one answer from our engine; a public one from a member with the model, if ours is down.
 
         `asked` is the same for our engine, with what only an engine at hand can do: images, log-probabilities.
 
@@ -49,8 +49,8 @@ class Executors:
         """
         can_move = not asked.images and asked.top_logprobs is None
         serving = self._engine.info().serving(request.model_digest)
-        if visibility != "private" and can_move and (serving is None or serving.state != "ready"):
-            remote = GenerateRequest(request=request, visibility=visibility)
+        if visibility == "public" and can_move and (serving is None or serving.state != "ready"):
+            remote = GenerateRequest(request=request, visibility="public")
             for executor in self._others(request):
                 async with AsyncExitStack() as stack:
                     try:

@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import ClassVar, Final, Literal, Protocol
 
 import trio
 
@@ -100,6 +100,9 @@ class Shelves(Protocol):
 
 class FederatedCache:
     """Look-ups in our own store and in the holders' stores; keeps and announces the shards that we hold."""
+
+    CIRCLE: ClassVar[Literal["group", "public"]] = "public"
+    """Visibility of the records that have their place here."""
 
     def __init__(self, *, context: PeerContext, store: RecordStore, network: Network, shelves: Shelves) -> None:
         self._context = context
@@ -228,6 +231,8 @@ class FederatedCache:
         """
         record = certified.signed.record
         key = certified.leaf.request_key
+        if record.visibility != self.CIRCLE:
+            raise PeerFault(f"a {record.visibility} record where {self.CIRCLE} ones are held")
         check_standing(certified.leaf.record, self._context.retracted_at(certified.leaf.record))
         certified.check(self._context.network_id, self._context.validators_of(certified.certificate))
         shards = placement.shards_of(record, key, self._placement.shards)
@@ -278,6 +283,10 @@ class FederatedCache:
             return False
         self._context.events.emit("shard_announced", space=shard.space, number=shard.number)
         return True
+
+    def announce_shard(self, shard: Shard) -> None:
+        """Something of this shard is here: it is announced, if it is news."""
+        self._fill([shard])
 
     def _fill(self, shards: Iterable[Shard]) -> None:
         """Records of these shards are here; those that are news will be announced."""
@@ -369,8 +378,10 @@ class FederatedCache:
         return tuple(near)
 
     def _checked(self, certified: CertifiedRecord, key: Digest, holder: PeerId | None) -> Found | None:
-        context = self._context
+        context, visibility = self._context, certified.signed.record.visibility
         try:
+            if visibility != self.CIRCLE:
+                raise PeerFault(f"a {visibility} record where {self.CIRCLE} ones are looked for")
             hybrid = self._hybrid(certified)
             validators = context.validators_of(certified.certificate)
             retracted = context.retracted_at(certified.leaf.record)

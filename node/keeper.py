@@ -17,7 +17,7 @@ from nsllm.errors import NsllmError
 from nsllm.governance.ledger import Ledger
 from nsllm.ids import Address, short
 from nsllm.node.context import PeerContext
-from nsllm.node.federated_cache import FederatedCache, Shelves
+from nsllm.node.scope import Scope, ScopeOf
 from nsllm.record import SignedRecord
 
 log = logging.getLogger(__name__)
@@ -34,11 +34,10 @@ KEPT_BYTES: Final = 64 * 1024 * 1024
 class Keeper:
     """Keeps certified records in memory until their holders have them."""
 
-    def __init__(self, *, context: PeerContext, ledger: Ledger, cache: FederatedCache, shelves: Shelves) -> None:
+    def __init__(self, *, context: PeerContext, ledger: Ledger, scope_of: ScopeOf) -> None:
         self._context = context
         self._ledger = ledger
-        self._cache = cache
-        self._shelves = shelves
+        self._scope_of = scope_of
         self._send, self._queue = trio.open_memory_channel[tuple[SignedRecord, int]](KEPT_LIMIT)
         self._kept = 0
         self._kept_bytes = 0
@@ -67,7 +66,9 @@ class Keeper:
 
     async def _keep(self, signed: SignedRecord, size_bytes: int) -> None:
         try:
-            await self._look_after(await self._ledger.wait_certified(signed))
+            scope = self._scope_of(signed)
+            if scope is not None:
+                await self._look_after(scope, await self._ledger.wait_certified(signed))
         except NsllmError as error:
             # a block has the record: only our own disk can keep us from reading its proof
             log.error("keeper_failed record=%s error=%s", short(signed.record.digest()), error)
@@ -75,14 +76,16 @@ class Keeper:
             self._kept -= 1
             self._kept_bytes -= size_bytes
 
-    async def _look_after(self, certified: CertifiedRecord) -> None:
+    async def _look_after(self, scope: Scope, certified: CertifiedRecord) -> None:
+        if scope.group is not None:  # whoever scored it keeps it: nobody else of the group may know what is like it
+            await self._hold(scope, certified)
         await trio.sleep(FIRST_LOOK_S + TURN_S * self._turn(certified))
-        missing = self._cache.holders_of_record(certified)
+        missing = scope.cache.holders_of_record(certified)
         for look in range(LOOKS):
             if self._context.retracted_at(certified.leaf.record) is not None:
                 return
-            missing = tuple([holder for holder in missing if not await self._has(holder, certified)])
-            missing = tuple([holder for holder in missing if not await self._push(holder, certified)])
+            missing = tuple([holder for holder in missing if not await self._has(holder, scope, certified)])
+            missing = tuple([holder for holder in missing if not await self._push(holder, scope, certified)])
             if not missing:
                 return
             await trio.sleep(FIRST_LOOK_S * 2**look)
@@ -96,36 +99,36 @@ class Keeper:
         )
         return order.index(self._context.address) if self._context.is_validator else len(order)
 
-    async def _has(self, holder: Address, certified: CertifiedRecord) -> bool:
+    async def _has(self, holder: Address, scope: Scope, certified: CertifiedRecord) -> bool:
         """Whether the holder shows this very record; one that has a better answer to the same request may not."""
         if holder == self._context.address:
-            return await self._hold(certified)
-        peer = self._shelves.peer_of(holder)
+            return await self._hold(scope, certified)
+        peer = scope.shelves.peer_of(holder)
         if peer is None:
             return False
         try:
             with trio.fail_after(ASK_DEADLINE_S):
-                found = await self._shelves.fetch(peer, certified.leaf.request_key)
+                found = await scope.shelves.fetch(peer, certified.leaf.request_key)
         except (NsllmError, trio.TooSlowError):
             return False
         return found is not None and found.signed == certified.signed
 
-    async def _hold(self, certified: CertifiedRecord) -> bool:
+    async def _hold(self, scope: Scope, certified: CertifiedRecord) -> bool:
         try:
-            await self._cache.hold(certified)
+            await scope.cache.hold(certified)
         except NsllmError as error:
             log.error("keeper_store_failed error=%s", error)
             return False
         return True
 
-    async def _push(self, holder: Address, certified: CertifiedRecord) -> bool:
+    async def _push(self, holder: Address, scope: Scope, certified: CertifiedRecord) -> bool:
         """True once the holder says that the record is on its disk."""
-        peer = self._shelves.peer_of(holder)
+        peer = scope.shelves.peer_of(holder)
         if peer is None or holder == self._context.address:
             return False
         try:
             with trio.fail_after(ASK_DEADLINE_S):
-                await self._shelves.push(peer, certified)
+                await scope.shelves.push(peer, certified)
         except (NsllmError, trio.TooSlowError) as error:
             log.info("keeper_push_failed holder=%s error=%s", peer, error)
             return False

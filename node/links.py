@@ -9,6 +9,7 @@ from typing import Final
 import trio
 
 from nsllm.cache_dht.removal import SignedRemoval
+from nsllm.cache_dht.sealed import CertifiedSealed, SealedRecord
 from nsllm.cache_dht.withdrawal import SignedWithdrawal
 from nsllm.consensus.block import DecidedBlock
 from nsllm.consensus.certified import CertifiedRecord
@@ -22,6 +23,7 @@ from nsllm.p2p.protocols.mesh import MeshClient
 from nsllm.p2p.protocols.passages import find_passages
 from nsllm.p2p.protocols.push import push
 from nsllm.p2p.protocols.removal import ask_removal
+from nsllm.p2p.protocols.sealed import give, offer, want
 from nsllm.p2p.protocols.shelve import Load, Offered, Shelving, shelve
 from nsllm.p2p.protocols.submit import Submitter
 from nsllm.p2p.protocols.sync import fetch_blocks
@@ -140,6 +142,18 @@ class MemberLinks:
     async def ask_removal(self, holder: PeerId, record: Digest) -> SignedRemoval:
         """The holder's signed word that it has no copy of a revoked record."""
         return await ask_removal(self._network, holder, record)
+
+    async def offer(self, validator: PeerId, envelope: SealedRecord) -> str | None:
+        """None if the validator opened the envelope and took the record, else its reason."""
+        return await offer(self._network, validator, envelope)
+
+    async def give(self, holder: PeerId, certified: CertifiedSealed) -> None:
+        """Return once the holder has the envelope on disk; raises `RefusedError` or another `NetworkError`."""
+        await give(self._network, holder, certified)
+
+    async def want(self, holder: PeerId, key: Digest) -> CertifiedSealed | None:
+        """What the holder has for a salted request key, unverified."""
+        return await want(self._network, holder, key)
 
     async def fetch(self, holder: PeerId, key: Digest) -> CertifiedRecord | None:
         """What the holder has for a request key, unverified."""

@@ -84,13 +84,11 @@ class NearAnswers:
         *,
         context: PeerContext,
         engine: Engine,
-        cache: FederatedCache,
         observations: ObservationStore,
         settings: CacheConfig,
     ) -> None:
         self._context = context
         self._engine = engine
-        self._cache = cache
         self._observations = observations
         self._settings = settings
         self._policy = SemanticReuse(shipped(), observations.load(), context.address, context.rng)
@@ -120,14 +118,19 @@ class NearAnswers:
         """Whether like questions are looked for at all."""
         return self.enabled and embedding is not None and may_resemble(request)
 
-    async def here(self, request: Request, embedding: Sequence[float], limit_ppm: int) -> Verdict:
-        """Among the records of our own store."""
-        return self._choose(request, await self._cache.near(request, quantize_embedding(tuple(embedding))), limit_ppm)
+    async def here(
+        self, cache: FederatedCache, request: Request, embedding: Sequence[float], limit_ppm: int
+    ) -> Verdict:
+        """Among the records of our own store, within one scope."""
+        near = await cache.near(request, quantize_embedding(tuple(embedding)))
+        return self._choose(cache, request, near, limit_ppm)
 
-    async def elsewhere(self, request: Request, embedding: Sequence[float], limit_ppm: int, here: Verdict) -> Verdict:
+    async def elsewhere(
+        self, cache: FederatedCache, request: Request, embedding: Sequence[float], limit_ppm: int, here: Verdict
+    ) -> Verdict:
         """Among what was found here and the records of other holders, who learn the question's embedding."""
-        near = await self._cache.remote_near(request, quantize_embedding(tuple(embedding)))
-        return self._choose(request, (*here.near, *near), limit_ppm) if near else NOTHING
+        near = await cache.remote_near(request, quantize_embedding(tuple(embedding)))
+        return self._choose(cache, request, (*here.near, *near), limit_ppm) if near else NOTHING
 
     def learn(self, weighed: Weighed | None, answer: str) -> None:
         """Compare, soon, what was generated with what would have been served; never waits."""
@@ -156,7 +159,7 @@ class NearAnswers:
         changed = self._policy.observe(lesson.weighed, right=right)
         await self._context.offload.run(lambda: self._observations.keep(self._context.address, changed))
 
-    def _choose(self, request: Request, near: tuple[Near, ...], limit_ppm: int) -> Verdict:
+    def _choose(self, cache: FederatedCache, request: Request, near: tuple[Near, ...], limit_ppm: int) -> Verdict:
         if not near:
             return NOTHING
         now_ms = self._context.clock.now_ms()
@@ -164,7 +167,7 @@ class NearAnswers:
         found: dict[Digest, Found] = {}
 
         def verifies(candidate: Candidate) -> bool:
-            checked = self._cache.verified(given[candidate.digest])
+            checked = cache.verified(given[candidate.digest])
             if checked is not None:
                 found[candidate.digest] = checked
             return checked is not None

@@ -10,18 +10,18 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, Literal
 
 import trio
 
 from nsllm import canonical, passages
 from nsllm.cache_dht.patience import Patience
-from nsllm.cache_dht.reuse import Weighed, may_stand_in
+from nsllm.cache_dht.reuse import may_stand_in
 from nsllm.errors import NsllmError
 from nsllm.governance.validation import Decision
 from nsllm.governance.validator import Validator
-from nsllm.ids import Digest, hex0x, short
+from nsllm.ids import hex0x, short
 from nsllm.node.attachments.attend import Attended, attend
 from nsllm.node.attachments.port import Describer
 from nsllm.node.completions import Completions
@@ -29,11 +29,13 @@ from nsllm.node.context import PeerContext
 from nsllm.node.engine.port import Done, Engine, EngineRequest, ModelInfo
 from nsllm.node.errors import EngineError, UnknownModelError
 from nsllm.node.executors import Executors
-from nsllm.node.federated_cache import FederatedCache, Found
+from nsllm.node.federated_cache import Found
 from nsllm.node.near_answers import NOTHING, Hit, NearAnswers, Verdict, cache_source
 from nsllm.node.publisher import Publisher
+from nsllm.node.question import LookUp, Question
 from nsllm.node.retrieval import Retrieval
 from nsllm.node.safety_reader import SafetyReader
+from nsllm.node.scopes import Scopes
 from nsllm.node.service import ChatCommand, ChatDelta, ChatEvent, ChatFinished, ChatStarted, Citation, Listener, Source
 from nsllm.node.supervision import lone_failure
 from nsllm.record import (
@@ -55,37 +57,6 @@ Published = Literal["group", "public"]
 _CHUNK = re.compile(r"\s*\S+|\s+$")
 
 
-@dataclass(frozen=True, slots=True)
-class _Question:
-    completion_id: str
-    command: ChatCommand
-    visibility: Visibility
-    request: Request
-    key: Digest
-    attended: Attended
-    embedding: tuple[float, ...] | None
-    """Of the question; None for a private one that is judged by its wording alone."""
-    created_ms: int
-    evidence: tuple[SignedChunk, ...] = ()
-    """Chunks that stand before the question."""
-
-    @property
-    def embeds(self) -> bool:
-        """Whether its texts are embedded."""
-        return self.embedding is not None
-
-
-@dataclass(slots=True)
-class _LookUp:
-    """A look-up that runs beside a generation, or the end of one."""
-
-    weighed: Weighed | None
-    """What the generated answer is compared with."""
-    done: trio.Event | None = None
-    late: bool = False
-    """The answer has begun: what is found now is not served any more."""
-
-
 class Orchestrator:
     """Answers questions with this peer's engine, the federated cache and the validation layers."""
 
@@ -96,7 +67,7 @@ class Orchestrator:
         engine: Engine,
         describer: Describer,
         executors: Executors,
-        cache: FederatedCache,
+        scopes: Scopes,
         near: NearAnswers,
         retrieval: Retrieval,
         validator: Validator,
@@ -109,7 +80,7 @@ class Orchestrator:
         self._engine = engine
         self._describer = describer
         self._executors = executors
-        self._cache = cache
+        self._scopes = scopes
         self._near = near
         self._retrieval = retrieval
         self._patience = Patience()
@@ -186,33 +157,35 @@ class Orchestrator:
         )
         return request, attended
 
-    async def _admit(self, command: ChatCommand) -> _Question:
+    async def _admit(self, command: ChatCommand) -> Question:
         model = self._named(command.model)
         request, attended = await self._request(command, model)
         visibility = command.visibility or self._default_visibility
         count = self._retrieval.wanted(command.retrieve) if command.form == "chat" else 0
+        scope = await self._scopes.named(command.group) if visibility == "group" else self._scopes.public
         embedding: tuple[float, ...] | None = None
         evidence: tuple[SignedChunk, ...] = ()
         if visibility != "private" or self._embed_private or count:
             (embedding,) = await self._engine.embed([request.question()])
             if count:
                 request, evidence = await self._retrieval.cited(
-                    request, embedding, count, model, local=visibility == "private"
+                    request, embedding, count, model, local=visibility != "public"
                 )
         kind = "chatcmpl" if command.form == "chat" else "cmpl"
-        return _Question(
+        return Question(
             completion_id=f"{kind}-{self._context.rng.getrandbits(120):030x}",
             command=command,
             visibility=visibility,
             request=request,
-            key=request_key(self._context.network_id, request),
+            key=request_key(self._context.network_id, request, scope.salt(self._context.network_id, request)),
             attended=attended,
+            scope=scope,
             embedding=embedding,
             created_ms=self._context.clock.now_ms(),
             evidence=evidence,
         )
 
-    async def _answer(self, question: _Question, send: Listener) -> None:
+    async def _answer(self, question: Question, send: Listener) -> None:
         """Raises the one error of ours that ended the answer, if one did."""
         try:
             await self._judge_and_answer(question, send)
@@ -222,7 +195,7 @@ class Orchestrator:
                 raise
             raise failure from None
 
-    async def _judge_and_answer(self, question: _Question, send: Listener) -> None:
+    async def _judge_and_answer(self, question: Question, send: Listener) -> None:
         policy = self._context.policy
         verdict = await self._validator.check_input(question.request.question(), question.embedding, policy)
         if verdict.withheld:
@@ -230,36 +203,38 @@ class Orchestrator:
             await self._withhold(question, send, verdict.reason, stage="input", tokens=(0, 0))
             return
         reusable = question.command.reuse and may_stand_in(question.command.sampling)
-        found = await self._cache.local(question.key) if reusable else None
+        found = await question.scope.cache.local(question.key) if reusable else None
         verdict_here = NOTHING
         if found is None and reusable and (embedding := self._like(question)) is not None:
-            verdict_here = await self._near.here(question.request, embedding, self._limit_ppm(question))
+            verdict_here = await self._near.here(
+                question.scope.cache, question.request, embedding, self._limit_ppm(question)
+            )
         hit = found or verdict_here.hit
         if hit is not None:
             await self._serve(question, hit, send)
         elif reusable and question.visibility != "private":
             await self._look_up_and_generate(question, verdict_here, send)
         else:
-            await self._run_engine(question, _LookUp(verdict_here.weighed), send)
+            await self._run_engine(question, LookUp(verdict_here.weighed), send)
 
-    def _like(self, question: _Question) -> tuple[float, ...] | None:
+    def _like(self, question: Question) -> tuple[float, ...] | None:
         """The question's embedding where answers to like questions are looked for."""
         looks = question.command.semantic and self._near.looks(question.request, question.embedding)
         return question.embedding if looks else None
 
-    def _limit_ppm(self, question: _Question) -> int:
+    def _limit_ppm(self, question: Question) -> int:
         return self._near.limit_ppm(question.command.max_wrong_ppm)
 
-    async def _look_up_and_generate(self, question: _Question, here: Verdict, send: Listener) -> None:
+    async def _look_up_and_generate(self, question: Question, here: Verdict, send: Listener) -> None:
         """Generate, while a remote look-up runs beside the prefill; a hit cancels the generation."""
         hit: Found | Hit | None = None
         done = trio.Event()
-        look_up = _LookUp(here.weighed, done)
+        look_up = LookUp(here.weighed, done)
         began_s = trio.current_time()
 
         async def exact() -> None:
             nonlocal hit
-            found = await self._cache.remote(question.key)
+            found = await question.scope.cache.remote(question.key)
             if found is not None:
                 hit = found
                 looking.cancel()
@@ -267,7 +242,7 @@ class Orchestrator:
         async def semantic(embedding: tuple[float, ...]) -> None:
             nonlocal hit
             limit_ppm = self._limit_ppm(question)
-            verdict = await self._near.elsewhere(question.request, embedding, limit_ppm, here)
+            verdict = await self._near.elsewhere(question.scope.cache, question.request, embedding, limit_ppm, here)
             hit = hit or verdict.hit
             look_up.weighed = look_up.weighed or verdict.weighed
 
@@ -277,7 +252,7 @@ class Orchestrator:
                     both.start_soon(exact)
                     if not here.final and (embedding := self._like(question)) is not None:
                         both.start_soon(semantic, embedding)
-            if self._cache.reaches_peers():  # what a look-up takes that asks nobody says nothing
+            if question.scope.cache.reaches_peers():  # what a look-up takes that asks nobody says nothing
                 self._patience.note(trio.current_time() - began_s)
             if hit is not None and not look_up.late:
                 generation.cancel()
@@ -294,7 +269,7 @@ class Orchestrator:
         if hit is not None:
             await self._serve(question, hit, send)
 
-    async def _run_engine(self, question: _Question, look_up: _LookUp, send: Listener) -> None:
+    async def _run_engine(self, question: Question, look_up: LookUp, send: Listener) -> None:
         texts: list[str] = []
         token_ids: list[int] = []
         started = False
@@ -347,7 +322,7 @@ class Orchestrator:
         await self._finish(question, send, text, tuple(token_ids), done, check.decision)
         self._near.learn(look_up.weighed, text)
 
-    async def _begin(self, question: _Question, look_up: _LookUp, send: Listener) -> None:
+    async def _begin(self, question: Question, look_up: LookUp, send: Listener) -> None:
         """Say that this answer is the one, unless the look-up has found another and cancelled us."""
         if look_up.done is not None:
             with trio.move_on_after(self._patience.wait_s):
@@ -358,7 +333,7 @@ class Orchestrator:
 
     async def _finish(
         self,
-        question: _Question,
+        question: Question,
         send: Listener,
         text: str,
         token_ids: tuple[int, ...],
@@ -384,7 +359,7 @@ class Orchestrator:
         await _say(send, ChatFinished(done.finish_reason, *usage, "pending"))
 
     def _record(
-        self, question: _Question, text: str, token_ids: tuple[int, ...], done: Done, visibility: Published
+        self, question: Question, text: str, token_ids: tuple[int, ...], done: Done, visibility: Published
     ) -> Record:
         assert question.embedding is not None  # only private questions have none
         return Record(
@@ -400,16 +375,17 @@ class Orchestrator:
             embedding=quantize_embedding(question.embedding),
             evidence=question.evidence,
             nonce=self._context.rng.getrandbits(53),
+            salt=question.scope.salt(self._context.network_id, question.request),
             created_ms=self._context.clock.now_ms(),
         )
 
-    async def _serve(self, question: _Question, hit: Found | Hit, send: Listener) -> None:
+    async def _serve(self, question: Question, hit: Found | Hit, send: Listener) -> None:
         """A certified record in place of a generation, in chunks of a word."""
         found = hit.found if isinstance(hit, Hit) else hit
         if found.certified.leaf.request_key == question.key:  # a look-up by meaning may find this very request
             hit = found
         if isinstance(hit, Hit):
-            self._cache.counters.hits_semantic += 1
+            question.scope.cache.counters.hits_semantic += 1
             record_name = short(found.certified.leaf.record)
             self._context.events.emit("cache_hit", where="like", record=record_name, holder=found.holder)
         record = found.certified.signed.record
@@ -431,7 +407,7 @@ class Orchestrator:
 
     async def _withhold(
         self,
-        question: _Question,
+        question: Question,
         send: Listener,
         reason: str,
         *,
@@ -448,14 +424,14 @@ class Orchestrator:
         await self._settle(question, reason, None)
         await _say(send, ChatFinished("content_filter", *tokens, "withheld", reason))
 
-    async def _settle(self, question: _Question, detail: str, signed: SignedRecord | None) -> None:
+    async def _settle(self, question: Question, detail: str, signed: SignedRecord | None) -> None:
         now = self._context.clock.now_ms()
         if signed is None:
             await self._completions.note(question.completion_id, detail, now)
         else:
             await self._completions.add(question.completion_id, "pending", detail, signed, now, own=True)
 
-    def _answered(self, question: _Question, source: str, tokens: int) -> None:
+    def _answered(self, question: Question, source: str, tokens: int) -> None:
         self._context.events.emit(
             "answered",
             completion=question.completion_id,
@@ -465,7 +441,7 @@ class Orchestrator:
         )
 
     def _started(
-        self, question: _Question, source: Source, evidence: Sequence[SignedChunk] | None = None
+        self, question: Question, source: Source, evidence: Sequence[SignedChunk] | None = None
     ) -> ChatStarted:
         """The first event; `evidence` of a cached answer, else the question's own."""
         return ChatStarted(
@@ -474,6 +450,7 @@ class Orchestrator:
             created_s=question.created_ms // 1000,
             source=source,
             visibility=question.visibility,
+            group=question.scope.name,
             attachments=question.attended.notes,
             citations=tuple(map(Citation.of, question.evidence if evidence is None else evidence)),
         )

@@ -8,16 +8,20 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
 from typing import Final
 
 import trio
 from prometheus_client import CollectorRegistry
 
+from nsllm.cache_dht.sealed import CertifiedSealed, SealedRecord
+from nsllm.cache_dht.store import RecordStore
 from nsllm.consensus.block import DecidedBlock
 from nsllm.consensus.certified import CertifiedRecord
 from nsllm.consensus.header import Header
 from nsllm.consensus.registry import Admission, Member
-from nsllm.errors import NsllmError, OwnFault
+from nsllm.errors import NsllmError, OwnFault, PeerFault
 from nsllm.governance.hybrid_score import HybridScorer
 from nsllm.governance.validator import Validator
 from nsllm.ids import Address, Digest, Height, PeerId, hex0x, short
@@ -32,6 +36,7 @@ from nsllm.node.events import EventBus
 from nsllm.node.examiner import Examiner
 from nsllm.node.executors import Executors
 from nsllm.node.federated_cache import FederatedCache
+from nsllm.node.groups import GroupFolder
 from nsllm.node.keeper import Keeper
 from nsllm.node.links import BlockFeed, ConsensusMesh, MemberLinks
 from nsllm.node.membership import Membership
@@ -45,8 +50,10 @@ from nsllm.node.receipts import Receipts
 from nsllm.node.removals import Removals
 from nsllm.node.restock import Restocker
 from nsllm.node.retrieval import Retrieval
+from nsllm.node.scopes import GroupParts, Scopes
 from nsllm.node.snapshot_feed import SnapshotFeed
 from nsllm.node.stores import Stores
+from nsllm.node.vault import Vault
 from nsllm.node.world import World
 from nsllm.p2p.directory import PeerDirectory
 from nsllm.p2p.identity import PeerKey
@@ -57,6 +64,7 @@ from nsllm.p2p.protocols.mesh import MESH, MeshClient, MeshKind, serve_mesh
 from nsllm.p2p.protocols.passages import PASSAGES, serve_passages
 from nsllm.p2p.protocols.push import PUSH, serve_push
 from nsllm.p2p.protocols.removal import REMOVAL, serve_removal
+from nsllm.p2p.protocols.sealed import NOT_IN_GROUP, SEALED, serve_sealed
 from nsllm.p2p.protocols.shelve import SHELVE, serve_shelve
 from nsllm.p2p.protocols.snapshot import SNAPSHOT, serve_snapshot
 from nsllm.p2p.protocols.submit import SUBMIT, serve_submit
@@ -108,10 +116,16 @@ class Parts:
             calm=lambda: not self.neighbours.everybody,
         )
         self.cache = FederatedCache(context=context, store=stores.records, network=network, shelves=links)
+        self.vault = Vault(
+            context=context,
+            store=stores.sealed,
+            holders_of=self.cache.holders_of,
+            filled=self.cache.announce_shard,
+        )
+        self.scopes = self._make_scopes(settled, links)
         self.near = NearAnswers(
             context=context,
             engine=engine,
-            cache=self.cache,
             observations=stores.observations,
             settings=settled.config.cache,
         )
@@ -129,9 +143,11 @@ class Parts:
             settings=settled.config.documents,
         )
         self._restocker = Restocker(
-            context=context, ledger=ledger, store=stores.records, cache=self.cache, shelves=links
+            context=context, ledger=ledger, store=stores.records, cache=self.cache, vault=self.vault, shelves=links
         )
-        self.removals = Removals(context=context, ledger=ledger, shelves=[stores.records], holders=links)
+        self.removals = Removals(
+            context=context, ledger=ledger, shelves=[stores.records, stores.sealed, self.scopes], holders=links
+        )
         self._committer = self._make_committer()
         self._examiner = self._make_examiner(self._committer)
         self.motions = Motions(
@@ -140,14 +156,12 @@ class Parts:
             share=lambda to, payload: self._mesh.send(to, "motion", payload),
             due=self.agreement.poke,
         )
-        self._keeper = Keeper(context=context, ledger=ledger, cache=self.cache, shelves=links)
+        self._keeper = Keeper(context=context, ledger=ledger, scope_of=self.scopes.of_record)
         self._publisher = Publisher(
             context=context,
             completions=stores.completions,
             ledger=ledger,
-            cache=self.cache,
-            shelves=links,
-            submissions=links,
+            scope_of=self.scopes.of_record,
             examiner=self._examiner,
         )
         self._executors = Executors(context=context, engine=engine, network=network, directory=self.directory)
@@ -158,7 +172,7 @@ class Parts:
             engine=engine,
             describer=world.describer,
             executors=self._executors,
-            cache=self.cache,
+            scopes=self.scopes,
             near=self.near,
             retrieval=self.retrieval,
             validator=Validator(engine, world.plugins),
@@ -215,6 +229,23 @@ class Parts:
         ]
         return tuple(tasks)
 
+    def _make_scopes(self, settled: Settled, links: MemberLinks) -> Scopes:
+        world, config = self._world, settled.config
+
+        def open_store(path: Path) -> RecordStore:
+            limit = config.cache.max_mb << 20
+            return RecordStore.open(path, world.clock, world.offload, max_bytes=limit, databases=world.databases)
+
+        parts = GroupParts(
+            context=self.context,
+            network=world.network,
+            links=links,
+            vault=self.vault,
+            whole=self.cache,
+            open_store=open_store,
+        )
+        return Scopes(parts=parts, folder=GroupFolder(config.data_dir), default=config.group)
+
     def _watch(self) -> None:
         """Tell the gauges where to read."""
         ledger, engine, counters = self._stores.ledger, self._world.engine, self.cache.counters
@@ -257,12 +288,13 @@ class Parts:
         network, directory = self._world.network, self.directory
         network.handle(SYNC, serve_sync(directory, self._stores.ledger))
         network.handle(SNAPSHOT, serve_snapshot(directory, self._stores.ledger.snapshots))
-        network.handle(FETCH, serve_fetch(directory, self._look_up, self._look_up_near))
+        network.handle(FETCH, serve_fetch(directory, self._look_up, self._look_up_near, pad_s=self.scopes.pad_s))
         network.handle(PUSH, serve_push(directory, self._hold))
         network.handle(PASSAGES, serve_passages(directory, self.documents.near))
         network.handle(SHELVE, serve_shelve(directory, self.documents))
         network.handle(GENERATE, serve_generate(directory, self._executors.execute))
         network.handle(MESH, serve_mesh(directory, self._deliver))
+        network.handle(SEALED, serve_sealed(directory, self._offered, self._given, self.vault.lookup))
         network.handle(REMOVAL, serve_removal(directory, self.removals.prove))
         network.handle(SUBMIT, serve_submit(directory, self._submitted))
 
@@ -279,6 +311,25 @@ class Parts:
             return f"{hex0x(member.address)} asked a peer that does not validate"
         return self._examiner.accept(signed)
 
+    async def _offered(self, envelope: SealedRecord, member: Member) -> str | None:
+        """A generator offers a group's record to be scored."""
+        if not self.context.is_validator:
+            return f"{hex0x(member.address)} asked a peer that does not validate"
+        try:
+            envelope.check(self.context.network_id)
+            signed = await self.scopes.open(envelope.sealed)
+        except PeerFault as error:
+            return error.message
+        if signed is None:
+            return NOT_IN_GROUP
+        generator = signed.record.generator
+        if generator != member.address:
+            return f"generated by {hex0x(generator)}, offered by {hex0x(member.address)}"
+        return self._examiner.accept(signed)
+
+    async def _given(self, certified: CertifiedSealed, member: Member) -> str | None:
+        return await self._stored(member, partial(self.vault.hold, certified))
+
     async def _look_up(self, key: Digest, member: bool) -> CertifiedRecord | None:
         return await self.cache.lookup(key, member=member)
 
@@ -286,8 +337,13 @@ class Parts:
         return await self.cache.lookup_near(embedding, count, member=member)
 
     async def _hold(self, certified: CertifiedRecord, member: Member) -> str | None:
+        return await self._stored(member, partial(self.cache.hold, certified))
+
+    @staticmethod
+    async def _stored(member: Member, store: Callable[[], Awaitable[bool]]) -> str | None:
+        """None once it is on disk, else why not."""
         try:
-            await self.cache.hold(certified)
+            await store()
         except NsllmError as error:
             log.info("push_refused from=%s error=%s", hex0x(member.address), error)
             # our own trouble is told without its detail, which names our paths

@@ -85,6 +85,7 @@ class Peer:
             stack.callback(nursery.cancel_scope.cancel)
             for service in self._world.services:
                 nursery.start_soon(service)
+            await self.parts.scopes.refresh()
             await stack.enter_async_context(self._world.network.run())
             if self._world.serve_api:
                 await nursery.start(self._api().run)
@@ -295,6 +296,7 @@ class Peer:
     async def _close(self) -> None:
         with trio.CancelScope(shield=True):
             self.parts.agreement.close()
+            await self.parts.scopes.close()
             await self.stores.close(self._world)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from typing import Final, Protocol
+from collections.abc import Callable
+from typing import Final
 
 import trio
 
@@ -16,12 +17,13 @@ from nsllm.consensus.certified import CertifiedRecord
 from nsllm.errors import NsllmError
 from nsllm.governance.errors import UnscoredError
 from nsllm.governance.ledger import Ledger
-from nsllm.ids import Address, Digest, PeerId, hex0x, short
+from nsllm.ids import Address, Digest, hex0x, short
 from nsllm.node.completions import Completions
 from nsllm.node.context import PeerContext
 from nsllm.node.examiner import Examiner
-from nsllm.node.federated_cache import FederatedCache, Shelves
+from nsllm.node.scope import Scope, ScopeOf
 from nsllm.p2p.errors import RefusedError, UnreachableError
+from nsllm.p2p.protocols.sealed import NOT_IN_GROUP
 from nsllm.record import SignedRecord
 
 log = logging.getLogger(__name__)
@@ -39,14 +41,6 @@ PUSH_DEADLINE_S: Final = 5.0
 PUSH_TRIES: Final = 5
 
 
-class Submissions(Protocol):
-    """Other validators' ears, over the submit protocol."""
-
-    async def submit(self, validator: PeerId, signed: SignedRecord) -> str | None:
-        """None if accepted, else the refusal's reason. Raises `NetworkError`."""
-        ...
-
-
 class Publisher:
     """Carries this peer's records to the validators and, once certified, to their holders."""
 
@@ -56,17 +50,13 @@ class Publisher:
         context: PeerContext,
         completions: Completions,
         ledger: Ledger,
-        cache: FederatedCache,
-        shelves: Shelves,
-        submissions: Submissions,
+        scope_of: ScopeOf,
         examiner: Examiner | None,
     ) -> None:
         self._context = context
         self._completions = completions
         self._ledger = ledger
-        self._cache = cache
-        self._shelves = shelves
-        self._submissions = submissions
+        self._scope_of = scope_of
         self._examiner = examiner
         self._carried: dict[Digest, None] = {}
         self._waiting: deque[SignedRecord] = deque()
@@ -159,10 +149,26 @@ class Publisher:
         """Offer the record to every validator until a block settles it; None if none has by `expires_s`."""
         certified: CertifiedRecord | None = None
         failure: NsllmError | None = None
+        scope = self._scope_of(signed)
+        if scope is None:
+            return UnscoredError(f"record {hex0x(digest)} is of a group that this peer has left")
+        outside: set[Address] = set()
+        validators = self._context.validators
+
+        def not_in_group(validator: Address) -> None:
+            nonlocal failure
+            outside.add(validator)
+            if len(outside) > validators.size - validators.enough_observations:
+                failure = UnscoredError(
+                    f"{len(outside)} of {validators.size} validators are not in the group;"
+                    f" {validators.enough_observations} must be, to certify its records"
+                )
+                nursery.cancel_scope.cancel()
+
         with trio.move_on_at(expires_s):
             async with trio.open_nursery() as nursery:
-                for validator in self._context.validators.members:
-                    nursery.start_soon(self._submit, validator, digest, signed)
+                for validator in validators.members:
+                    nursery.start_soon(self._submit, validator, scope, signed, not_in_group)
                 try:
                     certified = await self._ledger.wait_certified(signed)
                 except NsllmError as error:
@@ -174,13 +180,16 @@ class Publisher:
             raise failure
         return certified
 
-    async def _submit(self, validator: Address, digest: Digest, signed: SignedRecord) -> None:
+    async def _submit(
+        self, validator: Address, scope: Scope, signed: SignedRecord, not_in_group: Callable[[Address], None]
+    ) -> None:
         """Offer the record to one validator until cancelled, which the certificate does."""
+        digest = signed.record.digest()
         refused: str | None = None
         pause_s = RETRY_S
         while True:
             try:
-                reason = await self._offer(validator, signed)
+                reason = await self._offer(validator, scope, signed)
             except (NsllmError, trio.TooSlowError) as error:
                 log.info("submit_failed validator=%s record=%s error=%s", hex0x(validator), short(digest), error)
                 pause_s = RETRY_S
@@ -191,41 +200,53 @@ class Publisher:
                         "submission_refused", record=short(digest), validator=hex0x(validator), reason=reason
                     )
                 refused = reason
+                if reason == NOT_IN_GROUP:
+                    not_in_group(validator)
             await trio.sleep(pause_s)
 
-    async def _offer(self, validator: Address, signed: SignedRecord) -> str | None:
+    async def _offer(self, validator: Address, scope: Scope, signed: SignedRecord) -> str | None:
         """None if the validator has the record on its desk now, else why not."""
         if validator == self._context.address and self._examiner is not None:
             return self._examiner.accept(signed)
-        peer = self._shelves.peer_of(validator)
+        peer = scope.shelves.peer_of(validator)
         if peer is None:
             return f"{hex0x(validator)} is no member"
         with trio.fail_after(SUBMIT_DEADLINE_S):
-            return await self._submissions.submit(peer, signed)
+            return await scope.submissions.submit(peer, signed)
 
     async def spread(self, certified: CertifiedRecord) -> int:
         """Push a certified record to its holders, all at once; returns how many acknowledged it."""
         acknowledged = 0
-        if self._context.retracted_at(certified.leaf.record) is not None:
+        scope = self._scope_of(certified.signed)
+        if scope is None or self._context.retracted_at(certified.leaf.record) is not None:
             return acknowledged
 
         async def push(holder: Address) -> None:
             nonlocal acknowledged
-            if await self._push(holder, certified):
+            if await self._push(holder, scope, certified):
                 acknowledged += 1
 
+        if scope.group is not None:
+            await self._keep(scope, certified)
         async with trio.open_nursery() as nursery:
-            for address in self._cache.holders_of_record(certified):
+            for address in scope.cache.holders_of_record(certified):
                 nursery.start_soon(push, address)
         self._context.events.emit("record_spread", record=short(certified.leaf.record), holders=acknowledged)
         return acknowledged
 
-    async def _push(self, holder: Address, certified: CertifiedRecord) -> bool:
+    async def _keep(self, scope: Scope, certified: CertifiedRecord) -> None:
+        """A group's record stays with who made it, wherever placement puts its envelope."""
+        try:
+            await scope.cache.hold(certified)
+        except NsllmError as error:
+            self._failed(certified.leaf.record, error)
+
+    async def _push(self, holder: Address, scope: Scope, certified: CertifiedRecord) -> bool:
         """True once the holder acknowledged. What stays away after the last try is the validators' keepers' care."""
         for attempt in range(PUSH_TRIES):
             try:
                 with trio.fail_after(PUSH_DEADLINE_S):
-                    await self._store_at(holder, certified)
+                    await self._store_at(holder, scope, certified)
             except RefusedError as error:
                 self._context.events.emit(
                     "push_refused", record=short(certified.leaf.record), holder=hex0x(holder), reason=error.message
@@ -238,14 +259,14 @@ class Publisher:
             await trio.sleep(2.0**attempt)
         return False
 
-    async def _store_at(self, holder: Address, certified: CertifiedRecord) -> None:
+    async def _store_at(self, holder: Address, scope: Scope, certified: CertifiedRecord) -> None:
         if holder == self._context.address:
-            await self._cache.hold(certified)
+            await scope.cache.hold(certified)
             return
-        peer = self._shelves.peer_of(holder)
+        peer = scope.shelves.peer_of(holder)
         if peer is None:
             raise UnreachableError(f"{hex0x(holder)} is no member")
-        await self._shelves.push(peer, certified)
+        await scope.shelves.push(peer, certified)
 
     def _failed(self, digest: Digest | None, error: NsllmError) -> None:
         record = short(digest) if digest is not None else None

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
 from nsllm.cache_dht import placement
+from nsllm.cache_dht.sealed import CertifiedSealed
 from nsllm.cache_dht.store import RecordStore
 from nsllm.consensus.block import DecidedBlock
 from nsllm.consensus.observation import ScoreLeaf, unpack_subjects
 from nsllm.errors import NsllmError, PeerFault
 from nsllm.governance.errors import StorageError
 from nsllm.governance.ledger import Ledger
-from nsllm.ids import Digest, Height, short
+from nsllm.ids import Digest, Height, PeerId, short
 from nsllm.node.context import PeerContext
 from nsllm.node.federated_cache import FederatedCache, Shelves
+from nsllm.node.vault import Vault
 
 log = logging.getLogger(__name__)
 
@@ -36,16 +38,32 @@ QUEUE_LIMIT: Final = 4096
 ASK_DEADLINE_S: Final = 5.0
 
 
+class Envelopes(Shelves, Protocol):
+    """Other peers' stores, and the envelopes that they hold for groups."""
+
+    async def want(self, holder: PeerId, key: Digest) -> CertifiedSealed | None:
+        """What `holder` has for a salted key, unverified. Raises `NetworkError`."""
+        ...
+
+
 class Restocker:
     """Fetches what our shelves lack."""
 
     def __init__(
-        self, *, context: PeerContext, ledger: Ledger, store: RecordStore, cache: FederatedCache, shelves: Shelves
+        self,
+        *,
+        context: PeerContext,
+        ledger: Ledger,
+        store: RecordStore,
+        cache: FederatedCache,
+        vault: Vault,
+        shelves: Envelopes,
     ) -> None:
         self._context = context
         self._ledger = ledger
         self._store = store
         self._cache = cache
+        self._vault = vault
         self._shelves = shelves
         self._due: deque[tuple[float, Height]] = deque(maxlen=QUEUE_LIMIT)
         self._came = trio.Event()
@@ -92,7 +110,9 @@ class Restocker:
         mine = self._is_ours(leaf.request_key)
         # The log tells a record's key, not its embedding: what we hold for its embedding only is worth asking for
         # where the whole store was lost.
-        return (mine or self._store.notice is not None) and await self._store.by_digest(leaf.record) is None
+        if not mine and self._store.notice is None:
+            return False
+        return not await self._store.holds(leaf.record) and not await self._vault.holds(leaf.record)
 
     def _is_ours(self, request_key: Digest) -> bool:
         """Whether placement gives us the key's shard."""
@@ -108,8 +128,12 @@ class Restocker:
             try:
                 with trio.fail_after(ASK_DEADLINE_S):
                     certified = await self._shelves.fetch(peer, leaf.request_key)
+                    # The log does not tell a group's record from another.
+                    sealed = await self._shelves.want(peer, leaf.request_key) if certified is None else None
                 if certified is not None:
                     return await self._cache.hold(certified)
+                if sealed is not None:
+                    return await self._vault.hold(sealed)
             except (PeerFault, trio.TooSlowError) as error:
                 log.debug("restock_passed record=%s holder=%s error=%s", short(leaf.record), peer, error)
             except NsllmError as error:

@@ -1,7 +1,7 @@
 """Retrieval: chunks near a question, found here and at the holders of its shards, checked, fitted into the prompt.
 
-A chunk from another peer is used only if a member signed it and its embedding is that of its text. A private question
-is answered from this peer's own store: nothing of it goes out.
+A chunk from another peer is used only if a member signed it and its embedding is that of its text. A question that is
+not public is answered from this peer's own store: nothing of it goes out.
 """
 
 from __future__ import annotations

@@ -47,6 +47,8 @@ class ChatCommand:
     sampling: Sampling
     visibility: Visibility | None
     """None: the peer's default."""
+    group: str = ""
+    """Of a `group` request; empty: the peer's default one."""
     form: Literal["chat", "text"] = "chat"
     """`text`: the only message is the prompt as it stands."""
     tools: tuple[Tool, ...] = ()
@@ -121,6 +123,8 @@ class ChatStarted:
     created_s: int
     source: Source
     visibility: Visibility
+    group: str = ""
+    """Of a `group` request: the group's name at this peer."""
     attachments: tuple[Note, ...] = ()
     """How what was attached was used."""
     citations: tuple[Citation, ...] = ()

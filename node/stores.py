@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from nsllm.cache_dht.document_store import DocumentStore
 from nsllm.cache_dht.observation_store import ObservationStore
+from nsllm.cache_dht.sealed_store import SealedStore
 from nsllm.cache_dht.store import RecordStore
 from nsllm.files import private_folder
 from nsllm.governance.batch_log import BatchLog
@@ -23,6 +24,8 @@ class Stores:
     ledger: Ledger
     records: RecordStore
     documents: DocumentStore
+    sealed: SealedStore
+    """What this peer holds for groups."""
     observations: ObservationStore
     peer_log: PeerLog
     completions: Completions
@@ -65,6 +68,11 @@ class Stores:
                     databases=databases,
                 )
             ),
+            sealed=await offload.run(
+                lambda: SealedStore.open(
+                    folder / "sealed.sqlite", clock, offload, max_bytes=max_bytes // 4, databases=databases
+                )
+            ),
             observations=await offload.run(lambda: ObservationStore.open(folder / "observations.sqlite")),
             peer_log=await PeerLog.open(
                 folder / "peerlog.sqlite",
@@ -93,6 +101,7 @@ class Stores:
         await self.peer_log.close()
         await world.offload.run(self.records.close)
         await world.offload.run(self.documents.close)
+        await world.offload.run(self.sealed.close)
         await world.offload.run(self.observations.close)
         await self.completions.close()
         await world.offload.run(self.batches.close)
@@ -102,6 +111,7 @@ class Stores:
         found = (
             self.records.notice,
             self.documents.notice,
+            self.sealed.notice,
             self.ledger.notice,
             self.peer_log.notice,
             self.completions.notice,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from nsllm.node.api.fields import integer, model_name, refuse_unless
+from nsllm.node.api.fields import circle, integer, model_name, refuse_unless
 from nsllm.node.api.formats import guide
 from nsllm.node.api.messages import ChatMessage, conversation
 from nsllm.node.api.openai_errors import bad_request
@@ -90,12 +90,14 @@ def chat_commands(body: ChatBody, client: str = "") -> tuple[ChatCommand, ...]:
         raise bad_request("a forced tool call has a format of its own", param="tool_choice")
     top_logprobs = _top_logprobs(body)
     reader = PartsReader()
+    visibility, group = circle(body.visibility)
     command = ChatCommand(
         model=model_name(body.model),
         messages=conversation(body.messages, reader),
         attached=reader.attached,
         sampling=sampling(body, next(iter(limits), None), limit_name),
-        visibility=body.visibility,
+        visibility=visibility,
+        group=group,
         tools=tools.tools,
         guide=tools.guide or format_guide,
         top_logprobs=top_logprobs,

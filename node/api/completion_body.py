@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from nsllm.node.api.fields import integer, model_name, refuse_unless
+from nsllm.node.api.fields import circle, integer, model_name, refuse_unless
 from nsllm.node.api.formats import guide
 from nsllm.node.api.openai_errors import bad_request, unsupported
 from nsllm.node.api.sampling_fields import SamplingFields, choices, sampling
@@ -53,13 +53,15 @@ def completion_commands(body: CompletionBody, client: str = "") -> tuple[ChatCom
     max_tokens = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
     top_logprobs = integer("logprobs", body.logprobs, 0, MAX_LOGPROBS)
     asked = sampling(body, max_tokens)
+    visibility, group = circle(body.visibility)
     commands: list[ChatCommand] = []
     for prompt in _prompts(body.prompt):
         command = ChatCommand(
             model=model_name(body.model),
             messages=(Message(role="user", content=prompt),),
             sampling=asked,
-            visibility=body.visibility,
+            visibility=visibility,
+            group=group,
             form="text",
             guide=guide(body),
             top_logprobs=top_logprobs,

@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from nsllm.node.api.openai_errors import bad_request, unsupported
+from nsllm.record import Visibility
 
 MICRO: Final = 1_000_000
 MAX_STOPS: Final = 4
@@ -28,6 +29,24 @@ def model_name(name: str) -> str:
     if not 1 <= len(name) <= MAX_MODEL_CHARS:
         raise bad_request(f"'model' has {len(name)} characters, 1 to {MAX_MODEL_CHARS} are allowed", param="model")
     return name
+
+
+def circle(text: str | None) -> tuple[Visibility | None, str]:
+    """Visibility and group that a request asks for: `private`, `public`, `group`, or `group:NAME`.
+
+    >>> circle("group:lab"), circle("public"), circle(None)
+    (('group', 'lab'), ('public', ''), (None, ''))
+    """
+    if text is None:
+        return None, ""
+    kind, _, name = text.partition(":")
+    if kind == "group" and (name or ":" not in text):
+        return "group", name
+    if text == "private":
+        return "private", ""
+    if text == "public":
+        return "public", ""
+    raise bad_request(f"'visibility' is {text[:40]!r}, use private, public, group or group:NAME", param="visibility")
 
 
 def micro(name: str, value: float | None, low: int, high: int, *, open_below: bool = False) -> int | None:

@@ -18,6 +18,8 @@ def reply_headers(started: ChatStarted) -> dict[str, str]:
         "x-nsllm-generator": source.generator,
         "x-nsllm-visibility": started.visibility,
     }
+    if started.group:
+        headers["x-nsllm-group"] = started.group
     if source.score_ppm is not None:
         headers["x-nsllm-score"] = score_text(source.score_ppm)
     if source.height is not None:
@@ -44,6 +46,7 @@ def nsllm_object(started: ChatStarted, finished: ChatFinished) -> dict[str, obje
         "completion_id": started.completion_id,
         **_source(started.source),
         "visibility": started.visibility,
+        "group": started.group or None,
         "publication": finished.publication,
         "detail": finished.detail,
         "attachments": [_attachment(note) for note in started.attachments],

@@ -13,7 +13,7 @@ from nsllm.node.api.fields import integer, logit_bias, micro, refuse_unless, sto
 from nsllm.node.api.formats import FormatFields
 from nsllm.node.api.openai_errors import bad_request
 from nsllm.node.service import ChatCommand
-from nsllm.record import MAX_STOP_TOKENS, Sampling, Visibility
+from nsllm.record import MAX_STOP_TOKENS, Sampling
 
 Reuse = Literal["semantic", "exact", "none"]
 """What of the cache may stand in: answers to like questions too, exact repeats only, or nothing."""
@@ -67,7 +67,8 @@ class SamplingFields(FormatFields, forbid_unknown_fields=True, kw_only=True):
     n: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    visibility: Visibility | None = None
+    visibility: str | None = None
+    """`private`, `public`, `group`, or `group:NAME`."""
     reuse: Reuse | None = None
     max_wrong_rate: float | None = None
     # accepted only at the value that changes nothing

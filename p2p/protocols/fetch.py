@@ -6,9 +6,11 @@ whoever uses a record checks its certificate (`CertifiedRecord.check`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Final, assert_never
 
+import trio
 from msgspec import Meta
 
 from nsllm.canonical import Value
@@ -19,7 +21,7 @@ from nsllm.p2p.errors import MisbehaviourError
 from nsllm.p2p.network import Network, Stream, StreamHandler
 from nsllm.p2p.protocols.dialogue import TOO_MUCH, Refused, answering, dialogue, refusal, refused_by
 from nsllm.p2p.rates import Rate, RateLimiter
-from nsllm.record import EMBEDDING_DIMENSIONS, request_key
+from nsllm.record import EMBEDDING_DIMENSIONS
 
 FETCH: Final = "/nsllm/fetch/1"
 MAX_KEYS: Final = 16
@@ -76,28 +78,47 @@ class FetchAnswer(Value, frozen=True, kw_only=True):
     answer: Found | Refused
 
 
-def serve_fetch(directory: PeerDirectory, lookup: Lookup, near: Near, *, strangers: Rate = STRANGERS) -> StreamHandler:
-    """Handler for data peers and validators."""
+def serve_fetch(
+    directory: PeerDirectory,
+    lookup: Lookup,
+    near: Near,
+    *,
+    strangers: Rate = STRANGERS,
+    pad_s: Callable[[], float] = lambda: 0.0,
+) -> StreamHandler:
+    """Handler for data peers and validators.
+
+    Args:
+        directory: who is a member.
+        lookup: what is given by key.
+        near: what is given by meaning.
+        strangers: how much they may ask.
+        pad_s: strangers are answered at multiples of this time after their request, so that how long a look-up took
+            tells them nothing; 0: at once.
+    """
     limiter = RateLimiter(strangers)
 
     async def handler(stream: Stream) -> None:
         async with answering(stream, MAX_FETCH_BYTES, deadline_s=SERVE_S) as framed:
             request = await framed.receive(FetchRequest)
+            began_s = trio.current_time()
             member = directory.member_of(stream.peer) is not None
             if not member and not limiter.take(stream.peer, request.query.cost):
                 await framed.send(FetchAnswer(answer=refusal(TOO_MUCH)))
                 return
             match request.query:
                 case ByKeys(keys=keys):
-                    for key in keys:
-                        record = await lookup(key, member)
-                        if record is not None:
-                            await framed.send(FetchAnswer(answer=Found(record=record)))
+                    looked_up = [await lookup(key, member) for key in keys]
+                    found = [record for record in looked_up if record is not None]
                 case ByMeaning(embedding=embedding, count=count):
-                    for record in await near(embedding, count, member):
-                        await framed.send(FetchAnswer(answer=Found(record=record)))
+                    found = list(await near(embedding, count, member))
                 case _:
                     assert_never(request.query)
+            if not member and (step_s := pad_s()) > 0:
+                steps = math.ceil((trio.current_time() - began_s) / step_s)
+                await trio.sleep_until(began_s + max(1, steps) * step_s)
+            for record in found:
+                await framed.send(FetchAnswer(answer=Found(record=record)))
             await framed.send_end()
 
     return handler
@@ -119,8 +140,7 @@ async def fetch(
         while (frame := await framed.receive_or_end(FetchAnswer)) is not None:
             if isinstance(frame.answer, Refused):
                 raise refused_by(peer, FETCH, frame.answer)
-            record = frame.answer.record.signed.record
-            key = request_key(record.network, record.request)
+            key = frame.answer.record.signed.record.key()
             if key not in wanted:
                 raise MisbehaviourError(f"{peer} sent a record that was not asked for, or one twice")
             del wanted[key]

@@ -1,6 +1,6 @@
 """`/nsllm/generate/1`: a completion runs on another peer; tokens come as they are made, then the end.
 
-Group and public requests only: whoever executes reads the prompt. A caller that goes away resets the stream, and the
+Public requests only: whoever executes reads the prompt. A caller that goes away resets the stream, and the
 executor stops.
 """
 
@@ -36,7 +36,7 @@ class GenerateRequest(Value, frozen=True, kw_only=True):
 
     request: Request
     """The executor refuses rather than answer with other weights than `model_digest`."""
-    visibility: Literal["group", "public"]
+    visibility: Literal["public"]
 
 
 class GeneratePiece(Value, frozen=True, kw_only=True, tag="piece"):

@@ -203,7 +203,18 @@ class Record(Value, frozen=True, kw_only=True, dict=True):
     `nsllm.passages`."""
     nonce: CountField = 0
     """Tells apart two records of one generator with the same content."""
+    salt: Annotated[bytes, Meta(max_length=32)] = b""
+    """Of a group's record, 32 bytes that only the group can compute: its request key and its digest cannot be guessed
+    from the question. Empty for public ones."""
     created_ms: TimeMsField
+
+    def __post_init__(self) -> None:
+        if len(self.salt) != (32 if self.visibility == "group" else 0):
+            raise ValueError(f"a {self.visibility} record with {len(self.salt)} bytes of salt")
+
+    def key(self) -> Digest:
+        """Exact-match key of its request, salted if it is a group's."""
+        return request_key(self.network, self.request, self.salt)
 
     def digest(self) -> Digest:
         """What the generator signs and everybody else names the record by; computed once."""
@@ -237,9 +248,10 @@ class SignedRecord(Value, frozen=True, kw_only=True, dict=True):
         return len(canonical.encode(self))
 
 
-def request_key(network: NetworkId, request: Request) -> Digest:
-    """Exact-match key: digest of the canonical request under the network's domain."""
-    return canonical.digest("request", network, request)
+def request_key(network: NetworkId, request: Request, salt: bytes = b"") -> Digest:
+    """Exact-match key: digest of the canonical request under the network's domain, and of a group's salt, if any."""
+    plain = canonical.digest("request", network, request)
+    return canonical.digest("group request", network, plain + salt) if salt else plain
 
 
 def sign_record(key: MemberKey, record: Record) -> SignedRecord:

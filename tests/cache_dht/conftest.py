@@ -16,7 +16,7 @@ from nsllm.consensus.registry import Member
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.crypto import MemberKey
 from nsllm.ids import Digest, NetworkId
-from nsllm.record import Message, Record, Request, Sampling, request_key, sign_record
+from nsllm.record import Message, Record, Request, Sampling, sign_record
 
 NETWORK = NetworkId(b"\x07" * 32)
 
@@ -50,6 +50,7 @@ def certify(net: Net) -> Callable[..., CertifiedRecord]:
         height: int = 1,
         signers: int = 3,
         sampling: Sampling | None = None,
+        record: Record | None = None,
     ) -> CertifiedRecord:
         request = Request(
             model="tiny",
@@ -57,7 +58,7 @@ def certify(net: Net) -> Callable[..., CertifiedRecord]:
             messages=(Message(role="user", content=question),),
             sampling=sampling or Sampling(),
         )
-        record = Record(
+        record = record or Record(
             network=NETWORK,
             request=request,
             generator=net.keys[0].address,
@@ -68,12 +69,13 @@ def certify(net: Net) -> Callable[..., CertifiedRecord]:
             text=answer,
             finish_reason="stop",
             embedding=embedding,
+            salt=bytes(32) if visibility == "group" else b"",
             created_ms=1_000,
         )
         leaf = ScoreLeaf(
             record=record.digest(),
             generator=record.generator,
-            request_key=request_key(NETWORK, request),
+            request_key=record.key(),
             rubric=Digest(bytes(32)),
             scores=(DimensionScore(name="coherence", ppm=ppm),),
             quartiles=(Quartiles(lower_ppm=ppm, upper_ppm=ppm),),

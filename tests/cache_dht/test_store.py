@@ -44,11 +44,14 @@ async def test_put_get_and_reopen(tmp_path: Path, certify) -> None:
 
 async def test_the_best_score_wins_and_strangers_see_public_records_only(certify) -> None:
     store = store_at(None)
-    low, high = certify(answer="low"), certify(answer="high", visibility="group")
+    low, high = certify(answer="low"), certify(answer="high")
+    group = certify(answer="high", visibility="group")
     await store.put(low, low.leaf.request_key, 500_000)
     await store.put(high, high.leaf.request_key, 900_000)
     assert await store.get(low.leaf.request_key) == high
-    assert await store.get(low.leaf.request_key, public_only=True) == low
+    await store.put(group, group.leaf.request_key, 900_000)
+    assert await store.get(group.leaf.request_key) == group
+    assert await store.get(group.leaf.request_key, public_only=True) is None
 
 
 async def test_neighbours_come_nearest_first(certify) -> None:

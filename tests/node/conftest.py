@@ -123,6 +123,7 @@ class Cast:
             text=text,
             finish_reason="stop",
             embedding=embedding,
+            salt=bytes(32) if visibility == "group" else b"",
             created_ms=1_000,
         )
         return sign_record(self.identities[by].member, record)
@@ -140,7 +141,7 @@ class Cast:
         leaf = ScoreLeaf(
             record=signed.record.digest(),
             generator=signed.record.generator,
-            request_key=request_key(network, signed.record.request),
+            request_key=signed.record.key(),
             rubric=rubric.digest(),
             scores=tuple(DimensionScore(name=name, ppm=ppm) for name in rubric.dimensions),
             quartiles=tuple(Quartiles(lower_ppm=ppm, upper_ppm=ppm) for _ in rubric.dimensions),

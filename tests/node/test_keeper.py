@@ -12,6 +12,7 @@ from nsllm.cache_dht.errors import StoreError
 from nsllm.governance.errors import StorageError
 from nsllm.node import keeper as module
 from nsllm.node.keeper import Keeper
+from nsllm.node.scope import Scope
 from nsllm.p2p.errors import DeadlineError
 
 
@@ -26,7 +27,7 @@ class World:
         self.held: list[bytes] = []
         self.hold_fails: list[Exception] = []
         self.disk_fails: list[Exception] = []
-        self.keeper = Keeper(context=cast.context, ledger=self, cache=self, shelves=self)
+        self.keeper = Keeper(context=cast.context, ledger=self, scope_of=lambda _signed: Scope(None, self, self, self))
 
     async def wait_certified(self, signed):
         await trio.lowlevel.checkpoint()

@@ -10,6 +10,7 @@ from nsllm.governance.errors import StorageError
 from nsllm.node import publisher as module
 from nsllm.node.completions import Completions
 from nsllm.node.publisher import Publisher
+from nsllm.node.scope import Scope
 from nsllm.p2p.errors import DeadlineError, RefusedError
 
 
@@ -30,9 +31,7 @@ class World:
             context=cast.context,
             completions=completions,
             ledger=self,
-            cache=self,
-            shelves=self,
-            submissions=self,
+            scope_of=lambda _signed: Scope(None, self, self, self),
             examiner=self,
         )
 

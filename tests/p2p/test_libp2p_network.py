@@ -402,7 +402,7 @@ async def test_a_caller_that_leaves_stops_a_completion() -> None:
             messages=(Message(role="user", content="hi"),),
             sampling=Sampling(),
         ),
-        visibility="group",
+        visibility="public",
     )
     async with running(one, other):
         async with generate(other, one.peer_id, request) as events:

@@ -55,7 +55,9 @@ HOW: Final = {
 @click.option("--receipt", "receipt_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Wait until the answer is anchored and write its receipt here.")  # fmt: skip
 @click.option(
-    "--visibility", type=click.Choice(["private", "group", "public"]), help="Who may read question and answer."
+    "--visibility",
+    metavar="[private|public|group|group:NAME]",
+    help="Who may read question and answer; `group` is the peer's default one.",
 )
 @click.option("--model", help="Model to ask.  [default: the peer's chat model]")
 @click.option("--max-tokens", type=click.IntRange(1), help="Longest answer, in tokens.")

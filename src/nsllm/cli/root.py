@@ -34,6 +34,7 @@ COMMANDS: Final = {
     "init": "Make a data folder: keys, settings, genesis.",
     "invite": "Print a one-time invite for another machine.",
     "join": "Join the network of an invite.",
+    "group": "Circles that share answers under a key of their own.",
     "governance": "Motions of the validators: list, propose, approve.",
     "doctor": "Check this machine and say what to do.",
     "sim": "Run a simulated network from a seed.",
@@ -45,7 +46,7 @@ SECTIONS: Final = (
     ("Ask and verify", ("ask", "receipt", "verify")),
     ("Documents", ("ingest", "documents")),
     ("Look", ("status", "peers", "doctor")),
-    ("Set up", ("init", "invite", "join", "governance", "model", "completion")),
+    ("Set up", ("init", "invite", "join", "group", "governance", "model", "completion")),
     ("Study", ("sim",)),
 )
 

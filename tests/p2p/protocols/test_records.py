@@ -267,6 +267,33 @@ async def test_fetch_gives_what_is_held(town: Any, make_certified: Any, autojump
     assert asked == [(keys[2], True), (ZERO_DIGEST, True), (keys[0], True), (keys[0], False)]
 
 
+@pytest.mark.parametrize(("took_s", "ends_s"), [(0.01, 1.0), (0.9, 1.0), (1.2, 2.0)])
+async def test_strangers_are_answered_at_multiples_of_the_padding(
+    town: Any, make_certified: Any, autojump_clock: Any, took_s: float, ends_s: float
+) -> None:
+    alice, bob, carol = town.citizens
+    held = make_certified(bob.member_key)
+
+    async def lookup(key: Digest, member: bool) -> CertifiedRecord | None:
+        await trio.sleep(took_s if key == key_of(held) else 0)
+        return held if key == key_of(held) else None
+
+    async def near(_embedding: bytes, _count: int, _member: bool) -> list[CertifiedRecord]:
+        return []
+
+    bob.network.handle(FETCH, serve_fetch(bob.directory, lookup, near, pad_s=lambda: 1.0))
+
+    async def timed(citizen: Any, key: Digest) -> float:
+        began = trio.current_time()
+        await fetch(citizen.network, bob.peer, [key])
+        return trio.current_time() - began
+
+    async with town.running():
+        assert await timed(carol, key_of(held)) == pytest.approx(ends_s, abs=0.2)
+        assert await timed(carol, ZERO_DIGEST) == pytest.approx(1.0, abs=0.2), "absent takes as long as quickly found"
+        assert await timed(alice, ZERO_DIGEST) < 0.2, "members do not wait"
+
+
 async def test_strangers_fetch_at_a_rate(town: Any, make_certified: Any, autojump_clock: Any) -> None:
     alice, bob, carol = town.citizens
     serve_shelf(bob, strangers=Rate(per_peer=3, total=4))
