@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from nsllm.canonical import Value
 from nsllm.governance.ports import HEAD_TOKENS, JudgeModels, Likelihood
+from nsllm.governance.support import claims, evidence_claims, support_ppm
 from nsllm.ids import PPM_ONE
 from nsllm.record import EMBEDDING_DIMENSIONS, Message, quantize_embedding
 
@@ -44,7 +45,7 @@ class AnswerFeatures(Value, frozen=True, kw_only=True):
     relevance_cosine_ppm: CosineField
     """Cosine of question and answer."""
     support_cosine_ppm: CosineField | None = None
-    """Highest cosine of the answer to a piece of the evidence that it cites; None without evidence."""
+    """Mean over the answer's sentences of the highest cosine to a sentence of the evidence; None without evidence."""
     embedding: EmbeddingField
     """The answer's embedding: 384 signed bytes, unit vector times 127."""
 
@@ -83,11 +84,12 @@ async def measure_answer(
         return EMPTY_ANSWER
     turns = [message.content for message in messages if message.role == "user"] or [""]
     questions = turns[-1:] + (["\n".join(turns)[-HISTORY_CHARS:]] if len(turns) > 1 else [])
-    vectors = await models.embed([answer, *questions, *evidence])
+    said, pieces = (claims(answer), evidence_claims(evidence)) if evidence else ((), ())
+    vectors = await models.embed([answer, *questions, *said, *pieces])
     if given is None:
         [given] = await models.likelihoods([(tuple(messages), answer)])
     [free] = await models.likelihoods([(UNCONDITIONED, answer)], most_tokens=HEAD_TOKENS)
-    own, asked, cited = vectors[0], vectors[1 : 1 + len(questions)], vectors[1 + len(questions) :]
+    own, asked, rest = vectors[0], vectors[1 : 1 + len(questions)], vectors[1 + len(questions) :]
     logprob = _within(given.mean_logprob, LOGPROB_FLOOR, 0.0)
     head, alone = (_within(one.head_logprob, LOGPROB_FLOOR, 0.0) for one in (given, free))
     return AnswerFeatures(
@@ -95,7 +97,7 @@ async def measure_answer(
         logprob_micro=round(logprob * MICRO),
         gain_micro=round((head - alone) * MICRO),
         relevance_cosine_ppm=max(_cosine_ppm(own, vector) for vector in asked),
-        support_cosine_ppm=max((_cosine_ppm(own, vector) for vector in cited), default=None),
+        support_cosine_ppm=support_ppm(rest[: len(said)], rest[len(said) :]) if said else None,
         embedding=quantize_embedding(own),
     )
 

@@ -47,8 +47,8 @@ class HookSpecs:
                 peer whose `judge_private` is `wording`.
             features: None at the input stage and for private answers; else `tokens` (int), `logprob_micro` (mean
                 log-probability a token, millionths of a nat), `gain_micro` (over an unconditioned prompt),
-                `relevance_cosine_ppm` (question and answer), `support_cosine_ppm` (answer and evidence, or None),
-                `embedding` (of the answer).
+                `relevance_cosine_ppm` (question and answer), `support_cosine_ppm` (answer's sentences and the
+                evidence's, or None), `embedding` (of the answer).
 
         Returns:
             At most 16 measures `{"name", "kind", "ppm", "limit_ppm", "note"}`. `name`: lower case, letters, digits, `-`

@@ -138,7 +138,7 @@ async def test_relevance_may_lean_on_the_conversation():
     assert features.relevance_cosine_ppm == 707_107
 
 
-async def test_support_is_the_best_piece_of_evidence_and_left_out_without_any():
+async def test_support_is_a_mean_over_sentences_and_left_out_without_evidence():
     dimensions = ("coherence", "support")
     rubric = Rubric(scorer_model=SCORER, encoder=ENCODER, dimensions=dimensions, optional=("support",))
     observed = await scorer(rubric=rubric).observe(record())
@@ -146,9 +146,10 @@ async def test_support_is_the_best_piece_of_evidence_and_left_out_without_any():
     assert observed.missing == {"support": NO_EVIDENCE}
     with pytest.raises(AbstainError, match="cites no evidence"):
         await scorer(rubric=msgspec.structs.replace(rubric, optional=())).observe(record())
-    models = Models(vectors={"far": unit(0, 1), "near": unit(1, 0.1)})
-    features = await measure_answer(models, record().request.messages, "answer", ("far", "near"))
-    assert features.support_cosine_ppm > 990_000
+    one, other, said = "Far and wide away.", "It is very near.", "It is near to us. Then it is not."
+    vectors = {one: unit(0, 1), other: unit(1, 0), "It is near to us.": unit(1, 0), "Then it is not.": unit(0, 0, 1)}
+    features = await measure_answer(Models(vectors=vectors), record().request.messages, said, (one, other))
+    assert features.support_cosine_ppm == 500_000  # one of two sentences stands in the evidence
 
 
 async def test_nothing_said_asks_no_model():
