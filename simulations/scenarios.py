@@ -52,7 +52,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         churn,
         validators=7,
         virtual_s=640.0,
-        takes="100 peers take a minute of processor time and 0.6 GB, 1,000 about ten and 8 GB.",
+        takes="100 peers take a minute of processor time and 0.6 GB, 1,000 about ten and 7 GB.",
     ),
     "partition": Scenario(partition, virtual_s=260.0),
     "byzantine": Scenario(byzantine),
