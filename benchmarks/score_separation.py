@@ -95,7 +95,8 @@ async def judged(engine: Engine, policy: Policy, question: str, answer: str) -> 
     text = TextItem(stage="output", text=answer, question=question, embedding=features.embedding, features=features)
     decision = judge("output", await host.validate(text), policy)
     weights: Sequence[DimensionScore] = policy.weights
-    hybrid = sum(weight.ppm * scores[weight.name] for weight in weights) / 1e6
+    there = [weight for weight in weights if weight.name in scores]
+    hybrid = sum(weight.ppm * scores[weight.name] for weight in there) / sum(weight.ppm for weight in there)
     return {
         **scores,
         "hybrid": hybrid,

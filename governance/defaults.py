@@ -17,12 +17,19 @@ four times over 21 %, of loops and random words none. Measured as in `benchmarks
 REUSE_MIN_PPM: Final = Ppm(600_000)
 """Same answers, with the weights below: 97 % lie above; of off-topic ones 10 %, of shuffled ones 4 %, of repeated ones
 22 %, of loops and random words none."""
-WEIGHTS_PPM: Final = {"coherence": 600_000, "computation": 0, "relevance": 300_000, "safety": 100_000}
+WEIGHTS_PPM: Final = {
+    "coherence": 540_000,
+    "computation": 0,
+    "relevance": 270_000,
+    "safety": 90_000,
+    "support": 100_000,
+}
 """Of the weights tried, these let the fewest spoilt answers past a reuse limit that 97 % of benign ones pass. Safety
 weighs little, because the toxicity limit has already withheld what is toxic. Computation is no quality that could make
-up for another: it has a floor in place of a weight."""
-OPTIONAL: Final = ("computation",)
-"""Not every validator has every model."""
+up for another: it has a floor in place of a weight. Support is left out where nothing is cited, and the others share
+its weight as 6 : 3 : 1. It weighs little: it tells passages of another topic, but hardly a changed number."""
+OPTIONAL: Final = ("computation", "support")
+"""Not every validator has every model; not every answer cites evidence."""
 FLOORS_PPM: Final = {"computation": computation.PASS_PPM}
 """What the error rates in `docs/dimensions.md` are measured at."""
 

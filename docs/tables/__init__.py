@@ -8,7 +8,7 @@ from __future__ import annotations
 from tables.benchmarks import benchmark_results
 from tables.command_line import commands
 from tables.declared import api_codes, endpoints, error_classes, errors, metrics, settings
-from tables.dimensions import computation_results, separation_results
+from tables.dimensions import computation_results, separation_results, support_results
 from tables.events import events
 from tables.hooks import hooks
 from tables.mutants import mutants
@@ -45,6 +45,7 @@ __all__ = [
     "settings",
     "source",
     "steps",
+    "support_results",
     "tree",
 ]
 

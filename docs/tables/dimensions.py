@@ -47,6 +47,23 @@ def separation_results() -> str:
     return about + "\n\n" + table(("spoilt", "AUC coherence", "AUC hybrid score", "still reusable"), rows)
 
 
+def support_results() -> str:
+    """How well support tells evidence that an answer rests on from other evidence."""
+    result = json.loads((RESULTS / "support.json").read_text("utf-8"))
+    aucs = result["auc"]["feature"]
+    rows = [
+        (
+            kind,
+            f"{result['median'][kind]:.2f}",
+            f"{aucs[kind]:.3f}" if kind in aucs else "-",
+            f"{score:.2f}",
+        )
+        for kind, score in result["mean_score"].items()
+    ]
+    about = f"{result['answers']} of the default model's answers of up to {result['max_tokens']} tokens."
+    return about + "\n\n" + table(("answer and evidence", "median cosine", "AUC", "mean score"), rows)
+
+
 def _honest(row: Mapping[str, Any]) -> tuple[str, ...]:
     failed = row["answers"] - row["passed"]
     return row["written"], row["read"], str(row["answers"]), str(failed), f"{row['mean_strain'][-1]:.3f}"

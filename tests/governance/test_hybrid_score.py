@@ -123,8 +123,11 @@ def scorer(models=None, layers=None, rubric=POLICY.rubric, **digests):
 async def test_the_rubrics_dimensions_in_order_in_one_call_a_model():
     models, layers = Models(), Layers(scores={"safety": 1, "relevance": 2, "coherence": 3, "extra.one": 4})
     scores = await scorer(models, layers).observe(record())
-    assert scores.row == (3, MISSING, 2, 1)
-    assert scores.missing == {"computation": "the answer's model is 7373737373737373, which is not loaded here"}
+    assert scores.row == (3, MISSING, 2, 1, MISSING)
+    assert scores.missing == {
+        "computation": "the answer's model is 7373737373737373, which is not loaded here",
+        "support": NO_EVIDENCE,
+    }
     assert models.calls == ["embed 3", "likelihoods of 512", "likelihoods of 32"]
     [item] = layers.items
     assert item.question == "And tides?"

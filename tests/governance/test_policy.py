@@ -31,9 +31,15 @@ def test_a_missing_dimension_takes_no_part():
     assert (
         POLICY.hybrid_ppm(leaf(coherence=900_000, computation=500_000, relevance=800_000, safety=1_000_000)) == 880_000
     )
-    halves = tuple(DimensionScore(name=name, ppm=250_000) for name in POLICY.rubric.dimensions)
-    policy = msgspec.structs.replace(POLICY, weights=halves)
+    fifths = tuple(DimensionScore(name=name, ppm=200_000) for name in POLICY.rubric.dimensions)
+    policy = msgspec.structs.replace(POLICY, weights=fifths)
     assert policy.hybrid_ppm(leaf(coherence=900_000, relevance=600_000, safety=300_000)) == 600_000
+
+
+def test_evidence_that_does_not_support_an_answer_costs_a_tenth():
+    scores = {"coherence": 900_000, "relevance": 900_000, "safety": 900_000}
+    assert [POLICY.hybrid_ppm(leaf(**scores, support=ppm)) for ppm in (900_000, 0)] == [900_000, 810_000]
+    assert POLICY.hybrid_ppm(leaf(**scores)) == 900_000
 
 
 def test_a_dimension_below_its_floor_makes_a_record_worthless():

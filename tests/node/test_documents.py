@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 
 import pytest
@@ -97,13 +98,21 @@ def test_a_document_is_shared_found_elsewhere_cited_and_certified(on_stage) -> N
         assert record.request.messages[0].content == framed(record.evidence)
         assert record.request.question() == question
         check_evidence(record, asker.parts.context.network_id)
+        assert "support" in await _dimensions(asker, started)
         plain, _ = await _ask(stage, asker, question, retrieve=False)
+        await _anchored(asker, plain)
+        assert "support" not in await _dimensions(asker, plain)
         assert plain.citations == ()  # another request: another key, and not that answer
         again, _ = await _ask(stage, others[0], question, retrieve=2)
         assert again.source.kind == "cache"  # the same passages were found: the same key
         assert again.citations == started.citations
 
     on_stage(play)
+
+
+async def _dimensions(peer, started) -> list[str]:
+    receipt = json.loads((await peer.receipt(started.completion_id)).receipt_json)
+    return [score["name"] for score in receipt["leaf"]["scores"]]
 
 
 async def _anchored(peer, started) -> None:
