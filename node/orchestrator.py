@@ -199,7 +199,7 @@ class Orchestrator:
         policy = self._context.policy
         verdict = await self._validator.check_input(question.request.question(), question.embedding, policy)
         if verdict.withheld:
-            await _say(send, self._started(question, self._own_source()))
+            await _say(send, self._started(question, self._own_source(question)))
             await self._withhold(question, send, verdict.reason, stage="input", tokens=(0, 0))
             return
         reusable = question.command.reuse and may_stand_in(question.command.sampling)
@@ -329,7 +329,7 @@ class Orchestrator:
                 await look_up.done.wait()
             await trio.lowlevel.checkpoint_if_cancelled()
             look_up.late = True
-        await _say(send, self._started(question, self._own_source()))
+        await _say(send, self._started(question, self._own_source(question)))
 
     async def _finish(
         self,
@@ -455,8 +455,9 @@ class Orchestrator:
             citations=tuple(map(Citation.of, question.evidence if evidence is None else evidence)),
         )
 
-    def _own_source(self) -> Source:
-        return Source(kind="engine", generator=hex0x(self._context.address))
+    def _own_source(self, question: Question) -> Source:
+        digest = hex0x(question.request.model_digest)
+        return Source(kind="engine", generator=hex0x(self._context.address), model_digest=digest)
 
 
 async def _say(send: Listener, event: ChatEvent) -> None:

@@ -133,13 +133,15 @@ async def test_a_stand_in_and_a_halt_are_said_plainly_and_none_is_no_number(runn
         assert "stand-in" in page.inner_text("#engine")
         assert page.inner_text("#cache").count("no data") == 7
         assert page.inner_text("#tiles").count("no data") == 3
-        assert page.inner_text("#logs").count("no data") == 4
+        assert page.inner_text("#logs").count("no data") == 6
 
     await browse(visit)
 
 
 async def test_a_cached_answer_and_a_private_one_say_so(running, browse):
-    running.service.source = Source("cache", SIGNERS[1], score_ppm=913_204, height=43, age_ms=5)
+    source = Source("cache", SIGNERS[1], score_ppm=913_204, height=43, age_ms=125_000, match="semantic")
+    known = {"similarity_ppm": 912_000, "error_bound_ppm": 15_000, "model_digest": "0x" + "ab" * 32}
+    running.service.source = replace(source, **known)
     running.service.publication = "private"
 
     def visit(page):
@@ -150,7 +152,10 @@ async def test_a_cached_answer_and_a_private_one_say_so(running, browse):
         page.get_by_label("Question").fill("Why?")
         page.get_by_label("Question").press("Enter")
         page.wait_for_selector('[data-step="publication"][data-state="no"]')
-        assert "From the cache" in step(page, "source")
+        said = step(page, "source")
+        assert "From the cache" in said
+        for part in ("2 min old", "similarity 0.912", "at most 1.50 %", "model 0xabababab"):
+            assert part in said
         assert "nothing leaves this peer" in step(page, "publication")
         assert not page.is_visible("#download")
 
