@@ -1,4 +1,4 @@
-"""The catalogue beyond agreement on one height: mutants of epochs, absence and scores."""
+"""The catalogue beyond agreement on one height: mutants of epochs, absence, snapshots and scores."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ OBSERVATION: Final = "nsllm.consensus.observation"
 ATTENDANCE: Final = "nsllm.consensus.attendance"
 BLOCK_RULES: Final = "nsllm.governance.block_rules"
 SETTLEMENT: Final = "nsllm.consensus.settlement"
+SNAPSHOT: Final = "nsllm.governance.snapshot"
+SNAPSHOT_STORE: Final = "nsllm.governance.snapshot_store"
 
 BEYOND: Final = (
     # epochs
@@ -149,5 +151,41 @@ BEYOND: Final = (
         "        if len(set(by)) <= faults:\n",
         "        if not by:\n",
         ("one_abstention_settles_nothing",),
+    ),
+    # snapshots
+    Mutant(
+        "snapshot under a header that few signed",
+        SNAPSHOT,
+        "    steps[-1].check(offer.certificate)\n",
+        "",
+        ("a_snapshot_is_certified",),
+    ),
+    Mutant(
+        "snapshot that the header does not name",
+        SNAPSHOT,
+        "    if header.snapshot_hash == ZERO_DIGEST or header.snapshot_hash != digest:\n",
+        "    if header.snapshot_hash == ZERO_DIGEST:\n",
+        ("a_snapshot_is_certified",),
+    ),
+    Mutant(
+        "snapshot with a last block that few signed",
+        SNAPSHOT,
+        "    steps[first].check(decided.certificate)\n",
+        "",
+        ("a_snapshot_stands_on_its_block",),
+    ),
+    Mutant(
+        "snapshot with another last block",
+        SNAPSHOT,
+        "    if (manifest.height, manifest.header_id) != (block.header.height, block.header.id()):\n",
+        "    if False:\n",
+        ("a_snapshot_stands_on_its_block",),
+    ),
+    Mutant(
+        "chunks unchecked",
+        SNAPSHOT_STORE,
+        "        if found != manifest.chunk(position):\n",
+        "        if False:\n",
+        ("a_chunk_is_the_certified_one",),
     ),
 )
