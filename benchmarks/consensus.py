@@ -27,7 +27,7 @@ from benchmarks.serving import quantile
 SIZES: Final = (4, 7, 16)
 ANSWERS: Final = {4: 200, 7: 70, 16: 32}
 """One at a time, by number of validators."""
-QUICK_ANSWERS: Final = {4: 60}
+QUICK_ANSWERS: Final = {4: 60, 7: 35, 16: 16}
 IN_MEMORY: Final = (4, 7, 16, 32)
 NESTED: Final = {"goals", "machine", "memory", "disk_mb_by_table"}
 PER_SIZE: Final = (
@@ -119,18 +119,19 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of Markdown")
     parser.add_argument("--quick", action="store_true", help="four validators only, fewer answers: about a minute")
     parser.add_argument("--without-models", action="store_true", help="leave the devnet with real models out")
+    parser.add_argument("--sizes", type=int, nargs="+", choices=SIZES, help="numbers of validators, instead of all")
     options = parser.parse_args()
     quick = options.quick
     about = machine()
     load = {"seconds": 4.0, "rounds": 1} if quick else {"seconds": 6.0, "rounds": 3}
     answers = QUICK_ANSWERS if quick else ANSWERS
-    sizes = {4: among(4, answers=answers[4], **load)}
+    wanted = options.sizes or ((4,) if quick else SIZES)
+    sizes = {count: among(count, answers=answers[count], **load) for count in wanted if count == min(SIZES)}
     real = {"real_answers_scored_per_s": None, "real_certificate_p50_ms": None}
     if not options.without_models:  # what has goals comes first
         real = real_answers.measured(1.0, 6 if quick else 30, 8.0 if quick else 30.0)
-    result: dict[str, Any] = flat(
-        sizes | {count: among(count, answers=answers[count], **load) for count in answers if count not in sizes}
-    )
+    sizes |= {count: among(count, answers=answers[count], **load) for count in wanted if count not in sizes}
+    result: dict[str, Any] = flat(sizes)
     result["memory"] = [] if quick else _memory(IN_MEMORY, 6)
     result |= in_memory.disk(*((8, 24) if quick else (20, 60)))
     result |= real
