@@ -11,6 +11,7 @@ import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Final, Literal
 
 import trio
@@ -342,21 +343,28 @@ class Orchestrator:
     ) -> None:
         context = self._context
         usage = done.usage(token_ids)
+        told = partial(
+            ChatFinished,
+            done.finish_reason,
+            *usage,
+            prompt_token_ids=done.prompt_token_ids,
+            token_ids=token_ids,
+        )
         self._answered(question, "engine", usage[1])
         if question.visibility == "private":
             await self._settle(question, "this answer is private: it left no trace outside this peer", None)
-            await _say(send, ChatFinished(done.finish_reason, *usage, "private"))
+            await _say(send, told(publication="private"))
             return
         signed = sign_record(context.key, self._record(question, text, token_ids, done, question.visibility))
         reason = _unpublishable(signed, decision)
         if reason:
             context.events.emit("unpublished", completion=question.completion_id, reason=reason)
             await self._settle(question, reason, None)
-            await _say(send, ChatFinished(done.finish_reason, *usage, "unpublished", reason))
+            await _say(send, told(publication="unpublished", detail=reason))
             return
         await self._settle(question, "", signed)
         self._publisher.publish(signed)
-        await _say(send, ChatFinished(done.finish_reason, *usage, "pending"))
+        await _say(send, told(publication="pending"))
 
     def _record(
         self, question: Question, text: str, token_ids: tuple[int, ...], done: Done, visibility: Published
@@ -403,7 +411,8 @@ class Orchestrator:
             await _say(send, ChatDelta(chunk))
         usage = (len(record.prompt_token_ids), len(record.token_ids))
         self._answered(question, "cache", usage[1])
-        await _say(send, ChatFinished(record.finish_reason, *usage, "certified"))
+        tokens = record.prompt_token_ids, record.token_ids
+        await _say(send, ChatFinished(record.finish_reason, *usage, "certified", "", *tokens))
 
     async def _withhold(
         self,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import trio
@@ -65,6 +65,8 @@ class ChatCommand:
     """False where only an exact repeat may stand in."""
     max_wrong_ppm: int | None = None
     """Share of wrong answers among semantic hits that is accepted; None: the peer's setting."""
+    return_token_ids: bool = False
+    """The reply tells the tokens of prompt and answer."""
     retrieve: bool | int | None = None
     """Passages of shared documents that the model reads before the question; True: a few; None: the peer's setting."""
 
@@ -150,6 +152,9 @@ class ChatFinished:
     publication: Literal["private", "pending", "unpublished", "certified", "withheld"]
     """`pending`: a record went to the validators; `unpublished`: it failed a quality threshold, see `detail`."""
     detail: str = ""
+    prompt_token_ids: tuple[int, ...] = field(default=(), repr=False)
+    token_ids: tuple[int, ...] = field(default=(), repr=False)
+    """Of the answer, its end token included. Both are empty where nobody knows them, or the answer was withheld."""
 
 
 ChatEvent = ChatStarted | ChatDelta | ChatFinished

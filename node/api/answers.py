@@ -75,6 +75,10 @@ class Answer(Protocol):
         """The whole choice, after `end`."""
         ...
 
+    def beside(self) -> dict[str, object]:
+        """What the reply says of its first answer beside the choice, after `end`."""
+        ...
+
 
 def about(answer: Answer) -> dict[str, object]:
     """The answer's `nsllm` object.
@@ -87,6 +91,11 @@ def about(answer: Answer) -> dict[str, object]:
     return nsllm_object(answer.started, answer.finished)
 
 
+def _ids(token_ids: tuple[int, ...]) -> list[int] | None:
+    """Tokens as clients read them; None where they are unknown."""
+    return list(token_ids) or None
+
+
 class TextAnswer:
     """A choice of `/v1/completions`."""
 
@@ -95,6 +104,7 @@ class TextAnswer:
         self.finished: ChatFinished | None = None
         self._index = index
         self._tells = command.top_logprobs is not None
+        self._tells_ids = command.return_token_ids
         self._texts: list[str] = []
         self._telling = Telling()
         self._logprobs: list[TokenLogprob] = []
@@ -127,7 +137,7 @@ class TextAnswer:
             self._logprobs.extend(rest)
             return b""
         own = about(self)
-        last = self._choice("", self._tell(rest) if rest else None, self.finished.finish_reason)
+        last = self._choice("", self._tell(rest) if rest else None, self.finished.finish_reason) | self._token_ids()
         if several:
             last["nsllm"] = own
         return self._frame.choice(last, nsllm=own) if first else self._frame.choice(last)
@@ -137,8 +147,20 @@ class TextAnswer:
         own = about(self)
         assert self.finished is not None
         told = text_logprobs(self._logprobs, 0) if self._tells else None
-        whole = self._choice("".join(self._texts), told, self.finished.finish_reason)
+        whole = self._choice("".join(self._texts), told, self.finished.finish_reason) | self._token_ids()
         return {**whole, "nsllm": own} if several else whole
+
+    def beside(self) -> dict[str, object]:
+        """See `Answer`; in this shape the choice says it all."""
+        return {}
+
+    def _token_ids(self) -> dict[str, object]:
+        if not self._tells_ids or self.finished is None:
+            return {}
+        return {
+            "token_ids": _ids(self.finished.token_ids),
+            "prompt_token_ids": _ids(self.finished.prompt_token_ids),
+        }
 
     def _tell(self, tokens: list[TokenLogprob]) -> dict[str, object]:
         told = text_logprobs(tokens, self._offset)
@@ -159,6 +181,7 @@ class ChatAnswer:
         self._names = [tool.name for tool in command.tools]
         self._parallel = parallel
         self._tells = command.top_logprobs is not None
+        self._tells_ids = command.return_token_ids
         self._calls: ToolCallStream | None = None
         self._texts: list[str] = []
         self._telling = Telling()
@@ -196,10 +219,11 @@ class ChatAnswer:
         if self._frame is None:
             return chunks
         own = about(self)
-        last = self._chunk({}, self._reason(), told=self._logprobs)
+        last = self._chunk({}, self._reason(), told=self._logprobs) | self._token_ids()
         if several:
             last["nsllm"] = own
-        return chunks + (self._frame.choice(last, nsllm=own) if first else self._frame.choice(last))
+        beside = {"nsllm": own, **self.beside()} if first else {}
+        return chunks + self._frame.choice(last, **beside)
 
     def choice(self, *, several: bool) -> dict[str, object]:
         """See `Answer`."""
@@ -214,8 +238,20 @@ class ChatAnswer:
             "message": message,
             "logprobs": chat_logprobs(self._logprobs) if self._tells else None,
             "finish_reason": self._reason(),
+            **self._token_ids(),
         }
         return {**choice, "nsllm": own} if several else choice
+
+    def beside(self) -> dict[str, object]:
+        """See `Answer`; all choices of this shape have one prompt."""
+        if not self._tells_ids or self.finished is None:
+            return {}
+        return {"prompt_token_ids": _ids(self.finished.prompt_token_ids)}
+
+    def _token_ids(self) -> dict[str, object]:
+        if not self._tells_ids or self.finished is None:
+            return {}
+        return {"token_ids": _ids(self.finished.token_ids)}
 
     def _reader(self) -> ToolCallStream:
         if self._calls is None:

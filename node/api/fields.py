@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from nsllm.node.api.openai_errors import bad_request, unsupported
-from nsllm.record import Visibility
+from nsllm.record import MAX_BAD_WORD_CHARS, MAX_BAD_WORDS, Visibility
 
 MICRO: Final = 1_000_000
 MAX_STOPS: Final = 4
@@ -91,6 +91,22 @@ def stops(stop: str | list[str] | None) -> tuple[str, ...]:
                 f"a stop sequence of {len(text)} characters, 1 to {MAX_STOP_CHARS} are allowed", param="stop"
             )
     return given
+
+
+def bad_words(given: Sequence[str] | None) -> tuple[str, ...]:
+    """Words that an answer must not hold, each once.
+
+    Raises:
+        ApiError: 400, too many, without a letter, or too long.
+    """
+    found = tuple(dict.fromkeys(given or ()))
+    if len(found) > MAX_BAD_WORDS:
+        raise bad_request(f"{len(found)} bad words, at most {MAX_BAD_WORDS} are allowed", param="bad_words")
+    for word in found:
+        if not word.strip() or len(word) > MAX_BAD_WORD_CHARS:
+            said = f"a bad word of {len(word)} characters, 1 to {MAX_BAD_WORD_CHARS} and not spaces alone are allowed"
+            raise bad_request(said, param="bad_words")
+    return found
 
 
 def token_ids(name: str, given: Sequence[int] | None, most: int) -> tuple[int, ...]:

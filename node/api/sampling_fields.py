@@ -9,7 +9,7 @@ from typing import Final, Literal
 import msgspec
 from msgspec import Struct
 
-from nsllm.node.api.fields import integer, logit_bias, micro, refuse_unless, stops, token_ids
+from nsllm.node.api.fields import bad_words, integer, logit_bias, micro, refuse_unless, stops, token_ids
 from nsllm.node.api.formats import FormatFields
 from nsllm.node.api.openai_errors import bad_request
 from nsllm.node.service import ChatCommand
@@ -17,7 +17,8 @@ from nsllm.record import MAX_STOP_TOKENS, Sampling
 
 Reuse = Literal["semantic", "exact", "none"]
 """What of the cache may stand in: answers to like questions too, exact repeats only, or nothing."""
-MAX_CHOICES: Final = 4
+MAX_CHOICES: Final = 128
+"""OpenAI's limit; of all answers of a request, as many prompts as it may have."""
 MAX_TOKENS: Final = 1_000_000
 UNSERVED: Final = {
     "store": (False,),
@@ -26,12 +27,10 @@ UNSERVED: Final = {
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "truncate_prompt_tokens": (-1,),
-    "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
     "prompt_logprobs": (),
     "logits_processors": ([],),
     "kv_transfer_params": (),
-    "bad_words": ([],),
 }
 """Fields that are accepted only at these values, which change nothing."""
 
@@ -64,6 +63,8 @@ class SamplingFields(FormatFields, forbid_unknown_fields=True, kw_only=True):
     ignore_eos: bool | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    return_token_ids: bool | None = None
     n: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -78,12 +79,10 @@ class SamplingFields(FormatFields, forbid_unknown_fields=True, kw_only=True):
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     truncate_prompt_tokens: int | None = None
-    return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     prompt_logprobs: int | None = None
     logits_processors: list[object] | None = None
     kv_transfer_params: dict[str, object] | None = None
-    bad_words: list[str] | None = None
     # accepted and not used: they are about accounts, billing and queues, never about the answer
     user: str | None = None
     metadata: dict[str, str] | None = None
@@ -139,6 +138,7 @@ def sampling(body: SamplingFields, max_tokens: int | None, limit_name: str = "ma
         min_tokens=min_tokens or None,
         stop=stops(body.stop),
         stop_token_ids=token_ids("stop_token_ids", body.stop_token_ids, MAX_STOP_TOKENS),
+        bad_words=bad_words(body.bad_words),
     )
 
 
@@ -161,7 +161,9 @@ def choices(body: SamplingFields, command: ChatCommand) -> tuple[ChatCommand, ..
     command = replace(
         command,
         reuse=reuse,
-        semantic=reuse and body.reuse != "exact",
+        # The tokens of a like question's prompt are not those of this one.
+        semantic=reuse and body.reuse != "exact" and not body.return_token_ids,
+        return_token_ids=bool(body.return_token_ids),
         max_wrong_ppm=micro("max_wrong_rate", body.max_wrong_rate, 0, 1),
     )
     return tuple(replace(command, sampling=_reseeded(command.sampling, i)) for i in range(count))

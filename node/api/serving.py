@@ -87,6 +87,7 @@ class _Reply:
             "choices": [answer.choice(several=self._several) for answer in self._answers],
             "usage": self._usage(),
             "nsllm": described,
+            **first.beside(),
         }
         return web.Response(
             body=msgspec.json.encode(body), content_type="application/json", headers=reply_headers(first.started)

@@ -58,6 +58,8 @@ class Adjustments:
     """What changes logits before anything is drawn. Tokens beyond the vocabulary are passed over."""
 
     banned: Ints
+    always_banned: int
+    """How many of `banned`, the first of them, stay so even if nothing else may be chosen."""
     biased: Ints
     bias: Floats
     """Added to the logits of `biased`."""

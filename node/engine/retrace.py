@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from nsllm.governance.ports import HEAD_TOKENS, JUDGED_TOKENS, Claim, Fault, Likelihood, Trace
 from nsllm.node.engine.backend import Backend, Cache, Eyes, Read, TemplateError
+from nsllm.node.engine.bad_words import spellings
 from nsllm.node.engine.sampler import NoChoiceError, Sampler, TokenGuide
 from nsllm.node.engine.strain import Strain
 from nsllm.node.engine.text_stream import TextStream
@@ -53,7 +54,13 @@ class Retracing:
         if self._fault is not None:
             return Trace(0, fault=self._fault)
         backend, answer = self._backend, self._claim.token_ids
-        sampler = Sampler(self._claim.sampling, self._prompt, end_token_ids=self._ends, guide=self._guide)
+        sampler = Sampler(
+            self._claim.sampling,
+            self._prompt,
+            end_token_ids=self._ends,
+            bad_words=spellings(self._claim.sampling.bad_words, backend.tokens),
+            guide=self._guide,
+        )
         strains: list[Strain] = []
         logprobs: list[float] = []
         sequence = [*self._prompt, *answer]

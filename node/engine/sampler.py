@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 
 from nsllm.node.engine import distribution
+from nsllm.node.engine.bad_words import BadWords, Spelled
 from nsllm.node.engine.distribution import MICRO, Adjustments, Floats, Ints, Limits, Mask
 from nsllm.node.engine.strain import Strain, strain_of
 from nsllm.record import Sampling
@@ -56,9 +57,10 @@ class Sampler:
     with the 64-bit seed (`random.Random`, whose `random()` is the same on every platform and Python version).
 
     Args:
-        sampling: every field set but `max_tokens` and the stops, which are not used here; None elsewhere is off.
+        sampling: every field set but `max_tokens`, stops and bad words, which are not used here; None elsewhere is off.
         prompt_token_ids: the repetition penalty counts them, the other two do not.
         end_token_ids: ruled out until `min_tokens` are there.
+        bad_words: tokens of `sampling.bad_words`, see `nsllm.node.engine.bad_words`.
         guide: what the answer must match.
         top_logprobs: alternatives to tell with each token, at most `MOST_TOP`; None: no probabilities at all.
     """
@@ -69,6 +71,7 @@ class Sampler:
         prompt_token_ids: Sequence[int],
         *,
         end_token_ids: Collection[int] = (),
+        bad_words: Sequence[Spelled] = (),
         guide: TokenGuide | None = None,
         top_logprobs: int | None = None,
     ) -> None:
@@ -85,6 +88,7 @@ class Sampler:
         self._random = random.Random((sampling.seed or 0) % 2**64)  # noqa: S311 - sampling is no secret
         self._min_tokens = sampling.min_tokens or 0
         self._ends = np.array(sorted(end_token_ids) if self._min_tokens else [], dtype=np.int32)
+        self._bad_words = BadWords(bad_words) if bad_words else None
         bias = dict(sampling.logit_bias)
         self._biased = np.array(list(bias), dtype=np.int32)
         self._bias = np.array([value / MICRO for value in bias.values()], dtype=np.float32)
@@ -99,10 +103,14 @@ class Sampler:
     def change(self) -> Adjustments | None:
         """What is done to the next logits; None if nothing is. Its arrays hold until the next token is accepted."""
         banned = self._ends if self._chosen < self._min_tokens else self._ends[:0]
+        bad = [] if self._bad_words is None else self._bad_words.next_tokens()
+        if bad:
+            banned = np.concatenate((np.array(bad, dtype=np.int32), banned))
         if not (self._penalizes or len(banned) or len(self._biased)):
             return None
         return Adjustments(
             banned=banned,
+            always_banned=len(bad),
             biased=self._biased,
             bias=self._bias,
             seen=self._seen.tokens,
@@ -141,6 +149,8 @@ class Sampler:
         self._chosen += 1
         if self._penalizes:
             self._seen.add(token)
+        if self._bad_words is not None:
+            self._bad_words.accept(token)
         if self.guide is not None:
             self.guide.accept(token)
 
@@ -230,7 +240,7 @@ class _Seen:
 
 def without_bans(change: Adjustments) -> Adjustments:
     """The same with end tokens allowed."""
-    return dataclasses.replace(change, banned=change.banned[:0])
+    return dataclasses.replace(change, banned=change.banned[: change.always_banned])
 
 
 def told(token: int, logit: float, highest: float, total: int, likely: Sequence[tuple[int, float]]) -> Choice:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from nsllm.node.engine.backend import Backend, Eyes, Read, TemplateError
+from nsllm.node.engine.bad_words import spellings
 from nsllm.node.engine.failures import failed
 from nsllm.node.engine.generation import Generation
 from nsllm.node.engine.guide import GuideError
@@ -175,6 +176,7 @@ class Scheduler:
                 sampling,
                 prompt,
                 end_token_ids=ends,
+                bad_words=spellings(sampling.bad_words, self._backend.tokens),
                 guide=guide,
                 top_logprobs=request.top_logprobs,
             ),

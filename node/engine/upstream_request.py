@@ -21,7 +21,7 @@ MICRO: Final = 1_000_000
 LLAMA_CPP: Final = frozenset({"llamacpp", "me"})
 """How llama-server and llama-cpp-python's server call the owner of a model."""
 STRUCTURED: Final = frozenset({"vllm", "nsllm"})
-"""Owners whose servers take `structured_outputs`."""
+"""Owners whose servers take `structured_outputs`, and `bad_words`."""
 STOP_TOKENS: Final = frozenset({*STRUCTURED, "sglang"})
 """Owners whose servers take `stop_token_ids`; others may pass over what they do not know."""
 _LARK: Final = re.compile(r"(?m)^\s*(%llguidance\b|start\s*:)")
@@ -103,6 +103,10 @@ def _sampling(sampling: Sampling, owner: str | None) -> Body:
         if owner not in STOP_TOKENS:
             raise InvalidRequestError("the upstream takes no tokens that end an answer", param="stop_token_ids")
         body["stop_token_ids"] = list(sampling.stop_token_ids)
+    if sampling.bad_words:
+        if owner not in STRUCTURED:
+            raise InvalidRequestError("the upstream takes no words that an answer must not hold", param="bad_words")
+        body["bad_words"] = list(sampling.bad_words)
     return body
 
 

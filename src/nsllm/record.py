@@ -37,6 +37,8 @@ MAX_CHUNK_BYTES: Final = 24 * 1024
 """Of one signed chunk in its canonical form: a character takes up to four bytes, and something stands beside them."""
 MAX_SOURCE_CHARS: Final = 200
 MAX_STOP_TOKENS: Final = 64
+MAX_BAD_WORDS: Final = 64
+MAX_BAD_WORD_CHARS: Final = 64
 MAX_EVIDENCE: Final = 32
 """Chunks that one answer cites."""
 
@@ -112,6 +114,10 @@ class Sampling(Value, frozen=True, kw_only=True):
     stop: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=4)] = ()
     stop_token_ids: Annotated[tuple[TokenField, ...], Meta(max_length=MAX_STOP_TOKENS)] = ()
     """Tokens that end the answer as the model's own end tokens do, by rising id; they are no part of its text."""
+    bad_words: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=MAX_BAD_WORD_CHARS)], ...], Meta(max_length=MAX_BAD_WORDS)
+    ] = ()
+    """Words whose last token is never chosen after those before it; see `nsllm.node.engine.bad_words`."""
 
 
 class Request(Value, frozen=True, kw_only=True):

@@ -86,7 +86,7 @@ class NativeChooser:
         arguments = self._vocabulary, byref(self._scratch), c_int32(token), c_int32(sampler.seeded), results
         self._trace_row(byref(filled), *arguments)
         if filled.token < 0 and filled.banned_count:  # the guide leaves nothing but an end token
-            filled.banned_count = 0
+            filled.banned_count = _always_banned(sampler)
             self._trace_row(byref(filled), *arguments)
         del kept  # what the row points to had to stay until here
         sampler.accept(token)
@@ -94,7 +94,7 @@ class NativeChooser:
 
     def _result(self, row: _Row, sampler: Sampler) -> Choice | NoChoiceError:
         if row.token < 0 and row.banned_count:  # the guide leaves nothing but an end token
-            row.banned_count = 0
+            row.banned_count = _always_banned(sampler)
             self._choose_rows(byref(row), 1, self._vocabulary, byref(self._scratch))
         if row.token < 0:
             return NoChoiceError("no token may be chosen")
@@ -114,6 +114,11 @@ class NativeChooser:
             return [rows.data_ptr() + row * self._vocabulary * rows.itemsize for row in range(len(rows))]
         assert all(len(row) == self._vocabulary and row.is_contiguous() for row in rows)
         return [row.data_ptr() for row in rows]
+
+
+def _always_banned(sampler: Sampler) -> int:
+    change = sampler.change
+    return 0 if change is None else change.always_banned
 
 
 def _fill(row: _Row, sampler: Sampler, address: int) -> list[Mask | Ints | Floats]:

@@ -75,6 +75,7 @@ class FakeService:
     taken: list = field(default_factory=list)
     publication: str = "pending"
     detail: str = ""
+    prompt_token_ids: tuple[int, ...] = tuple(range(7))
     commands: list[ChatCommand] = field(default_factory=list)
     embedded: list[Sequence[str]] = field(default_factory=list)
     sent: int = 0
@@ -173,7 +174,15 @@ class FakeService:
                     await send.send(ChatDelta(word, _told(word, command.top_logprobs)))
                     self.sent += 1
                 await send.send(
-                    ChatFinished(self.finish_reason, 7, len(self.words), self.publication, self.detail)  # type: ignore[arg-type]
+                    ChatFinished(
+                        self.finish_reason,  # type: ignore[arg-type]
+                        7,
+                        len(self.words),
+                        self.publication,  # type: ignore[arg-type]
+                        self.detail,
+                        self.prompt_token_ids,
+                        tuple(range(len(self.words))) if self.prompt_token_ids else (),
+                    )
                 )
             self.born[completion_id] = trio.current_time()
             self.finished.set()

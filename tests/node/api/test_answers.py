@@ -147,6 +147,23 @@ def test_tokens_without_text_wait_for_theirs_and_an_end_token_has_none(kind, rea
     assert [token for choice in found for token in spelled(choice)] == tokens
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_tokens_of_a_chat_stand_where_vllm_tells_them(client, running, stream):
+    reply = await ask(client, n=2, stream=stream, extra_body={"return_token_ids": True})
+    replies = [chunk for chunk in reply if chunk.choices[0].finish_reason] if stream else [reply]
+    choices = [choice for one in replies for choice in one.choices]
+    assert [choice.token_ids for choice in choices] == [[0, 1, 2, 3, 4]] * 2
+    assert [one.prompt_token_ids for one in replies if "prompt_token_ids" in one.model_extra] == [list(range(7))]
+    assert not any(command.semantic for command in running.service.commands)
+
+
+async def test_tokens_that_nobody_knows_are_null_and_those_that_nobody_wants_are_not_told(client, running):
+    assert "token_ids" not in (await ask(client)).choices[0].model_extra
+    running.service.prompt_token_ids = ()
+    reply = await ask(client, extra_body={"return_token_ids": True})
+    assert (reply.choices[0].token_ids, reply.prompt_token_ids) == (None, None)
+
+
 async def test_choices_run_at_the_same_time(client, running):
     running.service.pace_s = 0.02
     reply = await ask(client, n=3)

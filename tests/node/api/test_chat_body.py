@@ -137,6 +137,9 @@ def test_fields_that_change_nothing_are_accepted(fields):
         ({"stop_token_ids": [2**31]}, "stop_token_ids"),
         ({"stop_token_ids": list(range(65))}, "stop_token_ids"),
         ({"stop_token_ids": "3"}, "stop_token_ids"),
+        ({"bad_words": [" "]}, "bad_words"),
+        ({"bad_words": ["a" * 65]}, "bad_words"),
+        ({"bad_words": [str(i) for i in range(65)]}, "bad_words"),
         ({"use_beam_search": True}, "use_beam_search"),
         ({"skip_special_tokens": False}, "skip_special_tokens"),
         ({"chat_template": "{{ x }}"}, "chat_template"),
@@ -155,6 +158,7 @@ def test_a_bad_field_is_named(fields, param):
 
 def test_tokens_that_end_an_answer_are_a_set():
     assert command(stop_token_ids=[9, 3, 9]).sampling.stop_token_ids == (3, 9)
+    assert command(bad_words=["b", "a", "b"]).sampling.bad_words == ("b", "a")
 
 
 def test_text_parts_are_joined_by_lines_and_developer_is_system():

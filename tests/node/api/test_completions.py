@@ -67,6 +67,15 @@ async def test_log_probabilities_in_the_older_shape(client):
     assert offsets == [[0], [4], [8], [17], [22]]
 
 
+async def test_tokens_of_prompt_and_answer(client):
+    told = {"extra_body": {"return_token_ids": True}}
+    reply = await aside(lambda: client.completions.create(model=MODEL, prompt=["a", "b"], **told))
+    assert [(one.token_ids, one.prompt_token_ids) for one in reply.choices] == [([0, 1, 2, 3, 4], list(range(7)))] * 2
+    stream = await aside(lambda: list(client.completions.create(model=MODEL, prompt="a", stream=True, **told)))
+    assert stream[-1].choices[0].token_ids == [0, 1, 2, 3, 4]
+    assert "token_ids" not in stream[0].choices[0].model_extra
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

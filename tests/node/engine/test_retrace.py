@@ -29,6 +29,7 @@ KINDS = {
     "stops": {"stop": ("B",), "logit_bias": ((37, 3_000_000),)},
     "stop tokens": {"stop_token_ids": (37, 99_999), "logit_bias": ((37, 3_000_000),)},
     "stop tokens wait": {"stop_token_ids": (37,), "logit_bias": ((37, 9_000_000),), "min_tokens": 12},
+    "bad words": {"bad_words": ("A", "B", "e "), "logit_bias": ((37, 3_000_000),)},
     "least": {"min_tokens": 12},
 }
 
@@ -192,6 +193,20 @@ def test_guided_answers_pass_and_what_their_guide_forbids_fails(backend):
     letter = next(token for token in range(250) if backend.spelling.token_bytes(token) == b"x")
     spoilt = trace(backend, edited(backend, one, (letter, *one.token_ids[1:])))
     assert computation_ppm(spoilt) == 0
+
+
+def test_a_word_that_was_ruled_out_fails(backend):
+    (one,) = claims(backend, [{"temperature_micro": 0}])
+    at = next(at for at, token in enumerate(one.token_ids) if backend.spelling.token_bytes(token).isalpha())
+    word = backend.spelling.token_bytes(one.token_ids[at]).decode()
+    asked = msgspec.structs.replace(one.sampling, bad_words=(word,))
+    claim = dataclasses.replace(one, sampling=asked, request=msgspec.structs.replace(one.request, sampling=asked))
+    found = trace(backend, claim)
+    assert found.fault is None
+    assert computation_ppm(dataclasses.replace(found, exact=True)) < 500_000
+    (kept,) = claims(backend, [{"temperature_micro": 0, "bad_words": (word,)}])
+    assert word not in kept.text
+    assert computation_ppm(trace(backend, kept)) > 900_000
 
 
 def test_one_reading_gives_the_likelihood_too(backend):

@@ -186,6 +186,27 @@ def test_no_end_token_before_min_tokens_are_there():
     assert [sampler.choose(logits).token for _ in range(3)] == [1, 1, 0]
 
 
+def test_the_last_token_of_a_bad_word_is_not_chosen_after_the_others():
+    sampler = Sampler(sampling(temperature_micro=0), [1], bad_words=[(1, 1, 2), (3,)])
+    logits = torch.tensor([0.0, 2.0, 1.0, 3.0])
+    rows = [logits, logits, torch.tensor([0.0, 1.0, 2.0, 3.0]), torch.tensor([0.0, 1.0, 2.0, 3.0])]
+    assert [sampler.choose(row).token for row in rows] == [1, 1, 1, 1]
+    assert sampler.choose(torch.tensor([3.0, 1.0, 2.0, 3.0])).token == 0
+    assert sampler.choose(torch.tensor([0.0, 1.0, 2.0, 3.0])).token == 2
+
+
+def test_a_guide_that_only_leaves_a_bad_word_leaves_no_choice(native):
+    for chooser in (PlainChooser(), native(3)):
+        kinds = [[(1,)], [(2,)]]
+        samplers = [
+            Sampler(sampling(min_tokens=5), [], end_token_ids=[1], bad_words=bad, guide=FixedGuide([1]))
+            for bad in kinds
+        ]
+        refused, chosen = chooser.choose_all(samplers, [torch.tensor([3.0, 1.5, 2.0])] * 2)
+        assert isinstance(refused, NoChoiceError)
+        assert chosen == Choice(1)
+
+
 def test_a_guide_rules_tokens_out_and_follows_the_choices():
     guide = FixedGuide([1, 2])
     assert first(sampling(temperature_micro=0), [3.0, 1.5, 2.0], guide=guide).token == 2
@@ -263,6 +284,7 @@ def make(rng, size, chosen):
         chosen,
         [rng.randrange(size + 3) for _ in range(rng.choice([0, 3, 100]))],
         end_token_ids=[0, size - 1, size + 7],
+        bad_words=[(rng.randrange(size + 3),), (1, 2)] if rng.random() < 0.3 else [],
         guide=guide,
         top_logprobs=rng.choice([None, None, 0, 3, 20]),
     )

@@ -55,15 +55,21 @@ def test_every_parameter_is_spelled_as_the_server_spells_it(owner, differs):
 @pytest.mark.parametrize("name", Sampling.__struct_fields__)
 def test_no_parameter_is_forgotten(name):
     """Whoever adds one to `Sampling` is told to spell it for upstreams, too."""
-    values = {"stop": ("x",), "stop_token_ids": (3,), "logit_bias": ((3, 1),), "temperature_micro": 500_000}
+    values = {
+        "stop": ("x",),
+        "stop_token_ids": (3,),
+        "bad_words": ("x",),
+        "logit_bias": ((3, 1),),
+        "temperature_micro": 500_000,
+    }
     one = Sampling(**{name: values.get(name, 3)})
     assert added(EngineRequest(CHAT, one), "vllm")
 
 
-@pytest.mark.parametrize("name", ["stop_token_ids"])
+@pytest.mark.parametrize("name", ["stop_token_ids", "bad_words"])
 @pytest.mark.parametrize("owner", [None, "llamacpp", "openai"])
 def test_what_only_some_servers_take_is_refused_for_others(name, owner):
-    values = {"stop_token_ids": (3,)}
+    values = {"stop_token_ids": (3,), "bad_words": ("x",)}
     with pytest.raises(InvalidRequestError) as caught:
         make_post(MODEL, EngineRequest(CHAT, Sampling(**{name: values[name]})), owner)
     assert caught.value.param == name
