@@ -97,14 +97,15 @@ def _ids(token_ids: tuple[int, ...]) -> list[int] | None:
 
 
 class TextAnswer:
-    """A choice of `/v1/completions`."""
+    """A choice of `/v1/completions`; with `echo` its text begins with the prompt."""
 
-    def __init__(self, index: int, command: ChatCommand) -> None:
+    def __init__(self, index: int, command: ChatCommand, *, echo: bool = False) -> None:
         self.started: ChatStarted | None = None
         self.finished: ChatFinished | None = None
         self._index = index
         self._tells = command.top_logprobs is not None
         self._tells_ids = command.return_token_ids
+        self._echoed = command.messages[0].content if echo else ""
         self._texts: list[str] = []
         self._telling = Telling()
         self._logprobs: list[TokenLogprob] = []
@@ -113,10 +114,10 @@ class TextAnswer:
         self._before = self._after = b""
 
     def begin(self, frame: Frame) -> bytes:
-        """See `Answer`; this shape has no chunk before the text."""
+        """See `Answer`; this shape has no chunk before the text, but for the prompt if it is echoed."""
         self._frame = frame
         self._before, self._after = frame.around(self._choice("", None, None), b'""')
-        return b""
+        return frame.choice(self._choice(self._echoed, None, None)) if self._echoed else b""
 
     def delta(self, event: ChatDelta) -> bytes:
         """See `Answer`."""
@@ -147,7 +148,7 @@ class TextAnswer:
         own = about(self)
         assert self.finished is not None
         told = text_logprobs(self._logprobs, 0) if self._tells else None
-        whole = self._choice("".join(self._texts), told, self.finished.finish_reason) | self._token_ids()
+        whole = self._choice(self._echoed + "".join(self._texts), told, self.finished.finish_reason) | self._token_ids()
         return {**whole, "nsllm": own} if several else whole
 
     def beside(self) -> dict[str, object]:

@@ -7,7 +7,7 @@ from typing import Any, Final
 from nsllm.node.api.fields import circle, integer, model_name, refuse_unless
 from nsllm.node.api.formats import guide
 from nsllm.node.api.openai_errors import bad_request, unsupported
-from nsllm.node.api.sampling_fields import SamplingFields, choices, sampling
+from nsllm.node.api.sampling_fields import MAX_CHOICES, SamplingFields, choices, sampling
 from nsllm.node.service import ChatCommand
 from nsllm.record import MAX_TEXT_CHARS, Message
 
@@ -18,7 +18,6 @@ DEFAULT_TOKENS: Final = 16
 """OpenAI's and vLLM's default of this endpoint."""
 UNSERVED: Final = {
     "suffix": ("",),
-    "echo": (False,),
     "prompt_embeds": (),
     "add_special_tokens": (True,),
 }
@@ -32,11 +31,11 @@ class CompletionBody(SamplingFields, forbid_unknown_fields=True, kw_only=True):
     prompt: str | list[Any]
     # served
     logprobs: int | None = None
+    echo: bool | None = None
     best_of: int | None = None
     """Only as many as `n`: this peer picks no best."""
     # accepted only at the value that changes nothing
     suffix: str | None = None
-    echo: bool | None = None
     prompt_embeds: Any = None
     add_special_tokens: bool | None = None
 
@@ -54,8 +53,15 @@ def completion_commands(body: CompletionBody, client: str = "") -> tuple[ChatCom
     top_logprobs = integer("logprobs", body.logprobs, 0, MAX_LOGPROBS)
     asked = sampling(body, max_tokens)
     visibility, group = circle(body.visibility)
+    if body.echo and top_logprobs is not None:
+        said = "'echo' tells no log-probabilities of the prompt: leave out one of 'echo' and 'logprobs'"
+        raise unsupported("echo", said)
     commands: list[ChatCommand] = []
-    for prompt in _prompts(body.prompt):
+    prompts = _prompts(body.prompt)
+    if len(prompts) * (body.n or 1) > MAX_CHOICES:
+        said = f"{len(prompts)} prompts with 'n' {body.n} ask for more than {MAX_CHOICES} answers"
+        raise bad_request(said, param="n")
+    for prompt in prompts:
         command = ChatCommand(
             model=model_name(body.model),
             messages=(Message(role="user", content=prompt),),

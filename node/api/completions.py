@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from aiohttp import web
 
 from nsllm.node.api.answers import TextAnswer
@@ -19,7 +21,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         commands=commands,
         kind="text_completion",
         chunk_kind="text_completion",
-        make=TextAnswer,
+        make=partial(TextAnswer, echo=bool(body.echo)),
         stream=bool(body.stream),
         include_usage=body.includes_usage(),
         choices_a_prompt=body.n or 1,

@@ -93,7 +93,7 @@ def test_fields_that_change_nothing_are_accepted(fields):
         ({"stop": ""}, "stop"),
         ({"stop": 7}, "stop"),
         ({"n": 0}, "n"),
-        ({"n": 5}, "n"),
+        ({"n": 129}, "n"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
         ({"visibility": "everybody"}, "visibility"),
@@ -185,6 +185,7 @@ def test_several_choices_are_generated_with_seeds_derived_from_the_given_one():
     assert seeds == [c.sampling.seed for c in commands(n=3, seed=11)]
     assert [c.sampling.seed for c in commands(n=2)] == [None, None]
     assert command().reuse
+    assert len({c.sampling.seed for c in commands(n=128, seed=11)}) == 128
 
 
 def test_commands_are_canonical_values():

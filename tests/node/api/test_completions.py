@@ -67,6 +67,16 @@ async def test_log_probabilities_in_the_older_shape(client):
     assert offsets == [[0], [4], [8], [17], [22]]
 
 
+async def test_an_echo_begins_each_text_with_its_prompt(client):
+    said = "The sky scatters blue light."
+    reply = await aside(lambda: client.completions.create(model=MODEL, prompt=["a: ", "b: "], echo=True))
+    assert [one.text for one in reply.choices] == ["a: " + said, "b: " + said]
+    assert reply.usage.completion_tokens == 10
+    chunks = await aside(lambda: list(client.completions.create(model=MODEL, prompt="a: ", echo=True, stream=True)))
+    assert [chunk.choices[0].text for chunk in chunks][:2] == ["a: ", "The "]
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "a: " + said
+
+
 async def test_tokens_of_prompt_and_answer(client):
     told = {"extra_body": {"return_token_ids": True}}
     reply = await aside(lambda: client.completions.create(model=MODEL, prompt=["a", "b"], **told))
@@ -86,9 +96,11 @@ async def test_tokens_of_prompt_and_answer(client):
         ({"prompt": [[1, 2, 3]]}, "prompt"),
         ({"prompt": ["a", True]}, "prompt[1]"),
         ({"prompt": "x" * 100_001}, "prompt"),
-        ({"echo": True}, "echo"),
+        ({"echo": True, "logprobs": 0}, "echo"),
         ({"suffix": "end"}, "suffix"),
         ({"best_of": 3}, "best_of"),
+        ({"prompt": ["a"] * 32, "n": 5}, "n"),
+        ({"n": 0}, "n"),
         ({"logprobs": 21}, "logprobs"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"temperature": 3}, "temperature"),
