@@ -88,7 +88,11 @@ def test_an_executor_that_streams_beyond_what_was_asked_is_cut_off(on_stage, mon
     async def endless(self, messages, sampling):
         async for piece in stream(self, messages, sampling):
             for _ in range(1_000):
-                yield replace(piece, token_ids=(), text="x" * 1_000) if what == "text" else replace(piece, text="")
+                yield (
+                    replace(piece, token_ids=(), text="The tide turns twice a day. " * 36)
+                    if what == "text"
+                    else replace(piece, text="")
+                )
 
     async def play(stage) -> None:
         peer = stage.peers[0]
