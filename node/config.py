@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from nsllm.consensus.registry import Role
 from nsllm.content import redact
-from nsllm.node.engine.devices import Devices, Parallel
+from nsllm.node.engine.devices import Devices, Parallel, Wish
 from nsllm.node.engine.models import default_home
 from nsllm.node.errors import ConfigError
 from nsllm.record import Visibility
@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 LogLevel = Literal["debug", "info", "warning", "error"]
 Hearing = Literal["meaning", "wording"]
-Backend = Literal["auto", "fast", "general"]
 
 CONFIG_FILE: Final = "config.toml"
 GENESIS_FILE: Final = "genesis.json"
@@ -90,8 +89,10 @@ class EngineConfig:
 
     text_model: Path | None = stored("Text model: a folder, or a name of `nsllm model list`; unset: the default.")
     encoder_model: Path | None = stored("Encoder: a folder, or a name of the same list; unset: the default.")
-    backend: Backend = setting(
-        "auto", "Path of the text model: the fast one (Llama family, int8), the general one, or what suits."
+    backend: Wish = setting(
+        "auto",
+        "Path of the text model: fast (Llama family, int8 on the CPU), batched (the same on a GPU), general, or what"
+        " suits.",
     )
     threads: int = setting(
         0,
@@ -102,7 +103,7 @@ class EngineConfig:
     )
     cache_mb: int = setting(
         512,
-        "Memory for keys and values on the fast path; two full contexts have room in any case.",
+        "Memory for keys and values on the fast and batched paths; two full contexts have room in any case.",
         unit="MB",
         least=1,
         most=1_000_000,
@@ -123,7 +124,9 @@ class EngineConfig:
         "none", "How a model of the general path is spread over several devices: layer after layer, or each layer cut."
     )
     devices: tuple[str, ...] = setting(
-        (), "Devices of the general path, such as `cuda:0`; empty: this machine's processor.", most=64
+        (),
+        "Devices of the batched or general path, such as `cuda:0`; empty: a GPU for the batched path, or the CPU.",
+        most=64,
     )
     upstream_url: str = setting(
         "",
@@ -154,7 +157,7 @@ class EngineConfig:
             ConfigError: devices that do not fit each other, or the chosen path.
         """
         devices = Devices(self.parallel, self.devices)
-        devices.path(self.backend)
+        devices.check_path(self.backend)
         return devices
 
     def upstream_base(self) -> str:

@@ -80,11 +80,11 @@ def found_solo(config: PeerConfig, identity: Identity, clock: Clock, report: Rep
 def model_paths(config: PeerConfig, report: Report) -> ModelPaths:
     """Folders of the models that this peer runs; the default ones are fetched if need be."""
     text, encoder = config.engine.text_model, config.engine.encoder_model
-    path = config.engine.spread().path(config.engine.backend)
+    path, devices = config.engine.backend, config.engine.spread()
     if text is not None and encoder is not None:
-        return ModelPaths(text=text, encoder=encoder, backend=path)
+        return ModelPaths(text=text, encoder=encoder, backend=path, devices=devices)
     default = ensure_default_models(config.home, report)
-    return ModelPaths(text=text or default.text, encoder=encoder or default.encoder, backend=path)
+    return ModelPaths(text=text or default.text, encoder=encoder or default.encoder, backend=path, devices=devices)
 
 
 def policy_for(paths: ModelPaths) -> Policy:

@@ -94,7 +94,7 @@ class ModelOpener:
 
     def _needed_bytes(self, folder: Path) -> int:
         config = self._config
-        choice = choose(folder, config.spread().path(config.backend))
+        choice = choose(folder, config.backend, config.spread())
         return worker_bytes(folder, choice, config.cache_mb)
 
 

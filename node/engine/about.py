@@ -7,10 +7,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from nsllm.node.engine.card import read_text_info
 from nsllm.node.engine.choice import choose
+from nsllm.node.engine.devices import Way
 from nsllm.node.engine.models import model_digest, model_dtype, read_config
 from nsllm.node.engine.needs import worker_bytes
 from nsllm.node.engine.origin import CARD, read_source
@@ -76,7 +77,7 @@ def read_about(folder: Path) -> About:
 class Runs:
     """How a worker of this machine would run a text model."""
 
-    path: Literal["fast", "general"]
+    path: Way
     dtype: str
     digest: str
     """That names the model in records then, 0x…"""
@@ -96,7 +97,7 @@ def read_runs(about: About, cache_mb: int) -> Runs | None:
     except NodeError:
         return None
     return Runs(
-        path="general" if choice.library is None else "fast",
+        path=choice.path,
         dtype=info.dtype,
         digest="0x" + info.digest.hex(),
         memory_mb=size_bytes >> 20,

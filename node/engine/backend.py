@@ -1,7 +1,8 @@
 """What runs the models, as the scheduler sees it: sequences, tokens and logits.
 
 Implementations, imported in the worker process only: `nsllm.node.engine.fast.backend` (compiled kernels for the Llama
-family on CPUs) and `nsllm.node.engine.general` (any model that transformers knows).
+family on CPUs), `nsllm.node.engine.batched.backend` (torch for the Llama family, on GPUs) and
+`nsllm.node.engine.general` (any model that transformers knows).
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Backend(Encoder, Protocol):
     """One text model and one encoder. Tensors are float32 on the CPU; token ids are plain integers.
 
     What a sequence gives is a function of its tokens alone: neither of what else is read at once, nor of how its
-    tokens are cut into pieces.
+    tokens are cut into pieces. On the batched path but for rounding.
     """
 
     context_tokens: int

@@ -2,7 +2,7 @@
 
 `pipeline` puts layers on one device after another, in one process (accelerate's device map). `tensor` cuts every layer,
 in one process a device (transformers' tensor parallelism): the devices work at once, and the processes meet twice a
-layer. Both belong to the general path.
+layer. Both belong to the general path; one device alone runs the batched path, where that knows the model.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from nsllm.node.engine.choice import Wish
 from nsllm.node.errors import ConfigError
 
 Parallel = Literal["none", "pipeline", "tensor"]
+Wish = Literal["auto", "fast", "batched", "general"]
+"""Which path is to run a text model."""
+Way = Literal["fast", "batched", "general"]
+"""Which path runs it."""
 
 CPU: Final = "cpu"
 _CUDA: Final = re.compile(r"cuda:(\d{1,3})")
@@ -34,7 +37,7 @@ class Devices:
 
     parallel: Parallel = "none"
     names: tuple[str, ...] = ()
-    """`cpu` or `cuda:N`; empty: nothing is said, and the model runs on the CPU."""
+    """`cpu` or `cuda:N`; empty: nothing is said, and the model runs where it suits (`choice.choose`)."""
 
     def __post_init__(self) -> None:
         shown = ", ".join(self.names) or "empty"
@@ -87,20 +90,22 @@ class Devices:
             numbers = [left[int(number)] for number in numbers]
         return {"CUDA_VISIBLE_DEVICES": ",".join(numbers)}
 
-    def path(self, wish: Wish) -> Wish:
-        """Which path of the engine runs on them: only the general one can be placed.
+    def check_path(self, wish: Wish) -> None:
+        """The fast path cannot be placed, the batched one not spread.
 
         Raises:
-            ConfigError: the fast one is asked for.
+            ConfigError: that is asked for.
         """
-        if not self.names:
-            return wish
-        if wish == "fast":
+        if wish == "batched" and self.parallel != "none":
+            raise ConfigError(
+                f"engine.backend is batched, engine.parallel is {self.parallel}: the batched path uses one device",
+                hint='leave engine.parallel out, or set engine.backend to "auto"',
+            )
+        if wish == "fast" and self.names:
             raise ConfigError(
                 "engine.backend is fast, and engine.devices is set: the fast path runs on this machine's processor",
                 hint='leave engine.devices out, or set engine.backend to "auto"',
             )
-        return "general"
 
     def check_model(self, config: Mapping[str, Any]) -> None:
         """Look at a model's config.json before anything is loaded.
@@ -125,4 +130,4 @@ class Devices:
 
 
 HERE: Final = Devices()
-"""The CPU, and nothing is spread."""
+"""Nothing is said, and nothing is spread."""

@@ -50,15 +50,17 @@ class WorkerSettings:
     encoder: Path
     threads: int
     dtype: str = "float32"
-    """What the fast path computes in."""
+    """What the fast or batched path computes in."""
     library: Path | None = None
-    """The compiled fast path; None: the general path."""
+    """The compiled kernels; None, and no device: the general path."""
+    device: str | None = None
+    """Of the batched path, as the worker sees it; None: another path."""
     cache_mb: int = 512
-    """Memory for keys and values on the fast path."""
+    """Memory for keys and values on the fast and batched paths."""
     packed: Path | None = None
     """Folder and model name of the fast path's packed weights; None: they are packed at each start."""
     devices: Devices = HERE
-    """Where the general path runs the text model."""
+    """Where the batched or general path runs the text model."""
     load_limit_s: float = LOAD_LIMIT_S
     """Until both models are loaded, see `patience_s`."""
     ping_interval_s: float = 2.0
@@ -177,6 +179,8 @@ async def open_worker(settings: WorkerSettings) -> AsyncIterator[WorkerLink]:
         command += ["--parallel", settings.devices.parallel, "--devices", ",".join(settings.devices.names)]
         if settings.library is not None:
             command += ["--library", str(settings.library)]
+        if settings.device is not None:
+            command += ["--device", settings.device]
         if settings.packed is not None:
             command += ["--packed", str(settings.packed)]
         try:

@@ -15,11 +15,12 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from nsllm import canonical, files
 from nsllm.errors import NsllmError, OwnFault
 from nsllm.ids import Digest
+from nsllm.node.engine.devices import HERE, Devices, Wish
 from nsllm.node.engine.fast.shape import is_int8
 from nsllm.node.engine.fetch import (
     OTHER_WAYS,
@@ -95,8 +96,10 @@ class ModelPaths:
 
     text: Path
     encoder: Path
-    backend: Literal["auto", "fast", "general"] = "auto"
+    backend: Wish = "auto"
     """Which path is to run the text model."""
+    devices: Devices = HERE
+    """Where it is to run."""
 
 
 def default_home(environment: Mapping[str, str]) -> Path:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from nsllm.node.engine.choice import Choice
-from nsllm.node.engine.fast.room import Numerics, block_bytes, block_count
+from nsllm.node.engine.devices import CPU
+from nsllm.node.engine.fast.room import Kept, Numerics, block_bytes, block_count
 from nsllm.node.engine.fast.shape import Shape, read_shape
 from nsllm.node.engine.models import read_config
 from nsllm.node.engine.weights import read_weights
@@ -26,15 +27,21 @@ def worker_bytes(folder: Path, choice: Choice, cache_mb: int) -> int:
     Args:
         folder: of the model.
         choice: how it runs.
-        cache_mb: room for keys and values on the fast path, which gives two full contexts at least.
+        cache_mb: room for keys and values on the fast and batched paths, which gives two full contexts at least.
 
     Raises:
         ModelMissingError: no usable model there.
     """
     config = read_config(folder)
     shape = read_shape(config)
-    if choice.library is None or shape is None:
+    if choice.path == "general" or shape is None:
         return GENERAL_BASE_BYTES + read_weights(folder).size_bytes + GENERAL_CONTEXTS * _context_bytes(config)
+    if choice.path == "batched":
+        if choice.device != CPU:
+            return BASE_BYTES  # the rest lies in the GPU's own memory, which nobody counts
+        kept = cast("Kept", choice.dtype)
+        room_bytes = block_count(shape, kept, cache_mb) * block_bytes(shape, kept)
+        return BASE_BYTES + read_weights(folder).size_bytes + room_bytes
     numerics: Numerics = "int8" if choice.dtype == "int8" else "float32"
     room_bytes = block_count(shape, numerics, cache_mb) * block_bytes(shape, numerics)
     return BASE_BYTES + _packed_bytes(shape, choice) + room_bytes

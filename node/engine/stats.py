@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
+from nsllm.node.engine.devices import Way
+
 if TYPE_CHECKING:
     from nsllm.node.engine.protocol import Load
 
@@ -68,7 +70,7 @@ class Histograms:
 class EngineStats:
     """Counts since the peer started, over all workers that ran; what is in use as of the last step."""
 
-    path: Literal["fast", "general"]
+    path: Way
     """Which implementation runs the text model."""
     threads: int
     batch_tokens: int
@@ -149,7 +151,7 @@ class Recorder:
         """The worker is gone, and with it what it held."""
         self._load = None
 
-    def stats(self, path: Literal["fast", "general"], threads: int) -> EngineStats:
+    def stats(self, path: Way, threads: int) -> EngineStats:
         """All of it, as it stands."""
         load = self._load
         return EngineStats(

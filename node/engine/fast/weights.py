@@ -80,7 +80,7 @@ def pack(arena: Arena, weight: torch.Tensor, numerics: Numerics, bias: torch.Ten
 def load_weights(folder: Path, shape: Shape, numerics: Numerics) -> LlamaWeights:
     """Read a folder's safetensors, one layer in memory at a time."""
     with ExitStack() as stack:
-        source = _Source(folder, stack)
+        source = Source(folder, stack)
         arena = Arena(_packed_bytes(shape, numerics))
         packed = partial(pack, arena, numerics=numerics)
         qkv, out, gate_up, down, norms, query_norms, key_norms = [], [], [], [], [], [], []
@@ -145,7 +145,7 @@ def _packed_bytes(shape: Shape, numerics: Numerics) -> int:
     return embedding_bytes + sum((outputs + COLS) * inputs * number_bytes + LINE_BYTES for inputs, outputs in pairs)
 
 
-class _Source:
+class Source:
     """Tensors by name, out of one file or several."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
@@ -165,10 +165,12 @@ class _Source:
             yield stack.enter_context(safe_open(path, framework="pt"))
 
     def as_stored(self, name: str) -> torch.Tensor:
+        """In bfloat16 or float32; what is stored in others comes in float32."""
         tensor: torch.Tensor = self._files[name].get_tensor(name)
         return tensor if tensor.dtype in {torch.bfloat16, torch.float32} else tensor.float()
 
     def read(self, name: str) -> torch.Tensor:
+        """In float32."""
         scale = f"{name}_scale"
         if scale in self._files:  # whole numbers (outputs, inputs) and (outputs, 1): packing finds the very same ones
             return self.as_stored(name) * self.as_stored(scale).float()

@@ -47,7 +47,15 @@ def fast(tiny, kernels):
     return FastBackend(tiny.text, tiny.encoder, kernels, "float32", threads=1, cache_mb=1)
 
 
-@pytest.fixture(params=["general", "fast"])
+@pytest.fixture
+def batched(tiny):
+    """The batched path over the tiny models, in float32 on the CPU."""
+    from nsllm.node.engine.batched.backend import BatchedBackend
+
+    return BatchedBackend(tiny.text, tiny.encoder, "float32", "cpu", library=None, cache_mb=1)
+
+
+@pytest.fixture(params=["general", "fast", "batched"])
 def backend(request):
     """Each backend over the same model: what they give is the same."""
     return request.getfixturevalue(request.param)

@@ -7,10 +7,20 @@ import shutil
 
 import pytest
 
-from nsllm.node.engine.choice import Choice, choose, kin_digests, running_digest, text_digest
+from nsllm.node.engine import gpu
+from nsllm.node.engine.choice import Choice, choose, kin_digests, packed_place, running_digest, text_digest
+from nsllm.node.engine.devices import HERE, Devices
 from nsllm.node.engine.fast import build as build_module
 from nsllm.node.engine.models import ModelPaths, model_digest
 from nsllm.node.errors import ConfigError, ModelMissingError
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    """As on a machine without one; the result is what the test says of it."""
+    said = {"gpu": False}
+    monkeypatch.setattr("nsllm.node.engine.choice.has_gpu", lambda: said["gpu"])
+    return said
 
 
 @pytest.fixture
@@ -51,6 +61,58 @@ def test_what_is_stored_in_float32_runs_in_float32_on_either_path(tiny):
     assert fast.dtype == "float32"
     assert fast.library is not None
     assert running_digest(tiny.text, fast) == model_digest(tiny.text)
+
+
+ONE, CPU, CUT = Devices("none", ("cuda:0",)), Devices("none", ("cpu",)), Devices("tensor", ("cuda:0", "cuda:1"))
+
+
+@pytest.mark.parametrize(
+    ("there", "wish", "devices", "path", "device"),
+    [
+        (True, "auto", HERE, "batched", "cuda:0"),
+        (True, "fast", HERE, "fast", None),
+        (True, "general", HERE, "general", None),
+        (False, "auto", HERE, "fast", None),
+        (False, "batched", HERE, "batched", "cpu"),
+        (False, "auto", ONE, "batched", "cuda:0"),
+        (False, "general", ONE, "general", None),
+        (True, "auto", CPU, "general", None),
+        (True, "batched", CPU, "batched", "cpu"),
+        (True, "auto", CUT, "general", None),
+    ],
+)
+def test_a_gpu_runs_the_batched_path(stored_as, no_gpu, there, wish, devices, path, device):
+    no_gpu["gpu"] = there
+    folder = stored_as(dtype="bfloat16")
+    choice = choose(folder, wish, devices)
+    assert (choice.path, choice.device) == (path, device)
+    assert choice.dtype == ("int8" if path == "fast" else "bfloat16")
+    assert (running_digest(folder, choice) == model_digest(folder)) is (path != "fast")
+    assert text_digest(ModelPaths(folder, folder, wish, devices)) == running_digest(folder, choice)
+    assert packed_place(folder, choice, model_digest(folder)) is None
+
+
+def test_other_models_do_not_run_batched(stored_as, no_gpu):
+    no_gpu["gpu"] = True
+    folder = stored_as(hidden_act="gelu")
+    assert choose(folder, "auto") == choose(folder, "auto", ONE) == Choice("float32", None)
+    with pytest.raises(ConfigError, match=r"engine\.backend is batched, but cannot run .*not of the Llama family"):
+        choose(folder, "batched")
+
+
+def test_without_a_driver_nobody_is_asked_for_a_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu, "DRIVERS", (tmp_path / "nvidiactl",))
+    monkeypatch.setattr(gpu.subprocess, "run", lambda *_args, **_options: pytest.fail("asked"))
+    assert gpu.has_gpu.__wrapped__() is False
+
+
+def test_torch_says_whether_there_is_a_gpu(monkeypatch, tmp_path):
+    import torch
+
+    monkeypatch.setattr(gpu, "DRIVERS", (tmp_path,))
+    assert gpu.has_gpu.__wrapped__() is torch.cuda.is_available()
+    monkeypatch.setattr(gpu.sys, "executable", str(tmp_path / "none"))
+    assert gpu.has_gpu.__wrapped__() is False
 
 
 @pytest.mark.parametrize(

@@ -72,11 +72,14 @@ def test_a_number_beyond_the_visible_gpus_is_refused():
         Devices("none", ("cuda:2",)).environment({"CUDA_VISIBLE_DEVICES": "0,1"})
 
 
-def test_a_placed_model_takes_the_general_path():
-    assert HERE.path("fast") == "fast"
-    assert Devices("none", ("cuda:0",)).path("auto") == "general"
+def test_a_path_that_cannot_be_placed_or_spread_is_refused():
+    HERE.check_path("fast")
+    Devices("none", ("cuda:0",)).check_path("batched")
+    Devices("tensor", ("cpu", "cpu")).check_path("auto")
     with pytest.raises(ConfigError, match=r"engine\.backend is fast, and engine\.devices is set"):
-        Devices("pipeline", ("cuda:0",)).path("fast")
+        Devices("pipeline", ("cuda:0",)).check_path("fast")
+    with pytest.raises(ConfigError, match=r"engine\.backend is batched, engine\.parallel is tensor"):
+        Devices("tensor", ("cpu", "cpu")).check_path("batched")
 
 
 def test_a_model_that_cannot_be_cut_evenly_is_refused_before_it_is_loaded():

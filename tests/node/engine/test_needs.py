@@ -11,7 +11,7 @@ from nsllm.node.engine.choice import Choice
 from nsllm.node.engine.fast.backend import FastBackend
 from nsllm.node.engine.fast.room import block_bytes
 from nsllm.node.engine.fast.shape import read_shape
-from nsllm.node.engine.needs import worker_bytes
+from nsllm.node.engine.needs import BASE_BYTES, worker_bytes
 
 MB = 1 << 20
 
@@ -35,6 +35,13 @@ def test_two_full_contexts_have_room_and_are_counted(long, tiny, kernels, cache_
     choice = Choice("float32", kernels)
     more_bytes = worker_bytes(long, choice, 100) - worker_bytes(long, choice, cache_mb)
     assert more_bytes == (100 - room_mb) * MB
+
+
+def test_the_batched_path_is_reckoned_where_its_memory_is(long):
+    here = Choice("float32", None, "cpu")
+    assert worker_bytes(long, here, 100) - worker_bytes(long, here, 20) == 80 * MB
+    assert worker_bytes(long, here, 1) > BASE_BYTES + 8 * MB
+    assert worker_bytes(long, Choice("float32", None, "cuda:0"), 100) == BASE_BYTES
 
 
 def test_the_general_path_is_reckoned_by_its_files(long):
