@@ -16,15 +16,16 @@ TESTS ?=
 SETUP = PYTHON='$(PYTHON)' TORCH_PIP_ARGS='$(TORCH_PIP_ARGS)' scripts/setup.sh $(VENV)
 BIN = $(VENV)/bin
 
-.PHONY: help up test lint docs doctor bench-setup test-upstream clean setup setup-test
+.PHONY: help up test lint docs doctor bench-setup test-long test-upstream clean setup setup-test
 
 help:
 	@echo 'make up [ONCE=1]   four peers, one question, one verified receipt; then serves until Ctrl-C'
-	@echo 'make test          style, types, import contract, documents, and every test'
+	@echo 'make test          style, types, import contract, documents, and every test but the long ones'
 	@echo 'make lint          the static half of it'
 	@echo 'make docs          write the generated tables of the documents'
 	@echo 'make doctor        check this machine'
 	@echo 'make bench-setup   build the opponents of the benchmarks, in .venv-bench'
+	@echo 'make test-long     scenarios on real processes that take minutes'
 	@echo 'make test-upstream  a peer over the real server of llama-cpp-python; builds that first'
 	@echo 'make clean         remove what was built; keys, models and networks stay'
 	@echo 'TORCH_PIP_ARGS=... chooses the build of torch'
@@ -36,7 +37,8 @@ up: setup
 test: setup-test lint
 	@$(BIN)/nsllm model fetch
 	@if [ -n "$${TESTS:-}" ]; then set -x; exec $(BIN)/python -m pytest $(TESTS); fi; set -x; \
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not process' && $(BIN)/python -m pytest -m process
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/process && \
+	$(BIN)/python -m pytest tests/process -m 'not long'
 
 lint: setup-test
 	$(BIN)/ruff format --check .
@@ -56,6 +58,11 @@ bench-setup: setup
 	@benchmarks/setup.sh .venv-bench $(BIN)/python
 	@$(BIN)/nsllm model fetch
 	@$(BIN)/python -m benchmarks.material
+
+# Not part of `make test`: minutes of real processes that stand still.
+test-long: setup-test
+	@$(BIN)/nsllm model fetch
+	$(BIN)/python -m pytest tests/process -m long
 
 # Not part of `make test`: llama.cpp is compiled for minutes.
 test-upstream: setup-test bench-setup

@@ -15,7 +15,7 @@ from nsllm.simulations.inspection import inspect
 pytestmark = [pytest.mark.process, pytest.mark.timeout(900)]
 
 
-@pytest.mark.parametrize("scenario", ["churn", "suspended"])
+@pytest.mark.parametrize("scenario", ["churn", pytest.param("suspended", marks=pytest.mark.long)])
 def test_a_scenario_on_real_processes(lay_out_tiny, tiny_models, tmp_path, nsllm, scenario) -> None:
     net = lay_out_tiny(tmp_path / "net", tiny_models, peers=4, first_port=16000)
     port = net.url(0).rpartition(":")[2]
