@@ -3,7 +3,8 @@
 Whoever recomputes an answer in other numbers (int8 for bfloat16, another kernel) finds logits that differ a little, so
 "the same token" is too much to ask. The strain of a token is the smallest of `LEVELS` such that logits which each
 differ by at most half of it from ours could have given the token, with the random number that the declared seed gives
-in its place. What another model said, or another temperature, strains many tokens, and some of them by whole logits.
+in its place. What another model said, or another temperature, strains many tokens, and some of them by whole logits. A
+token that weighs less than 2^-40 of the likeliest one here is never explained.
 
 `fast/select.c` gives the same numbers for the same logits.
 """
