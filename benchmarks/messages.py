@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from typing import Any, Final
 
 import trio
 
-from benchmarks.contestants.process import ROOT, Process
+from benchmarks.contestants.process import Process, planned
 from benchmarks.messages_peer import Counts, Question, connected, play
 from benchmarks.report import machine, table
 from nsllm.clock import SystemClock
@@ -152,7 +151,10 @@ def _processes(count: int) -> Iterator[list[Process]]:
         folder = Path(name)
         started: list[subprocess.Popen[str]] = []
         try:
-            yield [_start(folder, plan, started) for plan in _plans(folder, count)]
+            yield [
+                planned("benchmarks.messages_peer", f"peer-{plan['number']}", plan, folder, started)
+                for plan in _plans(folder, count)
+            ]
         finally:
             for process in started:
                 process.kill()
@@ -175,26 +177,6 @@ def _plans(folder: Path, count: int) -> Iterator[Mapping[str, Any]]:
             "bootstrap": [f"{addresses[0]}/p2p/{identities[0].peer_id}"] if number else [],
             "others": count - 1,
         }
-
-
-def _start(folder: Path, plan: Mapping[str, Any], started: list[subprocess.Popen[str]]) -> Process:
-    name = f"peer-{plan['number']}"
-    log = folder / f"{name}.log"
-    with log.open("wb") as errors:
-        popen = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.messages_peer"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            cwd=ROOT,
-            env=os.environ,
-        )
-    started.append(popen)
-    assert popen.stdin is not None
-    popen.stdin.write(json.dumps(plan) + "\n")
-    popen.stdin.flush()
-    return Process(name, popen, log)
 
 
 def main() -> None:

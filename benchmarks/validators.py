@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -17,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from benchmarks.contestants.process import ROOT, Process
+from benchmarks.contestants.process import Process, planned
 from nsllm.clock import SystemClock
 from nsllm.governance.defaults import default_policy
 from nsllm.governance.genesis import save_genesis
@@ -121,7 +118,10 @@ def running(count: int) -> Iterator[Validators]:
         processes: list[subprocess.Popen[str]] = []
         try:
             plans = list(_plans(folder, count))
-            started = [_start(f"validator-{number}", plan, folder, processes) for number, plan in enumerate(plans)]
+            started = [
+                planned("benchmarks.validator", f"validator-{number}", plan, folder, processes)
+                for number, plan in enumerate(plans)
+            ]
             for process in started:
                 process.hear()
             validators = Validators(started)
@@ -148,22 +148,3 @@ def _plans(folder: Path, count: int) -> Iterator[Mapping[str, Any]]:
             "listen": addresses[number],
             "bootstrap": [f"{addresses[other]}/p2p/{identities[other].peer_id}" for other in range(number)],
         }
-
-
-def _start(name: str, plan: Mapping[str, Any], folder: Path, processes: list[subprocess.Popen[str]]) -> Process:
-    log = folder / f"{name}.log"
-    with log.open("wb") as errors:
-        popen = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.validator"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            cwd=ROOT,
-            env=os.environ,
-        )
-    processes.append(popen)
-    assert popen.stdin is not None
-    popen.stdin.write(json.dumps(plan) + "\n")
-    popen.stdin.flush()
-    return Process(name, popen, log)

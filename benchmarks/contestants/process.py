@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -86,3 +87,25 @@ def started(
     finally:
         process.kill()
         process.wait()
+
+
+def planned(
+    module: str, name: str, plan: Mapping[str, Any], folder: Path, processes: list[subprocess.Popen[str]]
+) -> Process:
+    """Start a module that reads one plan and then tasks; its log stands in `folder`, it joins `processes`."""
+    log = folder / f"{name}.log"
+    with log.open("wb") as errors:
+        popen = subprocess.Popen(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            cwd=ROOT,
+            env=os.environ,
+        )
+    processes.append(popen)
+    assert popen.stdin is not None
+    popen.stdin.write(json.dumps(plan) + "\n")
+    popen.stdin.flush()
+    return Process(name, popen, log)
