@@ -30,7 +30,12 @@ reply = client.chat.completions.create(
 )
 print("schema:", sorted(json.loads(reply.choices[0].message.content or "")))
 
-CITY = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 20}}, "required": ["city"]}
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 20}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
 reply = client.chat.completions.create(
     model=MODEL,
     messages=[{"role": "user", "content": "What is the weather in Oslo?"}],

@@ -24,6 +24,10 @@ ID_CHARS: Final = 9
 """Length of a call's id: Mistral's template takes no other."""
 PARALLEL_CALLS: Final = 8
 """Calls that one forced answer holds at most."""
+OPEN_WORDS: Final = frozenset(
+    ("additionalProperties", "patternProperties", "unevaluatedProperties", "allOf", "anyOf", "oneOf", "$ref")
+)
+"""Words of a schema that may speak of properties beyond `properties`."""
 MARKS: Final = ("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>")
 CLOSERS: Final = ("</tool_call>", "]", ",", ";")
 SCHEMA_SPACE: Final = r" |\n[ \t]{0,20}"
@@ -264,7 +268,7 @@ def guide_for_tools(tools: Sequence[Tool], choice: str | None = None, *, paralle
     ]
     for index, tool in enumerate(wanted):
         opening = f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": '
-        schema = {**tool_schema(tool), "x-guidance": {"whitespace_pattern": SCHEMA_SPACE}}
+        schema = {**_closed(tool_schema(tool)), "x-guidance": {"whitespace_pattern": SCHEMA_SPACE}}
         lines += [
             f'body_{index}: {lark_text(opening)} args_{index} "}}"',
             f"args_{index}: %json {json.dumps(schema, ensure_ascii=False)}",
@@ -304,6 +308,16 @@ def tool_schema(tool: Tool) -> dict[str, object]:
     if not isinstance(schema, dict):
         raise InvalidRequestError("a tool's parameters are not a JSON object that is a schema", param="tools")
     return schema
+
+
+def _closed(schema: dict[str, object]) -> dict[str, object]:
+    """The schema without arguments that the tool does not declare, unless it speaks of others itself.
+
+    A function is called with its own parameters; a small model likes to repeat the schema's words as further ones.
+    """
+    return (
+        schema if OPEN_WORDS & schema.keys() or "properties" not in schema else schema | {"additionalProperties": False}
+    )
 
 
 def lark_text(text: str) -> str:

@@ -186,6 +186,17 @@ def test_a_forced_answer_is_calls_of_the_tools(book, choice, names):
     assert seen == names
 
 
+@pytest.mark.parametrize(
+    ("further", "open_"),
+    [({}, False), ({"additionalProperties": True}, True), ({"patternProperties": {"^x": {}}}, True)],
+)
+def test_a_call_has_no_arguments_that_its_tool_does_not_declare(book, further, open_):
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], **further}
+    guide = guide_for_tools([Tool(name="t", parameters=json.dumps(schema))])
+    texts = [write(book, guide, seed, most=60)[0] for seed in range(40)]
+    assert any(re.search(r'"a": ?(true|false), ?"', text) for text in texts) is open_
+
+
 def test_calls_that_may_not_be_parallel_are_one(book):
     guide = guide_for_tools([WEATHER, NOW], parallel=False)
     for seed in range(12):
