@@ -203,7 +203,7 @@ def own_record(town: Town) -> SignedRecord:
 
 async def receipt(ledger: Ledger, signed: SignedRecord) -> str:
     """The receipt that the ledger can give now."""
-    proof = await ledger.proof(signed.record.digest())
+    proof = await ledger.proofs.of(signed.record.digest())
     if proof is None:
         raise SystemExit(f"no proof of the record of height {OWN_HEIGHT} at height {ledger.height}")
     return receipt_text(build_receipt(signed, proof))

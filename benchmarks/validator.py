@@ -172,7 +172,7 @@ class BenchValidator:
                 for record in records:
                     self._accept(record)
             for record in records:
-                await self.stores.ledger.wait_certified(record)
+                await self.stores.ledger.proofs.wait_certified(record)
         return time.perf_counter() - began
 
     async def one_by_one(self, count: int, pause_s: float, rng: random.Random) -> list[float]:

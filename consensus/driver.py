@@ -11,7 +11,6 @@ Rules that hold here:
 from __future__ import annotations
 
 import logging
-import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import assert_never
@@ -20,6 +19,7 @@ import trio
 
 from nsllm.clock import Clock
 from nsllm.consensus import core
+from nsllm.consensus.agenda import Agenda, Duty
 from nsllm.consensus.block import DecidedBlock
 from nsllm.consensus.core import State, Step
 from nsllm.consensus.effects import Accuse, BuildValue, Decide, Effect, Relay, Schedule, SignProposal, SignVote
@@ -41,7 +41,7 @@ from nsllm.consensus.hearsay import Hearsay
 from nsllm.consensus.hindsight import Hindsight
 from nsllm.consensus.horizon import Horizon
 from nsllm.consensus.inbox import Inbox
-from nsllm.consensus.inputs import Input, Start, TimedOut, TimerStep, ValueBuilt, encode_input
+from nsllm.consensus.inputs import Input, Start, TimedOut, ValueBuilt, encode_input
 from nsllm.consensus.intake import Ahead, Asked, Behind, Counted, Intake, Noted
 from nsllm.consensus.message import (
     Body,
@@ -62,7 +62,7 @@ from nsllm.consensus.validators import ValidatorSet
 from nsllm.consensus.vote import Proposal
 from nsllm.consensus.wal import WriteAheadLog
 from nsllm.errors import PeerFault
-from nsllm.ids import Address, Digest, Height, NetworkId, Round, hex0x, short
+from nsllm.ids import Address, Digest, Height, NetworkId, hex0x, short
 
 LOGGER = logging.getLogger(__name__)
 
@@ -129,14 +129,8 @@ class Driver:
         self._halted: str | None = None
         self._held: deque[tuple[Address, Body, bool]] = deque()
         """Messages to be handled at this height, and whether they are checked already."""
-        self._answers = AnswerRate(self._timeouts.resend_s / 2)
-        self._timers: dict[tuple[TimerStep, Round], float] = {}
-        self._relays: deque[tuple[float, PolkaCertificate | RoundCertificate]] = deque()
-        # Deadlines, in trio's seconds
-        self._ask_at = math.inf
-        self._resend_at = math.inf
-        self._fetch_at = math.inf
-        self._decided_at = -math.inf
+        self._answers = AnswerRate(timeouts.resend_s / 2)
+        self._agenda = Agenda(timeouts)
 
     def receive(self, sender: Address, message: bytes) -> None:
         """Take a message that the mesh authenticated as `sender`'s. Never blocks; bounded for each sender."""
@@ -145,13 +139,13 @@ class Driver:
 
     def poke(self) -> None:
         """The application may have become due: ask it again."""
-        self._ask_at = -math.inf
+        self._agenda.ask()
         self._wake.set()
 
     def announce(self, height: Height) -> None:
         """Somebody says that `height` is decided. Unproved, so we look a little later, unless we are there by then."""
         if self._hearsay.claim(height, self._tip.height):
-            self._fetch_at = min(self._fetch_at, trio.current_time() + self._timeouts.resend_s)
+            self._agenda.fetch_by(trio.current_time())
             self._wake.set()
 
     def status(self) -> ConsensusStatus:
@@ -188,8 +182,7 @@ class Driver:
             return
         LOGGER.info("event=wal_replayed height=%d entries=%d", fresh.height, len(self._wal.recovered))
         self._state = replayed.state
-        now = trio.current_time()
-        self._ask_at, self._resend_at = now, now
+        self._agenda.resume(trio.current_time())
         self._abstain_if(self._guard.has_signed_beyond(fresh.height, replayed.signed))
         await self._drain(deque(), replayed.pending)
 
@@ -201,12 +194,7 @@ class Driver:
         self._wal.append(begin_entry(self._network, self._guard.address, height))
         # Signed at this height, and nothing of it in the log: the lock is lost, so no vote of ours is safe here.
         self._abstain_if(self._guard.has_signed_beyond(height, frozenset()))
-        now = trio.current_time()
-        self._timers.clear()
-        self._relays.clear()
-        self._ask_at = now
-        self._resend_at = now + self._timeouts.idle_s
-        self._fetch_at = now if self._horizon.decided > height else now + self._timeouts.grace_s
+        self._agenda.begin(trio.current_time(), ahead=self._horizon.decided > height)
         self._held.extend((sender, body, True) for sender, body in self._horizon.release(height))
         self._held.extend((sender, body, False) for sender, body in self._hearsay.release())
 
@@ -235,21 +223,25 @@ class Driver:
     async def _turn(self) -> None:
         """One thing that is due, or one message, or a sleep until there is one."""
         await trio.lowlevel.checkpoint()
-        now = trio.current_time()
-        timer = min(((at, key) for key, at in self._timers.items() if at <= now), default=None)
-        if timer is not None:
-            step, round_ = timer[1]
-            del self._timers[timer[1]]
-            await self._apply(TimedOut(step=step, round=round_))
-        elif self._others_decided() > self._tip.height and now >= self._fetch_at:
-            await self._catch_up()
-        elif now >= self._ask_at:
-            await self._ask_application()
-        elif now >= self._resend_at:
-            self._resend()
-        elif self._relays and now >= self._relays[0][0]:
-            self._say(self._others, self._relays.popleft()[1])
-        elif self._held:
+        match self._agenda.take(trio.current_time(), ahead=self._is_behind()):
+            case TimedOut() as timer:
+                await self._apply(timer)
+            case Duty.FETCH:
+                await self._catch_up()
+            case Duty.ASK:
+                await self._ask_application()
+            case Duty.RESEND:
+                self._resend()
+            case PolkaCertificate() | RoundCertificate() as certificate:
+                self._say(self._others, certificate)
+            case None:
+                await self._listen()
+            case never:
+                assert_never(never)
+
+    async def _listen(self) -> None:
+        """One message, or a sleep until there is one or something is due."""
+        if self._held:
             sender, body, checked = self._held.popleft()
             await self._handle(sender, body, checked=checked)
         elif (raw := self._inbox.take()) is not None:
@@ -259,14 +251,10 @@ class Driver:
 
     async def _sleep(self) -> None:
         self._wake = trio.Event()
-        fetch_at = self._fetch_at if self._others_decided() > self._tip.height else math.inf
-        relay_at = self._relays[0][0] if self._relays else math.inf
-        deadline = min(self._ask_at, self._resend_at, fetch_at, relay_at, *self._timers.values())
-        with trio.move_on_at(deadline):
+        with trio.move_on_at(self._agenda.next_at(ahead=self._is_behind())):
             await self._wake.wait()
 
     async def _ask_application(self) -> None:
-        self._ask_at = math.inf
         if self._state.step is not Step.NEW:
             return
         due_s = await self._application.due_in()
@@ -275,7 +263,7 @@ class Driver:
         if due_s <= 0:
             await self._apply(Start())
         else:
-            self._ask_at = min(self._ask_at, trio.current_time() + due_s)
+            self._agenda.ask_again(due_s, trio.current_time())
 
     async def _open(self, sender: Address, data: bytes) -> None:
         try:
@@ -336,10 +324,13 @@ class Driver:
         """Highest height that others have decided, or so somebody says."""
         return max(self._horizon.decided, self._hearsay.claimed)
 
+    def _is_behind(self) -> bool:
+        return self._others_decided() > self._tip.height
+
     def _plan_fetch(self, *, proved: bool) -> None:
         """Others are ahead. By votes alone and one height only, what decides ours is probably under way: wait a bit."""
         patient = not proved and self._horizon.decided <= self._state.height
-        self._fetch_at = trio.current_time() + (self._timeouts.grace_s if patient else 0.0)
+        self._agenda.fetch(trio.current_time(), patient=patient)
 
     def _accuse(self, sender: Address | None, evidence: Evidence) -> None:
         """The next block shall hold it; if it is news, the others shall have it, who may know one half only."""
@@ -352,7 +343,7 @@ class Driver:
             LOGGER.warning("event=offence height=%d kind=%s", self._state.height, type(evidence).__name__)
             self._observer(OffenceSeen(evidence))
             self._say(self._others, evidence)
-            self._ask_at = -math.inf
+            self._agenda.ask()
 
     def _blame(self, sender: Address | None, error: PeerFault) -> None:
         name = short(sender) if sender is not None else "source"
@@ -387,7 +378,7 @@ class Driver:
             self._state = state
             if state.round != before.round or before.step is Step.NEW < state.step:
                 LOGGER.debug("event=round height=%d round=%d", height, state.round)
-                self._resend_at = trio.current_time() + self._timeouts.resend_s
+                self._agenda.resend(trio.current_time())
                 self._observer(RoundEntered(height, state.round))
 
     async def _perform(self, effect: Effect) -> tuple[Input, bool] | None:
@@ -402,9 +393,9 @@ class Driver:
             case SignProposal() | SignVote():
                 return self._sign(effect)
             case Schedule(step=step, round=round_):
-                self._timers[step, round_] = trio.current_time() + self._timeouts.of(step, round_)
+                self._agenda.arm(step, round_, trio.current_time())
             case Relay(certificate=certificate):
-                self._relays.append((trio.current_time() + self._timeouts.relay_s, certificate))
+                self._agenda.relay(certificate, trio.current_time())
             case Accuse(evidence=evidence):
                 self._accuse(None, evidence)
             case Decide(decided=decided):
@@ -435,7 +426,7 @@ class Driver:
         await self._application.commit(decided)
         self._checkpoint("committed")
         tip = tip_of(decided)
-        self._decided_at = trio.current_time()
+        self._agenda.decided(trio.current_time())
         LOGGER.info("event=committed height=%d round=%d", tip.height, decided.certificate.round)
         self._observer(BlockCommitted(decided, synced=synced))
         for other, note in self._hindsight.keep(self._state, decided.certificate.round):
@@ -475,12 +466,11 @@ class Driver:
                 return
         self._hearsay.fetched(self._tip.height, news=self._tip.height > before)
         if self._tip.height == before and not others_left:
-            self._fetch_at = trio.current_time() + self._timeouts.resend_s
+            self._agenda.fetch_later(trio.current_time())
 
     def _resend(self) -> None:
         """Say again what was said last; while nothing is wanted, ask where the others stand."""
-        idle = self._state.step is Step.NEW
-        self._resend_at = trio.current_time() + (self._timeouts.idle_s if idle else self._timeouts.resend_s)
+        self._agenda.resend(trio.current_time(), idle=self._state.step is Step.NEW)
         for body, to in last_words(self._state, self._others):
             self._say(to, body)
 
@@ -488,10 +478,10 @@ class Driver:
         """Prove to a validator that the height it is at is decided. Not at once: its vote may have been under way."""
         for evidence in self._hindsight.contradictions(body):
             self._accuse(sender, evidence)
-        fresh = trio.current_time() - self._decided_at < self._timeouts.resend_s / 2
-        if self._tip.certificate is None or (height == self._tip.height and fresh):
+        now = trio.current_time()
+        if self._tip.certificate is None or (height == self._tip.height and self._agenda.is_fresh(now)):
             return
-        if self._answers.take(sender, trio.current_time()):
+        if self._answers.take(sender, now):
             self._say((sender,), HeightCertificate(certificate=self._tip.certificate))
 
     def _say(self, to: Iterable[Address], body: Body | Evidence) -> None:

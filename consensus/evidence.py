@@ -22,7 +22,7 @@ from nsllm import canonical, crypto
 from nsllm.canonical import Value
 from nsllm.consensus.errors import EvidenceError
 from nsllm.consensus.validators import ValidatorSet
-from nsllm.consensus.vote import Proposal, Vote, check_signature, proposal_digest
+from nsllm.consensus.vote import Proposal, ProposalBody, Vote, check_signature
 from nsllm.ids import (
     Address,
     AddressField,
@@ -58,15 +58,14 @@ class SignedProposal(Value, frozen=True, kw_only=True):
 
     def digest(self, network: NetworkId) -> Digest:
         """What the proposer signed."""
-        return proposal_digest(
-            network,
+        return ProposalBody(
             epoch=self.epoch,
             height=self.height,
-            round_=self.round,
+            round=self.round,
             value=self.value,
             valid_round=self.valid_round,
             proposer=self.proposer,
-        )
+        ).digest(network)
 
 
 class DoubleVote(Value, frozen=True, kw_only=True, tag_field="type", tag="double_vote"):

@@ -18,7 +18,7 @@ from nsllm.canonical import Value
 from nsllm.consensus.block import Block
 from nsllm.consensus.errors import GuardError
 from nsllm.consensus.guard_file import MAX_RECORD_BYTES, GuardFile
-from nsllm.consensus.vote import Choice, Proposal, Vote, VoteKind, keeps_lock, proposal_digest, vote_digest
+from nsllm.consensus.vote import Choice, Proposal, ProposalBody, Vote, VoteBody, keeps_lock
 from nsllm.crypto import MemberKey
 from nsllm.errors import EncodingError
 from nsllm.ids import (
@@ -26,7 +26,6 @@ from nsllm.ids import (
     AddressField,
     Digest,
     DigestField,
-    Epoch,
     Height,
     HeightField,
     NetworkId,
@@ -94,88 +93,37 @@ class SignerGuard:
         last = self._last
         return last is not None and (last.height > height or (last.height == height and last.digest not in known))
 
-    def vote(
-        self,
-        *,
-        kind: VoteKind,
-        epoch: Epoch,
-        height: Height,
-        round_: Round,
-        value: Digest | None,
-        lock: Choice | None = None,
-        valid_round: Round | None = None,
-    ) -> Vote:
-        """A signed vote; `lock` and `valid_round` are a prevote's, see `Vote`.
+    def vote(self, body: VoteBody) -> Vote:
+        """The vote, signed.
 
         Raises:
-            GuardError: it would contradict what was signed before.
+            GuardError: it would contradict what was signed before, or it is another validator's.
             OwnFault: the guard's file cannot be written; nothing was signed.
         """
-        me = self.address
-        digest = vote_digest(
-            self._network,
-            kind=kind,
-            epoch=epoch,
-            height=height,
-            round_=round_,
-            value=value,
-            validator=me,
-            lock=lock,
-            valid_round=valid_round,
-        )
-        held = self._lock(height)
-        if kind == "prevote":
-            self._check_lock(held, lock, round_, keeps=keeps_lock(value, lock, valid_round))
-        elif value is not None:
-            held = Choice(round=round_, value=value)
-        return Vote(
-            kind=kind,
-            epoch=epoch,
-            height=height,
-            round=round_,
-            value=value,
-            validator=me,
-            signature=self._sign(height, round_, kind, digest, held),
-            lock=lock,
-            valid_round=valid_round,
-        )
+        held = self._lock(body.height)
+        if body.kind == "prevote":
+            keeps = keeps_lock(body.value, body.lock, body.valid_round)
+            self._check_lock(held, body.lock, body.round, keeps=keeps)
+        elif body.value is not None:
+            held = Choice(round=body.round, value=body.value)
+        digest = self._digest_of(body, body.validator)
+        return body.signed(self._sign(body.height, body.round, body.kind, digest, held))
 
-    def proposal(
-        self,
-        block: Block,
-        *,
-        epoch: Epoch,
-        height: Height,
-        round_: Round,
-        valid_round: Round | None,
-        polka: tuple[Vote, ...],
-    ) -> Proposal:
-        """A signed proposal.
+    def proposal(self, body: ProposalBody, block: Block, polka: tuple[Vote, ...]) -> Proposal:
+        """The proposal of `block`, signed; `polka` proves its valid round.
 
         Raises:
-            GuardError: it would contradict what was signed before.
+            GuardError: it would contradict what was signed before, or it is another validator's.
             OwnFault: the guard's file cannot be written; nothing was signed.
         """
-        me = self.address
-        digest = proposal_digest(
-            self._network,
-            epoch=epoch,
-            height=height,
-            round_=round_,
-            value=block.header.id(),
-            valid_round=valid_round,
-            proposer=me,
-        )
-        return Proposal(
-            block=block,
-            epoch=epoch,
-            height=height,
-            round=round_,
-            valid_round=valid_round,
-            polka=polka,
-            proposer=me,
-            signature=self._sign(height, round_, "proposal", digest, self._lock(height)),
-        )
+        digest = self._digest_of(body, body.proposer)
+        signature = self._sign(body.height, body.round, "proposal", digest, self._lock(body.height))
+        return body.signed(block, polka, signature)
+
+    def _digest_of(self, body: VoteBody | ProposalBody, signer: Address) -> Digest:
+        if signer != self.address:
+            raise GuardError(f"refused to sign what {hex0x(signer)} says: the key here is {hex0x(self.address)}'s")
+        return body.digest(self._network)
 
     def _lock(self, height: Height) -> Choice | None:
         return self._last.lock if self._last is not None and self._last.height == height else None

@@ -18,7 +18,7 @@ from nsllm.consensus.core import State
 from nsllm.consensus.effects import BuildValue, Effect, Relay, Schedule, SignProposal, SignVote
 from nsllm.consensus.errors import WalError
 from nsllm.consensus.inputs import Input, ProposalReceived, TimedOut, ValueBuilt, VoteReceived, decode_input
-from nsllm.consensus.vote import proposal_digest, vote_digest
+from nsllm.consensus.signing import body_of
 from nsllm.errors import EncodingError
 from nsllm.ids import Address, AddressField, Digest, Height, HeightField, NetworkId, NetworkIdField, hex0x
 
@@ -111,33 +111,7 @@ def _own_digest(event: Input, me: Address, network: NetworkId) -> set[Digest]:
 
 
 def _digest_to_come(effect: Effect, state: State, network: NetworkId) -> set[Digest]:
-    epoch, height, me = state.validators.epoch, state.height, state.me
-    match effect:
-        case SignVote(kind=kind, round=round_, value=value, lock=lock, valid_round=valid_round):
-            return {
-                vote_digest(
-                    network,
-                    kind=kind,
-                    epoch=epoch,
-                    height=height,
-                    round_=round_,
-                    value=value,
-                    validator=me,
-                    lock=lock,
-                    valid_round=valid_round,
-                )
-            }
-        case SignProposal(round=round_, block=block, valid_round=valid_round):
-            return {
-                proposal_digest(
-                    network,
-                    epoch=epoch,
-                    height=height,
-                    round_=round_,
-                    value=block.header.id(),
-                    valid_round=valid_round,
-                    proposer=me,
-                )
-            }
-        case _:
-            return set()
+    if not isinstance(effect, SignVote | SignProposal):
+        return set()
+    body = body_of(effect, epoch=state.validators.epoch, height=state.height, signer=state.me)
+    return {body.digest(network)}

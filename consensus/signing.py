@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 from nsllm.consensus.effects import SignProposal, SignVote
 from nsllm.consensus.guard import SignerGuard
 from nsllm.consensus.inputs import Input, ProposalReceived, VoteReceived
-from nsllm.consensus.vote import Proposal, Vote
-from nsllm.ids import Epoch, Height
+from nsllm.consensus.vote import Proposal, ProposalBody, Vote, VoteBody
+from nsllm.ids import Address, Epoch, Height
 
 
 def sign(
@@ -19,22 +21,37 @@ def sign(
         OwnFault: the guard's file cannot be written; nothing was signed.
     """
     if isinstance(effect, SignVote):
-        vote = guard.vote(
+        vote = guard.vote(body_of(effect, epoch=epoch, height=height, signer=guard.address))
+        return vote, VoteReceived(vote=vote)
+    body = body_of(effect, epoch=epoch, height=height, signer=guard.address)
+    proposal = guard.proposal(body, effect.block, effect.polka)
+    return proposal, ProposalReceived(proposal=proposal, valid=True)
+
+
+@overload
+def body_of(effect: SignVote, *, epoch: Epoch, height: Height, signer: Address) -> VoteBody: ...
+@overload
+def body_of(effect: SignProposal, *, epoch: Epoch, height: Height, signer: Address) -> ProposalBody: ...
+def body_of(
+    effect: SignProposal | SignVote, *, epoch: Epoch, height: Height, signer: Address
+) -> VoteBody | ProposalBody:
+    """What `signer` says at a height if it does as the core wants."""
+    if isinstance(effect, SignVote):
+        return VoteBody(
             kind=effect.kind,
             epoch=epoch,
             height=height,
-            round_=effect.round,
+            round=effect.round,
             value=effect.value,
+            validator=signer,
             lock=effect.lock,
             valid_round=effect.valid_round,
         )
-        return vote, VoteReceived(vote=vote)
-    proposal = guard.proposal(
-        effect.block,
+    return ProposalBody(
         epoch=epoch,
         height=height,
-        round_=effect.round,
+        round=effect.round,
+        value=effect.block.header.id(),
         valid_round=effect.valid_round,
-        polka=effect.polka,
+        proposer=signer,
     )
-    return proposal, ProposalReceived(proposal=proposal, valid=True)

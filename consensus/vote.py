@@ -20,17 +20,15 @@ from nsllm.canonical import Value
 from nsllm.consensus.block import Block
 from nsllm.consensus.header import precommit_digest
 from nsllm.ids import (
-    Address,
     AddressField,
     Digest,
     DigestField,
-    Epoch,
     EpochField,
-    Height,
     HeightField,
     NetworkId,
     Round,
     RoundField,
+    Signature,
     SignatureField,
 )
 
@@ -48,7 +46,7 @@ class Choice(Value, frozen=True, kw_only=True):
 
 
 class VoteBody(Value, frozen=True, kw_only=True):
-    """What a prevote, or a precommit for nil, is signed over."""
+    """What a vote says; a prevote, or a precommit for nil, is signed over its canonical digest."""
 
     kind: VoteKind
     epoch: EpochField
@@ -58,6 +56,26 @@ class VoteBody(Value, frozen=True, kw_only=True):
     validator: AddressField
     lock: Choice | None
     valid_round: RoundField | None
+
+    def digest(self, network: NetworkId) -> Digest:
+        """What `validator` signs to cast the vote."""
+        if self.kind == "precommit" and self.value is not None:
+            return precommit_digest(network, self.epoch, self.height, self.round, self.value)
+        return canonical.digest("vote", network, self)
+
+    def signed(self, signature: Signature) -> Vote:
+        """The vote with its validator's signature."""
+        return Vote(
+            kind=self.kind,
+            epoch=self.epoch,
+            height=self.height,
+            round=self.round,
+            value=self.value,
+            validator=self.validator,
+            signature=signature,
+            lock=self.lock,
+            valid_round=self.valid_round,
+        )
 
 
 class Vote(Value, frozen=True, kw_only=True, tag_field="type", tag="vote"):
@@ -88,17 +106,16 @@ class Vote(Value, frozen=True, kw_only=True, tag_field="type", tag="vote"):
 
     def digest(self, network: NetworkId) -> Digest:
         """What the validator signed."""
-        return vote_digest(
-            network,
+        return VoteBody(
             kind=self.kind,
             epoch=self.epoch,
             height=self.height,
-            round_=self.round,
+            round=self.round,
             value=self.value,
             validator=self.validator,
             lock=self.lock,
             valid_round=self.valid_round,
-        )
+        ).digest(network)
 
     def says(self) -> tuple[Digest | None, Choice | None, Round | None]:
         """What it says in its slot: two votes of one validator and slot are one vote if they say the same."""
@@ -117,6 +134,23 @@ class ProposalBody(Value, frozen=True, kw_only=True):
     value: DigestField
     valid_round: RoundField | None
     proposer: AddressField
+
+    def digest(self, network: NetworkId) -> Digest:
+        """What `proposer` signs to propose."""
+        return canonical.digest("proposal", network, self)
+
+    def signed(self, block: Block, polka: tuple[Vote, ...], signature: Signature) -> Proposal:
+        """The proposal of `block`, whose header has the id `value`, with its proposer's signature."""
+        return Proposal(
+            block=block,
+            epoch=self.epoch,
+            height=self.height,
+            round=self.round,
+            valid_round=self.valid_round,
+            polka=polka,
+            proposer=self.proposer,
+            signature=signature,
+        )
 
 
 class Proposal(Value, frozen=True, kw_only=True, dict=True, tag_field="type", tag="proposal"):
@@ -141,15 +175,14 @@ class Proposal(Value, frozen=True, kw_only=True, dict=True, tag_field="type", ta
 
     def digest(self, network: NetworkId) -> Digest:
         """What the proposer signed."""
-        return proposal_digest(
-            network,
+        return ProposalBody(
             epoch=self.epoch,
             height=self.height,
-            round_=self.round,
+            round=self.round,
             value=self.value,
             valid_round=self.valid_round,
             proposer=self.proposer,
-        )
+        ).digest(network)
 
     def says(self) -> tuple[Digest, Round | None]:
         """What it says in its slot, beside the polka, which is not its own word."""
@@ -174,48 +207,3 @@ def keeps_lock(value: Digest | None, lock: Choice | None, valid_round: Round | N
     if lock is None or value is None or value == lock.value:
         return True
     return valid_round is not None and lock.round <= valid_round
-
-
-def vote_digest(
-    network: NetworkId,
-    *,
-    kind: VoteKind,
-    epoch: Epoch,
-    height: Height,
-    round_: Round,
-    value: Digest | None,
-    validator: Address,
-    lock: Choice | None = None,
-    valid_round: Round | None = None,
-) -> Digest:
-    """What `validator` signs to cast the vote."""
-    if kind == "precommit" and value is not None:
-        return precommit_digest(network, epoch, height, round_, value)
-    body = VoteBody(
-        kind=kind,
-        epoch=epoch,
-        height=height,
-        round=round_,
-        value=value,
-        validator=validator,
-        lock=lock,
-        valid_round=valid_round,
-    )
-    return canonical.digest("vote", network, body)
-
-
-def proposal_digest(
-    network: NetworkId,
-    *,
-    epoch: Epoch,
-    height: Height,
-    round_: Round,
-    value: Digest,
-    valid_round: Round | None,
-    proposer: Address,
-) -> Digest:
-    """What `proposer` signs to propose."""
-    body = ProposalBody(
-        epoch=epoch, height=height, round=round_, value=value, valid_round=valid_round, proposer=proposer
-    )
-    return canonical.digest("proposal", network, body)

@@ -19,7 +19,6 @@ from nsllm.consensus.batch import BatchReveal, SignedCommit
 from nsllm.consensus.batch_conflict import BatchConflict
 from nsllm.consensus.block import MAX_BLOCK_BYTES, Block, DecidedBlock
 from nsllm.consensus.certificate import Certificate
-from nsllm.consensus.certified import CertifiedRecord, Inclusion
 from nsllm.consensus.errors import DivergenceError, OmissionError
 from nsllm.consensus.evidence import Evidence
 from nsllm.consensus.header import Header
@@ -39,14 +38,12 @@ from nsllm.governance.motion_pool import MotionPool
 from nsllm.governance.observation_pool import Standing
 from nsllm.governance.pending import RECENT_RECORDS, Pending
 from nsllm.governance.policy import Policy
-from nsllm.governance.record_proof import RecordProof
-from nsllm.governance.retraction import RetractionNotice, RetractionProof
+from nsllm.governance.proofs import Proofs
+from nsllm.governance.retraction import RetractionProof
 from nsllm.governance.snapshot import Proved
 from nsllm.governance.snapshots import Snapshots
-from nsllm.governance.waiters import Waiters
 from nsllm.ids import Address, Digest, Height, Round, TimeMs, hex0x
 from nsllm.offload import Offload
-from nsllm.record import SignedRecord
 
 R = TypeVar("R")
 
@@ -74,9 +71,10 @@ class Ledger:
         self._key = key
         self._lock = trio.Lock()
         self._pending = self._begin_pending(recent)
+        self.proofs = Proofs(self._run_on_state)
+        """What this ledger proves of records."""
         self.snapshots = Snapshots(self._run_on_state, lambda: self._state, self._install)
         """What this ledger hands out to peers that are far behind, and takes in when it is."""
-        self._waiters = Waiters()
         self._observers: list[Callable[[DecidedBlock], None]] = []
         self.halted: str | None = None
         """Why this ledger takes no further blocks; None while it does."""
@@ -310,7 +308,7 @@ class Ledger:
             if committed.epoch is not None:
                 self._pending.begin_epoch(self._state.rules)
             self._pending.judged(self._state, Height(self.height + 1))
-        self._waiters.wake(committed.settled)
+        self.proofs.settled(committed.settled)
         for observer in tuple(self._observers):
             observer(decided)
 
@@ -402,42 +400,9 @@ class Ledger:
             self._pending.looked_up(record, settled=False)
         return found
 
-    async def proof(self, record: Digest) -> RecordProof | None:
-        """All that can be proved of a record by now; None if it is not scored. A receipt is built from this."""
-        return await self._run(lambda: self._state.past.proof(record))
-
-    async def retraction(self, record: Digest) -> RetractionNotice | None:
-        """Proof that validators took a record back, for whoever has an older receipt; None if they have not."""
-        return await self._run_on_state(lambda state: state.past.retraction(record))
-
-    async def certified(self, record: Digest) -> tuple[ScoreLeaf, Inclusion, Certificate] | None:
-        """Scores of a record, their inclusion in the header's `scores_root`, and its certificate."""
-        return await self._run_on_state(lambda state: state.past.scores(record))
-
-    async def wait_certified(self, signed: SignedRecord) -> CertifiedRecord:
-        """The certified record, once a block holds its scores. Give it a deadline: nobody may ever score it.
-
-        Raises:
-            UnscoredError: a block settled that it stays unscored; says who abstained.
-        """
-        record = signed.record.digest()
-
-        def find(state: LedgerState) -> tuple[ScoreLeaf, Inclusion, Certificate] | None:
-            if (found := state.past.scores(record)) is None:
-                state.past.check_scorable(record)
-            return found
-
-        leaf, inclusion, certificate = await self._waiters.until(record, lambda: self._run_on_state(find))
-        return CertifiedRecord(signed=signed, leaf=leaf, inclusion=inclusion, certificate=certificate)
-
     def want(self, record: Digest) -> None:
         """Keep what receipts of others' record need when its block is pruned; written down with the next block."""
         self._state.past.want(record)
-
-    @property
-    def awaited(self) -> bool:
-        """Whether somebody waits for a record to be certified."""
-        return bool(self._waiters)
 
     async def header(self, height: Height) -> Header | None:
         """The decided header at `height`; None where it is not here (any more)."""
@@ -465,7 +430,7 @@ class Ledger:
         async with self._lock:
             self._state, recent = await self._offload.run(work)
             self._pending = self._begin_pending(recent)
-        self._waiters.wake_all()
+        self.proofs.replaced()
         for observer in tuple(self._observers):
             observer(proved.offer.block)
 

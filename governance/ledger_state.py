@@ -6,7 +6,6 @@ A decided block is one transaction over all of them: after a crash either everyt
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +25,12 @@ from nsllm.consensus.validators import ValidatorSet
 from nsllm.databases import ON_DISK, Databases
 from nsllm.errors import NsllmError
 from nsllm.governance.anchoring import Anchoring
+from nsllm.governance.anchors import Anchors
 from nsllm.governance.block_rules import BlockRules, Outcome, Parent, compare_headers
-from nsllm.governance.block_store import AnchorRow, BlockStore, EpochRow
+from nsllm.governance.block_store import BlockStore, EpochRow
 from nsllm.governance.chain import EmbeddedChain
 from nsllm.governance.database import RECOVERY_HINT, Database
-from nsllm.governance.errors import ChainError, ChainRefusal, DamageError, LedgerError, LogError
+from nsllm.governance.errors import ChainError, DamageError, LedgerError, LogError
 from nsllm.governance.genesis import Genesis
 from nsllm.governance.light_client import LightClient
 from nsllm.governance.log_entry import AdmissionEntry, Checkpoint, EvidenceEntry, GovernanceEntry, decode_entry
@@ -40,11 +40,8 @@ from nsllm.governance.policy import Policy
 from nsllm.governance.proposal import Draft, select
 from nsllm.governance.retraction import RetractionProof
 from nsllm.governance.snapshot import Handover, Offer, Proved, check_offer
-from nsllm.governance.transaction import parse_transaction
 from nsllm.ids import Address, Digest, Epoch, Height, TimeMs, hex0x
 from nsllm.merkle import Frontier
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +97,8 @@ class LedgerState:
                 (row.validator, row.epoch): row for row in self.store.offences()
             }
             """Every conviction, oldest first."""
-            self._anchoring = Anchoring(self._chain.anchored_head()[0], self.store.last_transaction_ms())
+            self._anchors = Anchors(self._chain, self.store, self)
             self._check_tip()
-        self._checked: tuple[Digest, tuple[bytes, ...]] | None = None
-        """Last block and transactions that the chain would execute."""
 
     @classmethod
     def open(
@@ -148,7 +143,7 @@ class LedgerState:
     @property
     def anchored_size(self) -> int:
         """Log size of the newest executed anchor; 0 before the first."""
-        return self._anchoring.size
+        return self._anchors.size
 
     def close(self) -> None:
         """Close the file."""
@@ -192,8 +187,7 @@ class LedgerState:
 
     def anchor_in_ms(self, now_ms: TimeMs) -> int | None:
         """Milliseconds until an anchor or a handover is due (0: now); None while neither has reason."""
-        behind = self._chain.epoch() < self.rules.validators.epoch
-        return self._anchoring.due_in_ms(self.parent.log.size, now_ms, handover=behind)
+        return self._anchors.due_in_ms(now_ms)
 
     def build(self, draft: Draft, *, now_ms: TimeMs, proposer: Address) -> Block:
         """A valid block on top of the last one, from what is pending and still valid."""
@@ -202,7 +196,7 @@ class LedgerState:
             height = Height(self.parent.height + 1)
             body = replace(
                 select(draft, self.rules, self.parent.registry, self, height, time_ms),
-                transactions=self._anchor(time_ms),
+                transactions=self._anchors.transactions(time_ms),
             )
             outcome = self.rules.outcome(self.parent, body, proposer, time_ms)
             return Block(header=self._header(body, outcome, proposer, time_ms), body=body)
@@ -213,17 +207,10 @@ class LedgerState:
         Raises:
             BlockError: names the rule, or the header's field with both values.
         """
-        header, transactions = block.header, block.body.transactions
         with self._database.guarded():
             state_root = self._chain.state_root()
             self.rules.check(block, self.parent, self, state_root=state_root, now_ms=now_ms, known=known)
-            if transactions and header.time_ms < self._anchoring.allowed_from_ms():
-                allowed = self._anchoring.allowed_from_ms()
-                raise BlockError(f"body.transactions: an anchor at {header.time_ms}, allowed from {allowed}")
-            try:
-                self._check_transactions(transactions, header.time_ms)
-            except NsllmError as error:
-                raise BlockError(f"body.transactions: {error}") from None
+            self._anchors.check(block.body.transactions, block.header)
 
     def commit(self, decided: DecidedBlock) -> Committed | None:
         """Execute and store a decided block in one transaction; None if it is stored already.
@@ -262,7 +249,7 @@ class LedgerState:
         self.tip = committed.decided
         self.store.remember(committed.decided)
         self.parent = committed.parent
-        self._anchoring = committed.anchoring
+        self._anchors.adopt(committed.anchoring)
         if committed.epoch is not None:
             self.epochs = (*self.epochs, committed.epoch)
             self._enter(committed.epoch)
@@ -309,33 +296,6 @@ class LedgerState:
         change = row.change
         self.rules = BlockRules(self._genesis, change.validators, row.policy)
         self._light = LightClient(self.rules.network, change.validators, change.policy_digest, row.boundary)
-
-    def _anchor(self, time_ms: TimeMs) -> tuple[bytes, ...]:
-        """The anchor or handover transaction that a block of `time_ms` shall carry, if one is due."""
-        if self.tip is None or self.anchor_in_ms(time_ms) != 0:
-            return ()
-        known = self._chain.epoch()
-        if known < self.rules.validators.epoch:
-            transactions = (self._chain.handover_transaction(self.epochs[known].proof),)
-        else:
-            transactions = (self._chain.anchor_transaction(self.tip.certificate),)
-        try:
-            self._check_transactions(transactions, time_ms)
-        except ChainRefusal as error:
-            # Never propose what the others must refuse: scores go on without anchors, and somebody is told.
-            log.error("anchor_refused log_size=%d error=%s", self.parent.log.size, error)
-            self._anchoring = self._anchoring.refused(time_ms)
-            return ()
-        return transactions
-
-    def _check_transactions(self, transactions: tuple[bytes, ...], time_ms: TimeMs) -> None:
-        """The chain's check, once for each set: it executes them, and proposals come again in later rounds."""
-        about = (self.parent.id, transactions)
-        if transactions and about != self._checked:
-            known = self._chain.epoch()
-            following = self.validators_of(known + 1)
-            self._chain.check(transactions, following, time_ms)
-            self._checked = about
 
     def _header(self, body: Body, outcome: Outcome, proposer: Address, time_ms: TimeMs) -> Header:
         root = self._chain.state_root()
@@ -389,10 +349,7 @@ class LedgerState:
         for log_size in self.store.unproved_anchors():
             proof = canonical.encode(self._chain.prove_anchor(log_size))
             self.store.prove_anchor(log_size, header.height, proof)
-        anchoring = self._anchoring
-        if body.transactions:
-            anchoring = self._execute(decided)
-            self.store.put_last_transaction_ms(header.time_ms)
+        anchoring = self._anchors.execute(decided)
         snapshot_hash = self.past.append(header, self.parent, outcome, self._chain)
         entries = [decode_entry(data) for data in body.entries]
         proved = [offence_of(entry.evidence) for entry in entries if isinstance(entry, EvidenceEntry)]
@@ -407,33 +364,6 @@ class LedgerState:
             epoch=epoch,
             wanted=wanted,
         )
-
-    def _execute(self, decided: DecidedBlock) -> Anchoring:
-        header, body = decided.block.header, decided.block.body
-        before = self._chain.epoch()
-        result = self._chain.execute(body.transactions, header.time_ms)
-        log_size, log_root = self._chain.anchored_head()
-        if log_size <= self._anchoring.size and self._chain.epoch() > before:
-            return self._anchoring.handed_over(header.time_ms)
-        if log_size <= self._anchoring.size:
-            log.warning("anchor_failed height=%d log_size=%d", header.height, log_size)
-            return self._anchoring.executed(log_size, header.time_ms)
-        raw, digest = next(
-            (raw, digest) for raw, (digest, success) in zip(body.transactions, result.receipts, strict=True) if success
-        )
-        self.store.put_anchor(
-            AnchorRow(
-                log_size=log_size,
-                log_root=log_root,
-                header_height=_anchored_height(raw),
-                transaction_hash=digest,
-                transaction_height=header.height,
-                time_ms=header.time_ms,
-                proof_height=None,
-                proof=None,
-            )
-        )
-        return self._anchoring.executed(log_size, header.time_ms)
 
     def _open_chain(self) -> EmbeddedChain:
         try:
@@ -480,8 +410,3 @@ class LedgerState:
                 f"EVM state root is {hex0x(root)}, block {header.height} certifies {hex0x(header.state_root)}",
                 hint=RECOVERY_HINT,
             )
-
-
-def _anchored_height(raw: bytes) -> Height:
-    """Height of the header in a successful anchor transaction: second word of the call's first argument."""
-    return Height(int.from_bytes(parse_transaction(raw).transaction.data[4 + 32 : 4 + 64], "big"))

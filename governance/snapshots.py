@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, TypeVar
 
 from nsllm.governance.ledger_state import LedgerState
 from nsllm.governance.retraction import RetractionProof
 from nsllm.governance.snapshot import Handover, Offer, Proved
+from nsllm.governance.turn import Run
 from nsllm.ids import Digest, Height
-
-R = TypeVar("R")
-
-
-class Run(Protocol):
-    """Blocking work on the ledger's present state, in its turn."""
-
-    def __call__(self, work: Callable[[LedgerState], R], /) -> Awaitable[R]:
-        """The work's result."""
-        ...
 
 
 class Snapshots:

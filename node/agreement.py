@@ -206,7 +206,7 @@ class Agreement:
 
     def _patience(self) -> float:
         """A follower of a large network fetches some blocks at once, unless one of its own records waits for them."""
-        if not self._calm() or self._ledger.awaited:
+        if not self._calm() or self._ledger.proofs.awaited:
             return 0.0
         return self._context.rng.uniform(GATHER_S / 2, GATHER_S)
 

@@ -68,7 +68,7 @@ class Keeper:
         try:
             scope = self._scope_of(signed)
             if scope is not None:
-                await self._look_after(scope, await self._ledger.wait_certified(signed))
+                await self._look_after(scope, await self._ledger.proofs.wait_certified(signed))
         except NsllmError as error:
             # a block has the record: only our own disk can keep us from reading its proof
             log.error("keeper_failed record=%s error=%s", short(signed.record.digest()), error)

@@ -23,31 +23,25 @@ from nsllm.errors import NsllmError
 from nsllm.governance.validation import Decision
 from nsllm.governance.validator import Validator
 from nsllm.ids import hex0x, short
-from nsllm.node.attachments.attend import Attended, attend
-from nsllm.node.attachments.port import Describer
 from nsllm.node.completions import Completions
 from nsllm.node.context import PeerContext
-from nsllm.node.engine.port import Done, Engine, EngineRequest, ModelInfo
-from nsllm.node.errors import EngineError, UnknownModelError
+from nsllm.node.engine.port import Done, EngineRequest
+from nsllm.node.errors import EngineError
 from nsllm.node.executors import Executors
 from nsllm.node.federated_cache import Found
 from nsllm.node.near_answers import NOTHING, Hit, NearAnswers, Verdict, cache_source
 from nsllm.node.publisher import Publisher
 from nsllm.node.question import LookUp, Question
-from nsllm.node.retrieval import Retrieval
+from nsllm.node.reception import Reception
 from nsllm.node.safety_reader import SafetyReader
-from nsllm.node.scopes import Scopes
 from nsllm.node.service import ChatCommand, ChatDelta, ChatEvent, ChatFinished, ChatStarted, Citation, Listener, Source
 from nsllm.node.supervision import lone_failure
 from nsllm.record import (
     MAX_RECORD_BYTES,
     Record,
-    Request,
     SignedChunk,
     SignedRecord,
-    Visibility,
     quantize_embedding,
-    request_key,
     sign_record,
 )
 
@@ -65,31 +59,21 @@ class Orchestrator:
         self,
         *,
         context: PeerContext,
-        engine: Engine,
-        describer: Describer,
+        reception: Reception,
         executors: Executors,
-        scopes: Scopes,
         near: NearAnswers,
-        retrieval: Retrieval,
         validator: Validator,
         publisher: Publisher,
         completions: Completions,
-        default_visibility: Visibility,
-        embed_private: bool,
     ) -> None:
         self._context = context
-        self._engine = engine
-        self._describer = describer
+        self._reception = reception
         self._executors = executors
-        self._scopes = scopes
         self._near = near
-        self._retrieval = retrieval
         self._patience = Patience()
         self._validator = validator
         self._publisher = publisher
         self._completions = completions
-        self._default_visibility = default_visibility
-        self._embed_private = embed_private
 
     @asynccontextmanager
     async def chat(self, command: ChatCommand) -> AsyncGenerator[trio.MemoryReceiveChannel[ChatEvent]]:
@@ -97,7 +81,7 @@ class Orchestrator:
 
         The channel ends early when something fails; the error is raised on leaving the context.
         """
-        question = await self._admit(command)
+        question = await self._reception.admit(command)
         send, receive = trio.open_memory_channel[ChatEvent](CHANNEL_LIMIT)
         failure: NsllmError | None = None
 
@@ -121,70 +105,7 @@ class Orchestrator:
 
     async def answer(self, command: ChatCommand, listener: Listener) -> None:
         """Run one completion in the caller's task; see `nsllm.node.service.PeerService.answer`."""
-        await self._answer(await self._admit(command), listener)
-
-    async def tokenize(self, command: ChatCommand, *, special: bool) -> tuple[tuple[int, ...], int | None]:
-        """Tokens of what is asked, see `nsllm.node.service.PeerService.tokenize`."""
-        model = self._named(command.model)
-        request, attended = await self._request(command, model)
-        asked = replace(EngineRequest.of(request), images=attended.images)
-        return await self._engine.tokenize(asked, special=special), model.context_tokens
-
-    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
-        """Text of tokens, see `nsllm.node.service.PeerService.detokenize`."""
-        return await self._engine.detokenize(token_ids, self._named(model).digest)
-
-    def _named(self, name: str) -> ModelInfo:
-        served = self._engine.info()
-        model = served.named(name)
-        if model is None:
-            names = ", ".join(repr(row.model.name) for row in served.texts())
-            raise UnknownModelError(
-                f"model {name!r} is not served here", hint=f"this peer serves {names}", param="model"
-            )
-        return model
-
-    async def _request(self, command: ChatCommand, model: ModelInfo) -> tuple[Request, Attended]:
-        attended = await attend(command.messages, command.attached, self._describer, sees=model.sees)
-        request = Request(
-            model=model.name,
-            model_digest=model.digest,
-            messages=attended.messages,
-            sampling=command.sampling,
-            form=command.form,
-            tools=command.tools,
-            guide=command.guide,
-            attachments=attended.digests,
-        )
-        return request, attended
-
-    async def _admit(self, command: ChatCommand) -> Question:
-        model = self._named(command.model)
-        request, attended = await self._request(command, model)
-        visibility = command.visibility or self._default_visibility
-        count = self._retrieval.wanted(command.retrieve) if command.form == "chat" else 0
-        scope = await self._scopes.named(command.group) if visibility == "group" else self._scopes.public
-        embedding: tuple[float, ...] | None = None
-        evidence: tuple[SignedChunk, ...] = ()
-        if visibility != "private" or self._embed_private or count:
-            (embedding,) = await self._engine.embed([request.question()])
-            if count:
-                request, evidence = await self._retrieval.cited(
-                    request, embedding, count, model, local=visibility != "public"
-                )
-        kind = "chatcmpl" if command.form == "chat" else "cmpl"
-        return Question(
-            completion_id=f"{kind}-{self._context.rng.getrandbits(120):030x}",
-            command=command,
-            visibility=visibility,
-            request=request,
-            key=request_key(self._context.network_id, request, scope.salt(self._context.network_id, request)),
-            attended=attended,
-            scope=scope,
-            embedding=embedding,
-            created_ms=self._context.clock.now_ms(),
-            evidence=evidence,
-        )
+        await self._answer(await self._reception.admit(command), listener)
 
     async def _answer(self, question: Question, send: Listener) -> None:
         """Raises the one error of ours that ended the answer, if one did."""

@@ -47,6 +47,7 @@ from nsllm.node.orchestrator import Orchestrator
 from nsllm.node.presence import Presence
 from nsllm.node.publisher import Publisher
 from nsllm.node.receipts import Receipts
+from nsllm.node.reception import Reception
 from nsllm.node.removals import Removals
 from nsllm.node.restock import Restocker
 from nsllm.node.retrieval import Retrieval
@@ -167,19 +168,23 @@ class Parts:
         self._executors = Executors(context=context, engine=engine, network=network, directory=self.directory)
         stores.completions.watch_cached(ledger.want)
         self.receipts = Receipts(context, stores.completions, ledger)
-        self.orchestrator = Orchestrator(
+        self.reception = Reception(
             context=context,
             engine=engine,
             describer=world.describer,
-            executors=self._executors,
             scopes=self.scopes,
-            near=self.near,
             retrieval=self.retrieval,
+            default_visibility=settled.config.visibility,
+            embed_private=settled.config.judge_private == "meaning",
+        )
+        self.orchestrator = Orchestrator(
+            context=context,
+            reception=self.reception,
+            executors=self._executors,
+            near=self.near,
             validator=Validator(engine, world.plugins),
             publisher=self._publisher,
             completions=stores.completions,
-            default_visibility=settled.config.visibility,
-            embed_private=settled.config.judge_private == "meaning",
         )
         self._presence = Presence(
             context=context,

@@ -115,11 +115,11 @@ class Peer:
 
     async def tokenize(self, command: ChatCommand, *, special: bool) -> tuple[tuple[int, ...], int | None]:
         """Tokens of what is asked, and how many the context holds."""
-        return await self.parts.orchestrator.tokenize(command, special=special)
+        return await self.parts.reception.tokenize(command, special=special)
 
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
         """Text of tokens."""
-        return await self.parts.orchestrator.detokenize(model, token_ids)
+        return await self.parts.reception.detokenize(model, token_ids)
 
     async def embed(self, texts: Sequence[str]) -> tuple[list[tuple[float, ...]], int]:
         """Unit vectors and token count."""

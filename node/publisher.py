@@ -170,7 +170,7 @@ class Publisher:
                 for validator in validators.members:
                     nursery.start_soon(self._submit, validator, scope, signed, not_in_group)
                 try:
-                    certified = await self._ledger.wait_certified(signed)
+                    certified = await self._ledger.proofs.wait_certified(signed)
                 except NsllmError as error:
                     failure = error
                 nursery.cancel_scope.cancel()

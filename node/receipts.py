@@ -35,7 +35,7 @@ class Receipts:
             raise NotFoundError(f"no completion {completion_id!r} was given out here", param="id")
         if completion.signed is None:
             return _without(completion, "none")
-        proof = await self._ledger.proof(completion.signed.record.digest())
+        proof = await self._ledger.proofs.of(completion.signed.record.digest())
         if proof is None:
             return _without(completion, "none" if completion.state == "none" else "pending")
         return self._proved(completion, completion.signed, _as_served(proof, completion.certificate))

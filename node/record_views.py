@@ -13,8 +13,8 @@ from nsllm.node.removals import HolderRow
 
 async def standing_view(ledger: Ledger, record: Digest) -> dict[str, Any]:
     """Certified or not, revoked or not, as of this peer's last block; a retraction with its proof."""
-    notice = await ledger.retraction(record)
-    proof = await ledger.certified(record)
+    notice = await ledger.proofs.retraction(record)
+    proof = await ledger.proofs.scores(record)
     known = "certified" if proof is not None else "unknown"
     return {
         "object": "record",

@@ -136,7 +136,7 @@ class Removals:
         retracted = self._context.retracted_at(record)
         if retracted is None:
             return ()
-        found = await self._ledger.certified(record)
+        found = await self._ledger.proofs.scores(record)
         key = found[0].request_key if found is not None else None
         rows: dict[Address, HolderRow] = {}
         places = trio.CapacityLimiter(ASK_AT_ONCE)

@@ -95,7 +95,7 @@ async def _within_honest_range(
     """
     found = [await _observed(network, number, signed) for number in honest]
     lies = [await _observed(network, number, signed) for number in colluders]
-    proof = await network.running()[0].ledger.proof(signed.record.digest())
+    proof = await network.running()[0].ledger.proofs.of(signed.record.digest())
     if proof is None:
         raise ScenarioError("a record that is anchored was not scored")
     outside = 0

@@ -137,7 +137,7 @@ async def _converged(network: SimulatedNetwork, given: list[Given]) -> None:
             raise ScenarioError(f"{answer.completion_id} has no receipt")
         record = verify_receipt(receipt, network.genesis, "anchored").record
         for number, peer in enumerate(peers):
-            proof = await peer.ledger.proof(Digest(bytes.fromhex(record.removeprefix("0x"))))
+            proof = await peer.ledger.proofs.of(Digest(bytes.fromhex(record.removeprefix("0x"))))
             if proof is None or proof.anchor is None:
                 raise ScenarioError(f"record {record[:18]} is not anchored on peer {number}")
     await trio.sleep(CONVERGE_S)  # what was not pushed in time is fetched and repaired

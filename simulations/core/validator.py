@@ -35,6 +35,7 @@ from nsllm.consensus.message import HeightCertificate, PolkaCertificate, Request
 from nsllm.consensus.replay import begin_entry, replay
 from nsllm.consensus.resend import AnswerRate, answer_to, last_words
 from nsllm.consensus.screen import check_link
+from nsllm.consensus.signing import body_of
 from nsllm.consensus.sync import at_hand
 from nsllm.consensus.timeouts import Timeouts
 from nsllm.consensus.vote import Proposal, Vote, keeps_lock
@@ -222,27 +223,9 @@ class Validator:
         """The message, whatever was signed before."""
         epoch, height = self.world.validators.epoch, self.state.height
         if isinstance(effect, SignVote):
-            return Vote(
-                kind=effect.kind,
-                epoch=epoch,
-                height=height,
-                round=effect.round,
-                value=effect.value,
-                validator=self.me,
-                signature=UNSIGNED,
-                lock=effect.lock,
-                valid_round=effect.valid_round,
-            )
-        return Proposal(
-            block=effect.block,
-            epoch=epoch,
-            height=height,
-            round=effect.round,
-            valid_round=effect.valid_round,
-            polka=effect.polka,
-            proposer=self.me,
-            signature=UNSIGNED,
-        )
+            return body_of(effect, epoch=epoch, height=height, signer=self.me).signed(UNSIGNED)
+        body = body_of(effect, epoch=epoch, height=height, signer=self.me)
+        return body.signed(effect.block, effect.polka, UNSIGNED)
 
     def judge(self, block: Block) -> bool:
         """The application's verdict: nothing is wrong with the block, and it is not of the future."""

@@ -286,7 +286,7 @@ MUTANTS: Final = (
     Mutant(
         "guard forgets the lock",
         GUARD,
-        "            held = Choice(round=round_, value=value)\n",
+        "            held = Choice(round=body.round, value=body.value)\n",
         "            pass\n",
         ("a_guard_signs_once",),
     ),

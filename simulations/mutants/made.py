@@ -10,7 +10,7 @@ from nsllm.consensus.block import Block, Body, DecidedBlock
 from nsllm.consensus.certificate import Certificate, Precommit
 from nsllm.consensus.header import Header, precommit_digest
 from nsllm.consensus.validators import ValidatorSet
-from nsllm.consensus.vote import Choice, Proposal, Vote, VoteKind, proposal_digest, vote_digest
+from nsllm.consensus.vote import Choice, Proposal, ProposalBody, Vote, VoteBody, VoteKind
 from nsllm.crypto import MemberKey
 from nsllm.ids import ZERO_DIGEST, Address, Digest, Epoch, Height, NetworkId, Round, TimeMs
 
@@ -73,28 +73,17 @@ def sign_vote(
     """A vote as `key` signs it, whatever it signed before."""
     held = Choice(round=Round(lock[0]), value=lock[1]) if isinstance(lock, tuple) else lock
     stated = None if valid_round is None else Round(valid_round)
-    digest = vote_digest(
-        network,
-        kind=kind,
-        epoch=Epoch(epoch),
-        height=Height(height),
-        round_=Round(round_),
-        value=value,
-        validator=key.address,
-        lock=held,
-        valid_round=stated,
-    )
-    return Vote(
+    body = VoteBody(
         kind=kind,
         epoch=Epoch(epoch),
         height=Height(height),
         round=Round(round_),
         value=value,
         validator=key.address,
-        signature=key.sign(digest),
         lock=held,
         valid_round=stated,
     )
+    return body.signed(key.sign(body.digest(network)))
 
 
 def sign_proposal(
@@ -110,25 +99,15 @@ def sign_proposal(
     """A proposal as `key` signs it, whatever it signed before."""
     at = Height(block.header.height if height is None else height)
     claimed = None if valid_round is None else Round(valid_round)
-    digest = proposal_digest(
-        network,
+    body = ProposalBody(
         epoch=Epoch(0),
         height=at,
-        round_=Round(round_),
+        round=Round(round_),
         value=block.header.id(),
         valid_round=claimed,
         proposer=key.address,
     )
-    return Proposal(
-        block=block,
-        epoch=Epoch(0),
-        height=at,
-        round=Round(round_),
-        valid_round=claimed,
-        polka=tuple(polka),
-        proposer=key.address,
-        signature=key.sign(digest),
-    )
+    return body.signed(block, tuple(polka), key.sign(body.digest(network)))
 
 
 def certify(keys: Sequence[MemberKey], block: Block, *, round_: int = 0, network: NetworkId = NETWORK) -> DecidedBlock:

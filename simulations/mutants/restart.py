@@ -28,9 +28,10 @@ from nsllm.consensus.inputs import Input, encode_input
 from nsllm.consensus.message import decode_message, encode_message
 from nsllm.consensus.replay import begin_entry, replay
 from nsllm.consensus.timeouts import Timeouts
-from nsllm.consensus.vote import Choice, Proposal, Vote
+from nsllm.consensus.vote import Choice, Proposal, Vote, VoteBody, VoteKind
 from nsllm.consensus.wal import WriteAheadLog
-from nsllm.ids import Address, Epoch, Height, Round, TimeMs
+from nsllm.crypto import MemberKey
+from nsllm.ids import Address, Digest, Epoch, Height, Round, TimeMs
 from nsllm.simulations.mutants.bench import Bench
 from nsllm.simulations.mutants.holds import holds, refused
 from nsllm.simulations.mutants.made import NETWORK, START_MS, make_block, make_keys, make_set, sign_vote
@@ -67,21 +68,31 @@ def a_guard_signs_once() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "guard"
         guard = SignerGuard(key, NETWORK, path)
-        guard.vote(kind="prevote", epoch=Epoch(0), height=Height(1), round_=Round(0), value=value)
+        guard.vote(_said(key, "prevote", 0, value))
         for each in (guard, SignerGuard(key, NETWORK, path)):
-            again = partial(each.vote, kind="prevote", epoch=Epoch(0), height=Height(1), round_=Round(0), value=None)
+            again = partial(each.vote, _said(key, "prevote", 0, None))
             refused(GuardError, again, "a guard signs two votes in one place")
         guard = SignerGuard(key, NETWORK, path)
-        guard.vote(kind="precommit", epoch=Epoch(0), height=Height(1), round_=Round(0), value=value)
+        guard.vote(_said(key, "precommit", 0, value))
         refused(
             GuardError,
-            lambda: SignerGuard(key, NETWORK, path).vote(
-                kind="prevote", epoch=Epoch(0), height=Height(1), round_=Round(1), value=None
-            ),
+            lambda: SignerGuard(key, NETWORK, path).vote(_said(key, "prevote", 1, None)),
             "a guard signs a prevote that forgets a lock",
         )
-        lock = Choice(round=Round(0), value=value)
-        guard.vote(kind="prevote", epoch=Epoch(0), height=Height(1), round_=Round(1), value=None, lock=lock)
+        guard.vote(_said(key, "prevote", 1, None, Choice(round=Round(0), value=value)))
+
+
+def _said(key: MemberKey, kind: VoteKind, round_: int, value: Digest | None, lock: Choice | None = None) -> VoteBody:
+    return VoteBody(
+        kind=kind,
+        epoch=Epoch(0),
+        height=Height(1),
+        round=Round(round_),
+        value=value,
+        validator=key.address,
+        lock=lock,
+        valid_round=None,
+    )
 
 
 def a_power_cut_loses_no_vote() -> None:

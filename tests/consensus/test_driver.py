@@ -481,12 +481,12 @@ async def test_a_timer_that_had_fired_is_not_armed_again(autojump_clock, house):
         await start(nursery, town, [victim])
         victim.want(1)
         await town.until(lambda: victim.driver.status().step == "prevote")
-        assert victim.driver._timers == {}
+        assert victim.driver._agenda.timers == 0
         said = victim.moments.count("vote_sent")
         await victim.stop()
         await nursery.start(victim.run)
         await town.until(lambda: victim.driver.status().step == "prevote")
-        assert victim.driver._timers == {}
+        assert victim.driver._agenda.timers == 0
         await trio.sleep(60)
         assert victim.moments.count("vote_sent") == said == 1
         nursery.cancel_scope.cancel()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nsllm.consensus.errors import GuardError
 from nsllm.consensus.evidence import contradicts
 from nsllm.consensus.guard import SignerGuard
-from nsllm.consensus.vote import Choice, check_signature
+from nsllm.consensus.vote import Choice, ProposalBody, VoteBody, check_signature
 from nsllm.errors import OwnFault
 
 
@@ -24,7 +24,18 @@ def make(kit, tmp_path):
 
 def vote(guard, kind, value, *, height=1, round_=0, lock=None, valid_round=None):
     lock = Choice(round=lock[0], value=lock[1]) if lock is not None else None
-    return guard.vote(kind=kind, epoch=0, height=height, round_=round_, value=value, lock=lock, valid_round=valid_round)
+    return guard.vote(
+        VoteBody(
+            kind=kind,
+            epoch=0,
+            height=height,
+            round=round_,
+            value=value,
+            validator=guard.address,
+            lock=lock,
+            valid_round=valid_round,
+        )
+    )
 
 
 A, B, C = (bytes([i] * 32) for i in (1, 2, 3))
@@ -101,7 +112,9 @@ def test_proposals_too(kit, make):
     guard = make()
 
     def propose(block, valid_round=None):
-        return guard.proposal(block, epoch=0, height=1, round_=0, valid_round=valid_round, polka=())
+        value, me = block.header.id(), guard.address
+        body = ProposalBody(epoch=0, height=1, round=0, value=value, valid_round=valid_round, proposer=me)
+        return guard.proposal(body, block, ())
 
     first = propose(one)
     check_signature(first, kit.NETWORK)

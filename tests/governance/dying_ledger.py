@@ -101,7 +101,7 @@ async def look(folder):
     rows = ledger._state._database.connection.execute("SELECT count(*) FROM incoming_chunk").fetchone()[0]
     assert rows == 0, "half of a snapshot is left"
     own = net.record("record 0", net.keys[0]).record.digest()
-    assert ledger.height == 0 or await ledger.proof(own) is not None, "the proof of the own record is lost"
+    assert ledger.height == 0 or await ledger.proofs.of(own) is not None, "the proof of the own record is lost"
     await ledger.close()
     return ledger.height, summary.kept_from, summary.log_root.hex()
 

@@ -88,7 +88,7 @@ class Epochs:
         return signed
 
     async def receipt(self, signed):
-        return receipt_text(build_receipt(signed, await self.ledgers[0].proof(signed.record.digest())))
+        return receipt_text(build_receipt(signed, await self.ledgers[0].proofs.of(signed.record.digest())))
 
 
 @pytest.fixture

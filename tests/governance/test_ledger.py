@@ -51,11 +51,11 @@ async def test_a_certified_record_holds_and_wakes_who_waits_for_it(net, autojump
     unsubscribe = ledger.subscribe(lambda decided: seen.append(decided.block.header.height))
 
     async def wait() -> None:
-        found.append(await ledger.wait_certified(signed))
+        found.append(await ledger.proofs.wait_certified(signed))
 
     with trio.move_on_after(1):
-        await ledger.wait_certified(signed)
-    assert not ledger._waiters
+        await ledger.proofs.wait_certified(signed)
+    assert not ledger.proofs.awaited
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wait)
         nursery.start_soon(wait)
@@ -65,7 +65,7 @@ async def test_a_certified_record_holds_and_wakes_who_waits_for_it(net, autojump
     assert found[0] == found[1]
     found[0].check(net.network, net.validators)
     assert ledger.is_settled(signed.record.digest())
-    assert not ledger._waiters
+    assert not ledger.proofs.awaited
     unsubscribe()
     await net.run_until_quiet(ledger)
     assert seen == [1]
@@ -78,7 +78,7 @@ async def test_blocks_go_on_only_until_the_last_anchor_is_settled(net, autojump_
     blocks = await net.run_until_quiet(ledger)
     kinds = [(len(b.block.body.batches), len(b.block.body.transactions)) for b in blocks]
     assert kinds == [(4, 0), (0, 1), (0, 0)]
-    proof = await ledger.proof(signed.record.digest())
+    proof = await ledger.proofs.of(signed.record.digest())
     assert proof is not None
     assert proof.anchor is not None
     assert proof.anchor.certificate == blocks[2].certificate
@@ -104,7 +104,7 @@ async def test_an_anchor_a_second_at_most(net, autojump_clock) -> None:
     assert min(gaps) >= 1000
     assert ledger._state.anchored_size == ledger.log_size == 20
     for i in range(20):
-        assert (await ledger.proof(net.record(f"r{i}").record.digest())).anchor is not None
+        assert (await ledger.proofs.of(net.record(f"r{i}").record.digest())).anchor is not None
 
 
 async def test_ledgers_that_take_the_same_blocks_agree(net, autojump_clock, tmp_path) -> None:
@@ -161,7 +161,7 @@ async def test_observations_of_what_was_scored_long_ago_make_no_block(
     net.observe_all(ledger, net.record("old"))
     assert await ledger.due_in() is None
     assert (await ledger.summary()).pending == 0
-    assert await ledger.certified(net.record("old").record.digest()) is not None
+    assert await ledger.proofs.scores(net.record("old").record.digest()) is not None
 
 
 async def test_a_proposal_of_very_much_stays_within_the_bounds(ledger_network, autojump_clock) -> None:
@@ -185,7 +185,7 @@ async def test_an_admitted_member_s_records_are_scored_once_a_block_admits_it(ne
     await net.decide(ledger)
     assert ledger.log_size == 2
     assert ledger.registry.get(net.stranger.address) == admission.member
-    assert await ledger.certified(signed.record.digest()) is not None
+    assert await ledger.proofs.scores(signed.record.digest()) is not None
     assert not ledger.add_admission(admission)
 
 

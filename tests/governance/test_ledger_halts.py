@@ -35,7 +35,7 @@ async def test_a_certified_state_that_is_not_ours_halts_this_ledger(net, autojum
     ):
         with pytest.raises(DivergenceError, match="halted"):
             await call()
-    assert await ledger.proof(signed.record.digest()) is not None
+    assert await ledger.proofs.of(signed.record.digest()) is not None
     assert (await ledger.summary()).halted == ledger.halted
 
 

@@ -34,7 +34,7 @@ async def test_a_reopened_ledger_goes_on_where_it_stood(net, autojump_clock, tmp
     assert await ledger.due_in() is None
     net.observe_all(ledger, net.record("second"))
     await net.run_until_quiet(ledger)
-    assert (await ledger.proof(net.record("second").record.digest())).anchor is not None
+    assert (await ledger.proofs.of(net.record("second").record.digest())).anchor is not None
 
 
 @pytest.mark.parametrize("at", ["put", "append", "execute", "put_anchor"])
@@ -170,7 +170,7 @@ async def test_damage_met_while_running_is_said(net, autojump_clock, tmp_path) -
     ledger._state._database.connection.execute("PRAGMA shrink_memory")
     with pytest.raises(DamageError, match=r"restart|recovery"):
         for i in range(4):
-            await ledger.proof(net.record(f"r{i}.0").record.digest())
+            await ledger.proofs.of(net.record(f"r{i}.0").record.digest())
         await ledger.decided(Height(1), 64)
 
 

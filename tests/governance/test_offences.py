@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from nsllm.consensus.block import Block, Body
 from nsllm.consensus.errors import BlockError, EvidenceError
 from nsllm.consensus.evidence import Amnesia, DoubleVote, Evidence, amnesia, double_vote
-from nsllm.consensus.vote import Choice, Vote, vote_digest
+from nsllm.consensus.vote import Choice, Vote, VoteBody
 from nsllm.crypto import keccak256
 from nsllm.errors import SignatureError
 from nsllm.governance.log_entry import EvidenceEntry, checkpoint_entry, decode_entry, evidence_entry
@@ -25,10 +25,9 @@ def vote(
     net: Any, who: int, kind: str, value: Any, *, height: int = 1, round_: int = 0, epoch: int = 0, lock: Any = None
 ) -> Vote:
     key = net.keys[who]
-    said: dict[str, Any] = {"kind": kind, "value": value, "validator": key.address, "lock": lock}
-    said |= {"epoch": Epoch(epoch), "height": Height(height)}
-    signature = key.sign(vote_digest(net.network, round_=Round(round_), **said))
-    return Vote(round=Round(round_), signature=signature, **said)
+    said: dict[str, Any] = {"kind": kind, "value": value, "validator": key.address, "lock": lock, "valid_round": None}
+    body = VoteBody(epoch=Epoch(epoch), height=Height(height), round=Round(round_), **said)
+    return body.signed(key.sign(body.digest(net.network)))
 
 
 def doubled(net: Any, who: int, **more: Any) -> DoubleVote:

@@ -56,14 +56,14 @@ async def test_a_receipt_written_later_says_so_and_one_written_before_cannot(net
     ledger = await net.open()
     signed = await scored(net, ledger)
     record = signed.record.digest()
-    before = receipt_text(build_receipt(signed, await ledger.proof(record)))
-    assert await ledger.retraction(record) is None
+    before = receipt_text(build_receipt(signed, await ledger.proofs.of(record)))
+    assert await ledger.proofs.retraction(record) is None
     decided = await retract(net, ledger, record)
     assert not decided.block.header.ends_epoch, "a record is no reason for another epoch"
     height = decided.block.header.height
     assert ledger.registry.state.retracted == (Retraction(record=record, height=height),)
 
-    after = receipt_text(build_receipt(signed, await ledger.proof(record)))
+    after = receipt_text(build_receipt(signed, await ledger.proofs.of(record)))
     report = verify_receipt(after, net.genesis)
     assert report.revoked_height == height
     assert f"revoked at height {height}" in report.lines()[0]
@@ -72,14 +72,14 @@ async def test_a_receipt_written_later_says_so_and_one_written_before_cannot(net
     old = verify_receipt(before, net.genesis)
     assert old.revoked_height is None
     assert any("not revoked when this receipt was written" in note for note in old.notes)
-    notice = canonical.to_json(await ledger.retraction(record))
+    notice = canonical.to_json(await ledger.proofs.retraction(record))
     assert verify_notice(notice, record, net.genesis) == height
 
     # The proof outlives blocks, anchors and other epochs.
     assert ledger.add_motion(carried(net, Suspend(address=net.keys[3].address)))
     await net.decide(ledger)
     await net.run_until_quiet(ledger)
-    late = verify_receipt(receipt_text(build_receipt(signed, await ledger.proof(record))), net.genesis, "anchored")
+    late = verify_receipt(receipt_text(build_receipt(signed, await ledger.proofs.of(record))), net.genesis, "anchored")
     assert late.revoked_height == height
 
 
@@ -90,10 +90,10 @@ async def test_a_retraction_in_a_later_epoch_brings_its_handovers(net, autojump_
     assert ledger.add_motion(carried(net, Suspend(address=net.keys[3].address)))
     await net.decide(ledger)
     decided = await retract(net, ledger, record)
-    text = receipt_text(build_receipt(signed, await ledger.proof(record)))
+    text = receipt_text(build_receipt(signed, await ledger.proofs.of(record)))
     assert len(json.loads(text)["epochs"]) == 1
     assert verify_receipt(text, net.genesis).revoked_height == decided.block.header.height
-    notice = canonical.to_json(await ledger.retraction(record))
+    notice = canonical.to_json(await ledger.proofs.retraction(record))
     assert verify_notice(notice, record, net.genesis) == decided.block.header.height
     bare = json.loads(notice) | {"epochs": []}
     with pytest.raises(ReceiptError, match="epoch"):
@@ -106,14 +106,14 @@ async def test_no_byte_of_the_proof_changes_unnoticed(net, autojump_clock) -> No
     record = signed.record.digest()
     await retract(net, ledger, record)
     other = await scored(net, ledger, "snow")
-    text = receipt_text(build_receipt(signed, await ledger.proof(record)))
+    text = receipt_text(build_receipt(signed, await ledger.proofs.of(record)))
     raw = text.encode()
     for at in range(raw.index(b'"revoked": {'), len(raw), 7):
         changed = raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
         tampered = changed.decode("utf-8", "surrogateescape")
         with pytest.raises(ReceiptError):
             verify_receipt(tampered, net.genesis)
-    notice = canonical.to_json(await ledger.retraction(record))
+    notice = canonical.to_json(await ledger.proofs.retraction(record))
     for at in range(0, len(notice), 7):
         tampered = notice[:at] + chr(ord(notice[at]) ^ 1) + notice[at + 1 :]
         with pytest.raises(ReceiptError):
@@ -121,8 +121,10 @@ async def test_no_byte_of_the_proof_changes_unnoticed(net, autojump_clock) -> No
     with pytest.raises(ReceiptError, match="does not retract"):
         verify_notice(notice, other.record.digest(), net.genesis)
     # Another record's retraction, put into a receipt that has none.
-    proof = replace(await ledger.proof(record), retraction=None)
-    foreign = replace(await ledger.proof(other.record.digest()), retraction=(await ledger.proof(record)).retraction)
+    proof = replace(await ledger.proofs.of(record), retraction=None)
+    foreign = replace(
+        await ledger.proofs.of(other.record.digest()), retraction=(await ledger.proofs.of(record)).retraction
+    )
     assert verify_receipt(receipt_text(build_receipt(signed, proof)), net.genesis).revoked_height is None
     with pytest.raises(ReceiptError, match="does not retract"):
         verify_receipt(receipt_text(build_receipt(other, foreign)), net.genesis)

@@ -106,7 +106,7 @@ async def test_who_takes_a_snapshot_goes_on_like_the_others(net, autojump_clock)
     # What was certified before is settled for it too; what it takes part in since, it can prove.
     assert await late.unsettled([net.record("record 0").record.digest()]) == []
     signed = net.record("later 100")
-    proof = await late.proof(signed.record.digest())
+    proof = await late.proofs.of(signed.record.digest())
     assert verify_receipt(receipt(signed, proof), net.genesis, "anchored").level == "anchored"
 
 
@@ -137,7 +137,7 @@ async def test_the_proofs_of_own_records_outlive_their_blocks(net, autojump_cloc
     ledger.want(wanted.record.digest())
     net.observe_all(ledger, own, wanted, others)
     await grow(net, ledger, archive, to=2)
-    before = await ledger.proof(own.record.digest())
+    before = await ledger.proofs.of(own.record.digest())
     saved = receipt(own, before)
     await grow(net, ledger, archive, to=6 * EVERY)
     kept_from = (await ledger.summary()).kept_from
@@ -147,11 +147,11 @@ async def test_the_proofs_of_own_records_outlive_their_blocks(net, autojump_cloc
     with pytest.raises(PrunedError, match=f"blocks below {kept_from} are pruned"):
         await ledger.decided(Height(1), 4)
     for signed in (own, wanted):
-        proof = await ledger.proof(signed.record.digest())
-        assert proof == await archive.proof(signed.record.digest())
+        proof = await ledger.proofs.of(signed.record.digest())
+        assert proof == await archive.proofs.of(signed.record.digest())
         assert verify_receipt(receipt(signed, proof), net.genesis, "anchored").level == "anchored"
-    assert await ledger.proof(others.record.digest()) is None
-    assert await archive.proof(others.record.digest()) is not None
+    assert await ledger.proofs.of(others.record.digest()) is None
+    assert await archive.proofs.of(others.record.digest()) is not None
     assert verify_receipt(saved, net.genesis).height == 1
     assert rows(ledger, "wanted") == 0
 
@@ -164,10 +164,10 @@ async def test_a_snapshot_keeps_the_proofs_of_own_records(net, autojump_clock) -
     await grow(net, first, to=4 * EVERY + 1, start=10)
     missed = net.record("record 10", None)
     await take(first, late)
-    proof = await late.proof(own.record.digest())
+    proof = await late.proofs.of(own.record.digest())
     assert verify_receipt(receipt(own, proof), net.genesis, "anchored").level == "anchored"
     with pytest.raises(UnscoredError, match="far behind"):
-        await late.wait_certified(missed)
+        await late.proofs.wait_certified(missed)
 
 
 async def test_pruning_bounds_every_table(net, autojump_clock, tmp_path) -> None:
@@ -340,7 +340,7 @@ async def test_retractions_outlive_their_blocks_and_are_asked_for_with_a_snapsho
             await late.snapshots.install(proved, wrong)
     await late.snapshots.install(proved, proofs)
     for ledger, signed in ((first, own), (late, other)):
-        proof = await ledger.proof(signed.record.digest())
+        proof = await ledger.proofs.of(signed.record.digest())
         assert verify_receipt(receipt(signed, proof), net.genesis).revoked_height == proof.retraction.height
-        notice = canonical.to_json(await ledger.retraction(signed.record.digest()))
+        notice = canonical.to_json(await ledger.proofs.retraction(signed.record.digest()))
         assert verify_notice(notice, signed.record.digest(), net.genesis) == proof.retraction.height

@@ -42,12 +42,12 @@ def texts(net):
         records = [*first, net.record("four"), net.record("five")]
         net.observe_all(ledger, *records[:3])
         await net.decide(ledger)
-        proof = await ledger.proof(records[1].record.digest())
+        proof = await ledger.proofs.of(records[1].record.digest())
         certified = receipt_text(build_receipt(records[1], proof, "certified"))
         logged = receipt_text(build_receipt(records[1], proof))
         net.observe_all(ledger, *records[3:])
         await net.run_until_quiet(ledger)
-        proof = await ledger.proof(records[1].record.digest())
+        proof = await ledger.proofs.of(records[1].record.digest())
         return {"certified": certified, "logged": logged, "anchored": receipt_text(build_receipt(records[1], proof))}
 
     return trio.run(make, clock=trio.testing.MockClock(autojump_threshold=0))
@@ -228,7 +228,7 @@ async def test_scores_under_a_wrong_name_are_refused_even_if_a_quorum_signed_the
         ledger.add_commit(signed_commit)
         ledger.add_reveal(reveal)
     await net.decide(ledger)
-    text = receipt_text(build_receipt(signed, await ledger.proof(signed.record.digest())))
+    text = receipt_text(build_receipt(signed, await ledger.proofs.of(signed.record.digest())))
     with pytest.raises(ReceiptError, match=rf"record: leaf\.{field}: "):
         verify_receipt(text, net.genesis)
 
@@ -274,7 +274,7 @@ async def test_a_record_that_its_generator_did_not_sign_is_refused(net, autojump
     forged = msgspec.structs.replace(signed, signature=net.record("two").signature)
     net.observe_all(ledger, signed)
     await net.decide(ledger)
-    text = receipt_text(build_receipt(forged, await ledger.proof(signed.record.digest())))
+    text = receipt_text(build_receipt(forged, await ledger.proofs.of(signed.record.digest())))
     with pytest.raises(ReceiptError, match=r"generator: signed\.signature: signed by"):
         verify_receipt(text, net.genesis)
 
@@ -311,7 +311,7 @@ async def test_passages_are_proved_to_be_their_members_and_nothing_else_is_cited
         signed = citing(net, evidence, shown)
         net.observe_all(ledger, signed)
         await net.decide(ledger)
-        text = receipt_text(build_receipt(signed, await ledger.proof(signed.record.digest())))
+        text = receipt_text(build_receipt(signed, await ledger.proofs.of(signed.record.digest())))
         if refused is None:
             (found,) = [each for each in verify_receipt(text, net.genesis).findings if each.field == "evidence[0]"]
             assert found.standing == "proved"
@@ -328,7 +328,7 @@ async def test_a_member_that_joined_later_is_attested_not_proved(net, autojump_c
     net.observe_all(ledger, signed)
     await net.decide(ledger)
     report = verify_receipt(
-        receipt_text(build_receipt(signed, await ledger.proof(signed.record.digest()))), net.genesis, "logged"
+        receipt_text(build_receipt(signed, await ledger.proofs.of(signed.record.digest()))), net.genesis, "logged"
     )
     assert {f.field: f.standing for f in report.findings}["generator.member"] == "attested"
 
@@ -339,7 +339,7 @@ async def test_a_solo_network_s_receipt_says_self_certified(ledger_network, auto
     signed = net.record("alone")
     net.observe_all(ledger, signed)
     await net.run_until_quiet(ledger)
-    text = receipt_text(build_receipt(signed, await ledger.proof(signed.record.digest())))
+    text = receipt_text(build_receipt(signed, await ledger.proofs.of(signed.record.digest())))
     report = verify_receipt(text, net.genesis, "anchored")
     assert any("self-certified" in note for note in report.notes)
 

@@ -274,7 +274,7 @@ def test_private_texts_are_embedded_unless_their_wording_is_enough(on_stage, mon
 
     async def play(stage) -> None:
         peer = stage.peers[0]
-        peer.parts.orchestrator._embed_private = embeds
+        peer.parts.reception._embed_private = embeds
         monkeypatch.setattr(StandInEngine, "embed", heard)
         await stage.ask(peer, "How do tides work?", visibility="private")
         assert len(seen) == texts  # the question, the answer
