@@ -117,6 +117,13 @@ class EngineConfig:
     )
     max_active: int = setting(64, "Generations that run at the same time.", unit="generations", least=1, most=1024)
     max_queue: int = setting(64, "Generations that wait; more are answered with 429.", unit="generations", least=0)
+    max_wait_s: int = setting(
+        30,
+        "Who would probably wait longer for a place is answered with 429 at once.",
+        unit="seconds",
+        least=1,
+        most=3600,
+    )
     max_tokens_default: int = setting(
         256, "Length of an answer where the request does not say.", unit="tokens", least=1, most=1_000_000
     )

@@ -54,6 +54,7 @@ class ModelOpener:
             threads=config.threads or machine_threads(),
             cache_mb=config.cache_mb,
             max_queue=config.max_queue,
+            max_wait_s=config.max_wait_s,
             max_active=config.max_active,
             max_tokens=config.max_tokens_default,
             rng=self._rng,

@@ -126,6 +126,7 @@ def _upstream(config: EngineConfig, worker: WorkerEngine, rng: random.Random) ->
         upstream=upstream,
         max_active=config.max_active,
         max_queue=config.max_queue,
+        max_wait_s=config.max_wait_s,
         max_tokens=config.max_tokens_default,
         rng=rng,
     )

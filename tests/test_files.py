@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,17 @@ def test_one_process_at_a_time_is_inside(tmp_path):
             pass
         with locked(place, give_up):
             pass
+
+
+def test_a_device_is_written_to_and_stays_one(tmp_path):
+    link = tmp_path / "nothing"
+    link.symlink_to(os.devnull)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_atomic(link, b"x")
+    write_atomic(pipe, b"y")
+    assert os.read(reader, 10) == b"y"
+    os.close(reader)
+    assert link.is_char_device()
+    assert pipe.is_fifo()

@@ -97,8 +97,10 @@ class _Reply:
         """The reply as it is made. Until the first event, or the first heartbeat, an error has a status of its own."""
         try:
             response = await self._written()
-        except (ConnectionError, asyncio.CancelledError):
+        except asyncio.CancelledError:
             raise
+        except ConnectionError:  # the caller is gone: there is nobody to tell, and nothing is wrong here
+            return self._response or web.Response()
         except Exception as error:
             if self._response is None:
                 raise

@@ -52,12 +52,16 @@ class Read:
 class Encoder(Protocol):
     """The sentence encoder."""
 
-    def embed(self, texts: Sequence[str]) -> Iterator[tuple[list[int], torch.Tensor, int]]:
-        """Batch by batch, longest texts last: which texts, their unit vectors (batch, dimensions), tokens read."""
+    def read(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, at most as many as the encoder reads."""
+        ...
+
+    def vectors(self, rows: list[list[int]]) -> torch.Tensor:
+        """Unit vectors of texts' token ids, read at once: (rows, dimensions)."""
         ...
 
 
-class Backend(Encoder, Protocol):
+class Backend(Protocol):
     """One text model and one encoder. Tensors are float32 on the CPU; token ids are plain integers.
 
     What a sequence gives is a function of its tokens alone: neither of what else is read at once, nor of how its
@@ -71,6 +75,7 @@ class Backend(Encoder, Protocol):
     longest_token_chars: int
     """No token spells more characters: a lower bound on tokens before a long text is read."""
     spelling: Spelling
+    encoder: Encoder
     chooser: Chooser
     guides: GuideBook
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -16,7 +16,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.distributed import DistributedConfig
 
-from nsllm.node.engine.backend import Cache, Read, TemplateError, template_alarm
+from nsllm.node.engine.backend import Cache, Encoder, Read, TemplateError, template_alarm
 from nsllm.node.engine.card import ENCODER_TOKENS
 from nsllm.node.engine.conversation import (
     REFUSALS,
@@ -32,9 +32,6 @@ from nsllm.node.engine.sampler import Chooser, PlainChooser
 from nsllm.node.engine.spelling import Spelling, WindowSpelling, spelling_of
 from nsllm.node.errors import ConfigError
 from nsllm.record import Message, Tool
-
-EMBED_BATCH_TOKENS: Final = 512
-"""Tokens, padding included, that the encoder reads at once: about 150 ms on one thread."""
 
 EMBED_CHARS: Final = 16_384
 """Characters of a text that the encoder's tokenizer looks at: 64 for each token that is read."""
@@ -158,21 +155,20 @@ class TransformersEncoder:
         self._model = AutoModel.from_pretrained(folder, dtype="auto", use_safetensors=True, **SAFE).eval()
         self._most_tokens = min(ENCODER_TOKENS, self._model.config.max_position_embeddings)
 
-    def embed(self, texts: Sequence[str]) -> Iterator[tuple[list[int], torch.Tensor, int]]:
-        """Batches of texts of similar length: mean over the tokens, L2 norm (model card of all-MiniLM-L6-v2)."""
+    def read(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text."""
         cut = [text[:EMBED_CHARS] for text in texts]
-        read = self._tokenizer(cut, truncation=True, max_length=self._most_tokens)["input_ids"]
-        order = sorted(range(len(texts)), key=lambda i: (len(read[i]), i))
-        while order:
-            batch = [order.pop(0)]
-            while order and (len(batch) + 1) * len(read[order[0]]) <= EMBED_BATCH_TOKENS:
-                batch.append(order.pop(0))
-            padded = self._tokenizer.pad({"input_ids": [read[i] for i in batch]}, return_tensors="pt")
-            with torch.inference_mode():
-                hidden = self._model(**padded).last_hidden_state.float()  # (batch, tokens, dimensions)
-                mask = padded["attention_mask"].unsqueeze(-1).float()
-                means = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
-                yield batch, torch.nn.functional.normalize(means, dim=1), sum(len(read[i]) for i in batch)
+        rows: list[list[int]] = self._tokenizer(cut, truncation=True, max_length=self._most_tokens)["input_ids"]
+        return rows
+
+    def vectors(self, rows: list[list[int]]) -> torch.Tensor:
+        """Mean over the tokens, L2 norm (model card of all-MiniLM-L6-v2)."""
+        padded = self._tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+        with torch.inference_mode():
+            hidden = self._model(**padded).last_hidden_state.float()  # (batch, tokens, dimensions)
+            mask = padded["attention_mask"].unsqueeze(-1).float()
+            means = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+            return torch.nn.functional.normalize(means, dim=1)
 
 
 class TransformersBackend:
@@ -187,7 +183,7 @@ class TransformersBackend:
     def __init__(self, text: Path, encoder: Path, model: Model | None = None) -> None:
         self._tokenizer = AutoTokenizer.from_pretrained(text, **SAFE)
         self._model = model or CausalModel(text)
-        self.embed = TransformersEncoder(encoder).embed
+        self.encoder: Encoder = TransformersEncoder(encoder)
         self.chooser: Chooser = PlainChooser()
         config = self._model.config
         self.context_tokens: int = getattr(config, "max_position_embeddings", None) or config.n_positions

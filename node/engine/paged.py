@@ -58,7 +58,7 @@ class PagedBackend:
         self._model = model
         self._chat = chat
         self.pool = BlockPool(blocks, BLOCK_TOKENS, spare=SIDE_CONTEXTS * context_blocks(shape), copy=model.copy_block)
-        self.embed = _encoder(encoder).embed
+        self.encoder = _encoder(encoder)
         self.chooser = chooser
         self.context_tokens = shape.context_tokens
         self.vocabulary = shape.vocabulary

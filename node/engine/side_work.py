@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 from nsllm.node.engine.backend import Backend, TemplateError
+from nsllm.node.engine.embeddings import Embeddings
 from nsllm.node.engine.failures import failed
 from nsllm.node.engine.guide import GuideError
 from nsllm.node.engine.protocol import Embed, Embedded, Judge, Judged, Refused, Retrace, Retraced
@@ -15,7 +16,7 @@ from nsllm.node.engine.retrace import Retracing, likelihood, read_answer
 
 @dataclass(slots=True, eq=False)
 class SideJob:
-    """An embedding or judging job: each step does one bounded piece, the last one sends the result."""
+    """A judging job: each step does one bounded piece, the last one sends the result."""
 
     job: int
     steps: Generator[None]
@@ -32,18 +33,19 @@ class SideWork:
     def __init__(self, backend: Backend, send: Callable[[Embedded | Judged | Retraced | Refused], None]) -> None:
         self._backend = backend
         self._send = send
-        self._embeds: deque[SideJob] = deque()
+        self._embeddings = Embeddings(backend.encoder, send)
         self._judges: deque[SideJob] = deque()
-        self._rotation = deque([self._embeds, self._judges])
+        self._judged = False
+        """The last piece of work was of a judging job."""
 
     @property
     def busy(self) -> bool:
         """There is work to do."""
-        return bool(self._embeds or self._judges)
+        return bool(self._embeddings or self._judges)
 
     def embed(self, message: Embed) -> None:
         """Take an embedding job."""
-        self._embeds.append(SideJob(message.job, self._embedding(message)))
+        self._embeddings.add(message)
 
     def judge(self, message: Judge | Retrace) -> None:
         """Take a judging job."""
@@ -52,22 +54,22 @@ class SideWork:
 
     def cancel(self, job: int) -> None:
         """Forget a job, if it is here."""
-        for queue in self._rotation:
-            for side in [side for side in queue if side.job == job]:
-                queue.remove(side)
-                side.steps.close()
+        self._embeddings.cancel(job)
+        for side in [side for side in self._judges if side.job == job]:
+            self._judges.remove(side)
+            side.steps.close()
 
     def step(self) -> None:
-        """One piece of work, of the first kind in rotation that has any."""
-        for _ in range(len(self._rotation)):
-            self._rotation.rotate(-1)
-            if self._rotation[-1]:
-                self._advance(self._rotation[-1])
-                return
+        """One piece of work, of both kinds in turns."""
+        self._judged = bool(self._judges) and not (self._judged and self._embeddings)
+        if self._judged:
+            self._advance()
+        else:
+            self._embeddings.step()
 
-    def _advance(self, queue: deque[SideJob]) -> None:
-        """One piece of the first job, which then goes to the end of the queue, or away if it is done."""
-        side = queue.popleft()
+    def _advance(self) -> None:
+        """One piece of the first judging job, which then goes to the end of the queue, or away if it is done."""
+        side = self._judges.popleft()
         try:
             next(side.steps)
         except StopIteration:
@@ -75,17 +77,7 @@ class SideWork:
         except Exception as error:  # noqa: BLE001 - one job's failure is nobody else's
             self._send(failed(side.job, error))
             return
-        queue.append(side)
-
-    def _embedding(self, message: Embed) -> Generator[None]:
-        vectors = [b""] * len(message.texts)
-        tokens = 0
-        for indexes, rows, read in self._backend.embed(message.texts):
-            tokens += read
-            for index, row in zip(indexes, rows, strict=True):
-                vectors[index] = row.numpy().astype("<f4").tobytes()
-            yield
-        self._send(Embedded(job=message.job, vectors=tuple(vectors), tokens=tokens))
+        self._judges.append(side)
 
     def _judging(self, message: Judge) -> Generator[None]:
         """One sequence at a time, so that a score never depends on what else is being judged."""

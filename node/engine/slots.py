@@ -40,11 +40,13 @@ class Slots:
     Args:
         places: generations at once.
         queue: callers that may wait.
+        most_wait_s: a caller that would wait longer, as fast as places were given back of late, is refused.
     """
 
-    def __init__(self, places: int, queue: int) -> None:
+    def __init__(self, places: int, queue: int, most_wait_s: float | None = None) -> None:
         self._places = places
         self._queue = queue
+        self._most_wait_s = math.inf if most_wait_s is None else most_wait_s
         self._taken = 0
         self._turns = Turns[_Waiter]()
         self._stays_s: deque[float] = deque(maxlen=REMEMBERED)
@@ -75,17 +77,20 @@ class Slots:
             self._give_back()
 
     def retry_after_s(self) -> int:
-        """Whole seconds until all that wait now will have a place, as fast as places were given back of late."""
+        """Whole seconds until all that wait now will have a place."""
+        return max(1, min(LONGEST_RETRY_S, math.ceil(self._wait_s())))
+
+    def _wait_s(self) -> float:
+        """What a newcomer would wait, as fast as places were given back of late; 0 as long as none was."""
         if not self._stays_s:
-            return 1
-        each_s = sum(self._stays_s) / len(self._stays_s) / self._places
-        return max(1, min(LONGEST_RETRY_S, math.ceil((len(self._turns) + 1) * each_s)))
+            return 0.0
+        return (len(self._turns) + 1) * sum(self._stays_s) / len(self._stays_s) / self._places
 
     async def _take(self, client: str) -> None:
         if self._taken < self._places:
             self._taken += 1
             return
-        if len(self._turns) >= self._queue:
+        if len(self._turns) >= self._queue or self._wait_s() > self._most_wait_s:
             self._make_room(client)
         waiter = _Waiter(client)
         self._turns.add(client, waiter)

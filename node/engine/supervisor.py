@@ -64,9 +64,12 @@ log = logging.getLogger(__name__)
 State = Literal["starting", "ready", "restarting", "failed"]
 Answer = TypeVar("Answer")
 
-MAX_SIDE_JOBS: Final = 8
-"""Embedding and judging messages in the worker at once."""
+MAX_EMBEDDING: Final = 64
+"""Embedding messages, and others that take no time, in the worker at once: it reads texts together."""
+MAX_JUDGING: Final = 8
+"""Judging messages in the worker at once."""
 MAX_SIDE_WAITING: Final = 256
+"""Of either kind; beyond it callers are refused."""
 MAX_PAUSE_S: Final = 30.0
 FAILED_STARTS: Final = 3
 """Starts in a row that never became ready; from then on callers are refused instead of waiting."""
@@ -84,6 +87,7 @@ class WorkerEngine:
         encoder: folder of the sentence encoder.
         threads: torch threads in the worker; 1 wherever anything else runs on the machine.
         max_queue: generations that may wait beside those that run; more are refused.
+        max_wait_s: who would probably wait longer for a place is refused, too; None: no limit.
         rng: source of seeds for callers that give none.
         backend: which path runs the text model; `auto` takes what suits, see `choose`.
         devices: where the batched or general path runs the text model.
@@ -106,6 +110,7 @@ class WorkerEngine:
         encoder: Path,
         threads: int,
         max_queue: int,
+        max_wait_s: float | None = None,
         rng: random.Random,
         backend: Wish = "auto",
         devices: Devices = HERE,
@@ -139,8 +144,9 @@ class WorkerEngine:
         self._observer = observer
         self._pause_s = self._next_pause_s = pause_s
         self._failed_starts = 0
-        self._slots = Slots(max_active, max_queue)
-        self._side_slots = trio.Semaphore(MAX_SIDE_JOBS, max_value=MAX_SIDE_JOBS)
+        self._slots = Slots(max_active, max_queue, max_wait_s)
+        self._embedding = trio.Semaphore(MAX_EMBEDDING, max_value=MAX_EMBEDDING)
+        self._judging = trio.Semaphore(MAX_JUDGING, max_value=MAX_JUDGING)
         self._jobs = Jobs()
         self._recorder = Recorder()
         self._link: WorkerLink | None = None
@@ -285,9 +291,11 @@ class WorkerEngine:
 
     async def _ask(self, make: Callable[..., ToWorker], kind: type[Answer]) -> Answer:
         """One embedding or judging message and its reply; once more if the worker dies over it."""
-        if self._side_slots.statistics().tasks_waiting >= MAX_SIDE_WAITING:
-            raise OverloadedError(f"{MAX_SIDE_WAITING} embedding and judging jobs wait", hint="try again in a moment")
-        async with self._side_slots:
+        judging = issubclass(kind, Judged | Retraced)
+        places, what = (self._judging, "judging") if judging else (self._embedding, "embedding")
+        if places.statistics().tasks_waiting >= MAX_SIDE_WAITING:
+            raise OverloadedError(f"{MAX_SIDE_WAITING} {what} jobs wait", hint="try again in a moment")
+        async with places:
             try:
                 return await self._ask_once(make, kind)
             except EngineError:

@@ -90,6 +90,7 @@ class UpstreamEngine:
         upstream: the server.
         max_active: generations that the server runs for us at once.
         max_queue: generations that may wait beside them; more are refused.
+        max_wait_s: who would probably wait longer for a place is refused, too; None: no limit.
         max_tokens: length of an answer when the caller sets none.
         rng: for the pauses between attempts.
     """
@@ -101,6 +102,7 @@ class UpstreamEngine:
         upstream: Upstream,
         max_active: int,
         max_queue: int,
+        max_wait_s: float | None = None,
         max_tokens: int,
         rng: random.Random,
     ) -> None:
@@ -108,7 +110,7 @@ class UpstreamEngine:
         self._upstream = upstream
         self._max_tokens = max_tokens
         self._rng = rng
-        self._slots = Slots(max_active, max_queue)
+        self._slots = Slots(max_active, max_queue, max_wait_s)
         self._finished: deque[tuple[int, float]] = deque(maxlen=RATE_WINDOW)
         self._state: State = "starting"
         self._losses = 0

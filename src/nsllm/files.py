@@ -33,11 +33,16 @@ def private_folder(path: Path) -> Path:
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Replace `path` with `data` in one step, synced to disk: after a crash either the old or the new file stands.
 
+    A device or a pipe, such as /dev/null, stays what it is and is written to.
+
     Raises:
         OwnFault: no space, no permission; the old file is untouched.
     """
     name = ""
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            path.write_bytes(data)
+            return
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
             os.fchmod(file.fileno(), mode)

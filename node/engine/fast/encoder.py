@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,8 +14,6 @@ from torch.nn.functional import embedding, gelu, layer_norm, linear, normalize, 
 
 from nsllm.node.engine.card import ENCODER_TOKENS
 
-BATCH_TOKENS: Final = 512
-"""Tokens, padding included, that are read at once: about 100 ms on one thread."""
 MOST_CHARS: Final = 16_384
 """Characters of a text that the tokenizer looks at: 64 for each token that is read."""
 
@@ -43,18 +41,13 @@ class BertEncoder:
         self._tokenizer.enable_truncation(min(ENCODER_TOKENS, config["max_position_embeddings"]))
         self._tokenizer.no_padding()
 
-    def embed(self, texts: Sequence[str]) -> Iterator[tuple[list[int], torch.Tensor, int]]:
-        """Batches of texts of similar length: which texts, their unit vectors (batch, dimensions), tokens read."""
-        read = [self._tokenizer.encode(str(text[:MOST_CHARS])).ids for text in texts]
-        order = sorted(range(len(texts)), key=lambda i: (len(read[i]), i))
-        while order:
-            batch = [order.pop(0)]
-            while order and (len(batch) + 1) * len(read[order[0]]) <= BATCH_TOKENS:
-                batch.append(order.pop(0))
-            with torch.inference_mode():
-                yield batch, self._vectors([read[i] for i in batch]), sum(len(read[i]) for i in batch)
+    def read(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text."""
+        return [self._tokenizer.encode(str(text[:MOST_CHARS])).ids for text in texts]
 
-    def _vectors(self, rows: list[list[int]]) -> torch.Tensor:
+    @torch.inference_mode()
+    def vectors(self, rows: list[list[int]]) -> torch.Tensor:
+        """Unit vectors (rows, dimensions) of what is read at once."""
         width = max(1, *(len(row) for row in rows))
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
         mask = torch.arange(width)[None] < torch.tensor([len(row) for row in rows])[:, None]

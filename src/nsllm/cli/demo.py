@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -20,15 +20,22 @@ from nsllm.cli.terminal import emit, escape, examples, json_option, note
 from nsllm.errors import NsllmError
 
 if TYPE_CHECKING:
-    from nsllm.cli.client import Receipt
+    from nsllm.cli.client import Api, Receipt
     from nsllm.simulations.devnet import Devnet, DevnetPeer
 
-QUESTION: Final = "Why is the sky blue? Answer in one short paragraph."
+QUESTIONS: Final = (
+    "Why is the sky blue? Answer in one short paragraph.",
+    "What is a lighthouse for? Answer in one short paragraph.",
+    "How do bees make honey? Answer in one short paragraph.",
+)
+"""The next one is asked if an answer turns out too poor for the policy: a small model's now and then does."""
 ANCHOR_S: Final = 60.0
 SPREAD_S: Final = 20.0
 """How long a certified record may take to reach a holder."""
 ANNOUNCE_S: Final = 1.5
 """What a holder needs to announce its shard in the DHT."""
+HIT_ROUNDS: Final = 3
+"""A look-up that a busy machine holds up is given up; so often are all peers asked."""
 MAX_TOKENS: Final = 96
 
 
@@ -43,20 +50,21 @@ MAX_TOKENS: Final = 96
 @click.option(
     "--data-dir", type=click.Path(path_type=Path), help="Keep the network here.  [default: a temporary folder]"
 )
-@click.option("--question", default=QUESTION, help="What to ask.")
+@click.option("--question", help=f"What to ask.  [default: {QUESTIONS[0]}]")
 @click.option("--once", is_flag=True, help="Stop after the demonstration instead of serving on.")
 @json_option
-def demo(*, peers: int, base_port: int, data_dir: Path | None, question: str, once: bool, as_json: bool) -> None:
+def demo(*, peers: int, base_port: int, data_dir: Path | None, question: str | None, once: bool, as_json: bool) -> None:
     """Start a devnet and ask a question: the streamed answer, its certified score, a cache hit on another peer, the
     anchor on the chain, and a receipt that verifies offline. Then serve until a signal. A step that fails is named.
     """  # noqa: D205 - help text
     from nsllm.cli.lifetime import serve
 
+    questions = QUESTIONS if question is None else (question,)
     with _folder(data_dir) as folder:
         note("[bold]NS-LLM[/] [dim]one question's whole road, on real peers on this machine[/]\n")
         laid = lay_out_devnet(peers, base_port, folder)
         told: dict[str, object] = {}
-        stopped = serve(lambda: _run(laid, question, told, once=once), stop_s=DEVNET_STOP_S)
+        stopped = serve(lambda: _run(laid, questions, told, once=once), stop_s=DEVNET_STOP_S)
         if as_json and told:
             emit(told)
         if stopped and not told:
@@ -78,7 +86,7 @@ def _folder(given: Path | None) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _run(laid: Devnet, question: str, told: dict[str, object], *, once: bool) -> None:
+async def _run(laid: Devnet, questions: Sequence[str], told: dict[str, object], *, once: bool) -> None:
     import trio
 
     from nsllm.simulations.devnet import run_devnet
@@ -86,7 +94,7 @@ async def _run(laid: Devnet, question: str, told: dict[str, object], *, once: bo
     async with trio.open_nursery() as nursery:
         with _step("start the peers"):
             await nursery.start(run_devnet, laid, tell)
-        told.update(await _road(laid, question))
+        told.update(await _road(laid, questions))
         note("\n[bold green]✓ the whole road works[/]  pages:")
         for peer in laid.peers:
             note(f"  peer {peer.index}   [link={peer.url}]{peer.url}[/link]")
@@ -97,18 +105,13 @@ async def _run(laid: Devnet, question: str, told: dict[str, object], *, once: bo
         note("  stop     Ctrl-C")
 
 
-async def _road(laid: Devnet, question: str) -> dict[str, object]:
+async def _road(laid: Devnet, questions: Sequence[str]) -> dict[str, object]:
     """Every step in order; what was seen."""
     from nsllm.cli.client import Api
 
     async with Api(laid.peers[0].url) as api:
-        note(f"\n[bold]1[/] ask peer 0  [italic]{escape(question)}[/]\n")
         with _step("ask peer 0"):
-            answer = await stream_answer(api, _body(question), _write)
-            click.echo("\n", err=True)
-            if answer.about.get("publication") not in {"pending", "certified"}:
-                detail = answer.about.get("detail") or answer.finish_reason
-                raise StepError(f"the answer was not published: {answer.about.get('publication')}, {detail}")
+            question, answer = await _published(api, questions)
         with _step("score the answer"):
             certified = await wait_for_level(api, answer, "certified", ANCHOR_S, quiet=True)
             score, height = score_of(answer, certified), height_of(answer, certified)
@@ -139,6 +142,20 @@ async def _road(laid: Devnet, question: str) -> dict[str, object]:
         "pages": [peer.url for peer in laid.peers],
         "genesis": str(laid.genesis_file),
     }
+
+
+async def _published(api: Api, questions: Sequence[str]) -> tuple[str, Answer]:
+    """The first question whose answer the policy lets out, and that answer."""
+    why = ""
+    for question in questions:
+        note(f"\n[bold]1[/] ask peer 0  [italic]{escape(question)}[/]\n")
+        answer = await stream_answer(api, _body(question), _write)
+        click.echo("\n", err=True)
+        if answer.about.get("publication") in {"pending", "certified"}:
+            return question, answer
+        why = f"{answer.about.get('publication')}, {answer.about.get('detail') or answer.finish_reason}"
+        note(f"[yellow]not published[/]  {escape(why)}")
+    raise StepError(f"the answer was not published: {why}")
 
 
 @contextmanager
@@ -182,15 +199,15 @@ async def _hit(laid: Devnet, question: str, answer: Answer) -> tuple[DevnetPeer,
 
     await _spread(laid)
     seen: list[str] = []
-    for held, peer in sorted(
-        [(await _cache(peer, "records"), peer) for peer in laid.peers[1:]], key=lambda row: row[0]
-    ):
+    rows = sorted([(await _cache(peer, "records"), peer) for peer in laid.peers[1:]], key=lambda row: row[0])
+    for held, peer in rows * HIT_ROUNDS:
         async with Api(peer.url) as api:
             again = await stream_answer(api, _body(question), lambda _: None)
         if again.source == "cache":
-            if again.text != answer.text:
+            if again.text == answer.text:
+                return peer, again, held > 0
+            if again.about.get("generator") == answer.about.get("generator"):
                 raise CliError(f"peer {peer.index} served another answer from the cache")
-            return peer, again, held > 0
         seen.append(f"peer {peer.index} answered from its {again.source or 'unnamed source'}")
     raise CliError(f"no cache hit: {'; '.join(seen)}")
 

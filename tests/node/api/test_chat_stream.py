@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+import aiohttp
 import httpx
 import pytest
 import trio
+from aiohttp import web
 
 from nsllm.node.errors import EngineError, OverloadedError
 
@@ -94,6 +96,19 @@ async def test_a_client_that_leaves_cancels_its_generation(running):
     with trio.fail_after(5):
         await running.service.cancelled.wait()
     assert running.service.sent < 1000
+
+
+async def test_a_client_that_left_unseen_is_no_error_of_ours(running, monkeypatch, caplog):
+    async def write(self, data):
+        raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+
+    monkeypatch.setattr(web.StreamResponse, "write", write)
+    running.service.words = ["word "] * 1000
+    running.service.pace_s = 0.001
+    await running.http.post("/v1/chat/completions", json=HELLO)
+    with trio.fail_after(5):
+        await running.service.cancelled.wait()
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_a_plain_client_that_leaves_cancels_its_generation(running):

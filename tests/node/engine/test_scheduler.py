@@ -373,6 +373,39 @@ def test_many_long_texts_come_in_several_pieces_of_work(desk):
     assert len(desk.only(Embedded).vectors) == 8
 
 
+def test_texts_of_many_jobs_are_read_together_each_job_in_its_turn(desk):
+    texts = [f"question {number}" for number in range(20)]
+    for number, text in enumerate(texts):
+        desk.scheduler.handle(Embed(100 + number, (text,)))
+    desk.scheduler.handle(Embed(1, ("word " * 100,) * 20))
+    desk.scheduler.handle(Embed(2, ()))
+    desk.scheduler.handle(Cancel(101))
+    desk.turn()
+    replies = {reply.job: reply for reply in desk.said if isinstance(reply, Embedded)}
+    # few tokens each and 512 at once: the short ones are there after one piece of work, the long job is not
+    assert set(replies) == {2, *range(100, 120)} - {101}
+    assert replies[2].vectors == ()
+    desk.finish()
+    assert len(desk.said[-1].vectors) == 20
+    together = memoryview(replies[107].vectors[0]).cast("f").tolist()
+    torch.testing.assert_close(torch.tensor([together]), embedded(desk, [texts[7]])[0], atol=1e-5, rtol=0)
+
+
+def test_an_encoder_that_fails_fails_the_texts_that_it_read_and_no_others(desk, backend, monkeypatch):
+    def vectors(rows):
+        raise RuntimeError(f"{len(rows)} texts are too many today")
+
+    monkeypatch.setattr(backend.encoder, "vectors", vectors)
+    desk.scheduler.handle(Embed(1, ("a",)))
+    desk.scheduler.handle(Embed(2, ("b", "c")))
+    desk.turn()
+    assert {reply.job for reply in desk.said if isinstance(reply, Refused)} == {1, 2}
+    assert not desk.scheduler.busy
+    monkeypatch.undo()
+    desk.said.clear()
+    assert embedded(desk, ["a"])[0].shape == (1, 384)
+
+
 def judged(backend, *items):
     desk = Desk(backend)
     desk.scheduler.handle(Judge(1, items))

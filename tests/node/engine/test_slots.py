@@ -13,9 +13,9 @@ from nsllm.node.errors import OverloadedError
 class Hall:
     """Callers of some slots, and what became of them."""
 
-    def __init__(self, nursery, places, queue):
+    def __init__(self, nursery, places, queue, most_wait_s):
         self.nursery = nursery
-        self.slots = Slots(places, queue)
+        self.slots = Slots(places, queue, most_wait_s)
         self.admitted = []
         self.refused = []
         self.scopes = {}
@@ -38,7 +38,7 @@ class Hall:
 @pytest.fixture
 async def hall(autojump_clock):
     async with trio.open_nursery() as nursery:
-        yield lambda places, queue: Hall(nursery, places, queue)
+        yield lambda places, queue, most_wait_s=None: Hall(nursery, places, queue, most_wait_s)
 
 
 async def test_clients_are_admitted_in_turns(hall):
@@ -62,6 +62,20 @@ async def test_a_full_queue_refuses_and_says_when_to_come_again(hall):
     await here.come("a8", stay_s=7.9)
     # 3 wait and this would be the 4th: four times 7.9 s over 2 places
     assert here.refused[1:] == [("a8", 16)]
+
+
+async def test_who_would_wait_too_long_is_refused_though_the_queue_has_room(hall):
+    here = hall(1, 10, most_wait_s=20)
+    for number in range(4):
+        await here.come(f"a{number}", stay_s=7.9)
+    assert here.refused == []  # nobody knows yet how long it takes
+    await trio.sleep(9)
+    await here.come("a4", stay_s=7.9)  # two wait: a third would for 24 s
+    assert here.refused == [("a4", 24)]
+    await trio.sleep(8)
+    await here.come("a5", stay_s=7.9)
+    await trio.sleep(60)
+    assert here.admitted == ["a0", "a1", "a2", "a3", "a5"]
 
 
 async def test_the_longest_line_gives_way_to_a_client_with_less(hall):
