@@ -223,7 +223,8 @@ class Driver:
     async def _turn(self) -> None:
         """One thing that is due, or one message, or a sleep until there is one."""
         await trio.lowlevel.checkpoint()
-        match self._agenda.take(trio.current_time(), ahead=self._is_behind()):
+        due = self._agenda.take(trio.current_time(), ahead=self._is_behind())
+        match due:
             case TimedOut() as timer:
                 await self._apply(timer)
             case Duty.FETCH:
@@ -236,8 +237,8 @@ class Driver:
                 self._say(self._others, certificate)
             case None:
                 await self._listen()
-            case never:
-                assert_never(never)
+            case _:
+                assert_never(due)
 
     async def _listen(self) -> None:
         """One message, or a sleep until there is one or something is due."""
