@@ -27,6 +27,7 @@ TEXT: Final = re.compile(rb'"(?:content|text)": ?"[^"]')
 """Of chats and of completions."""
 USAGE: Final = re.compile(rb'"usage": ?(\{[^}]*\})')
 SOURCE: Final = re.compile(rb"(?i)\r\nx-nsllm-source: *(\S+)")
+CODE: Final = re.compile(rb'"code": ?"([^"]*)"')
 END: Final = b"0\r\n\r\n"
 
 
@@ -96,7 +97,9 @@ class Connection(asyncio.Protocol):
                 counted = json.loads(usage[1])
                 asked.prompt_tokens, asked.completion_tokens = counted["prompt_tokens"], counted["completion_tokens"]
             elif b'"error"' in event:
-                asked.fault = "error event"
+                code = CODE.search(event)
+                asked.fault = f"error event {code[1].decode() if code else ''}".rstrip()
+                asked.ended_s = now
         if asked.ended_s is not None and self._rest.endswith(END):
             self._end(asked.fault, asked.ended_s, keep=True)
 

@@ -68,7 +68,7 @@ MAX_EMBEDDING: Final = 64
 """Embedding messages, and others that take no time, in the worker at once: it reads texts together."""
 MAX_JUDGING: Final = 8
 """Judging messages in the worker at once."""
-MAX_SIDE_WAITING: Final = 256
+MAX_SIDE_WAITING: Final = 64
 """Of either kind; beyond it callers are refused."""
 MAX_PAUSE_S: Final = 30.0
 FAILED_STARTS: Final = 3
