@@ -23,7 +23,8 @@ import numpy as np
 import trio
 
 from benchmarks import cache_attack, goals
-from benchmarks.cache_latency import Maker, look_ups, miss_added
+from benchmarks.cache_latency import look_ups, miss_added
+from benchmarks.cache_records import Maker
 from benchmarks.cache_stream import Embedded, best_fixed, near_miss_stream, play, play_fixed, quantized
 from benchmarks.cache_workload import Asked, Topic, real, tables, topics
 from benchmarks.encoding import embed

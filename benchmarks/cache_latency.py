@@ -11,89 +11,25 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import msgspec
 import numpy as np
-import trio
 
+from benchmarks.cache_records import Maker
 from benchmarks.serving import devnet
-from nsllm.cache_dht.calibration import shipped
-from nsllm.cache_dht.guards import same_but_question
-from nsllm.cache_dht.judge import compatible
-from nsllm.cache_dht.observations import Tally
-from nsllm.cache_dht.reuse import LEAST_COSINE, NEIGHBOURS, Candidate, SemanticReuse
 from nsllm.cache_dht.store import RecordStore
 from nsllm.clock import SystemClock
-from nsllm.consensus.certified import CertifiedRecord
-from nsllm.crypto import MemberKey
-from nsllm.ids import Address, Digest
 from nsllm.offload import ThreadOffload
-from nsllm.record import Message, Request, quantize_embedding, request_key, sign_record
-from nsllm.simulations.network import SimulatedNetwork, quiet
-from nsllm.simulations.questions import anchored, ask, until
-from nsllm.simulations.virtual import run_virtual
-
-
-class Maker:
-    """Records by the thousand: one is certified by a simulated network of four, the others are its likes.
-
-    Their certificates are the first one's: they are as large, and take as long to read; what is verified is the first.
-    """
-
-    def __init__(self) -> None:
-        made: list[tuple[CertifiedRecord, Callable[[], None]]] = []
-
-        async def main() -> None:
-            with tempfile.TemporaryDirectory() as folder:
-                network = SimulatedNetwork(4, 1, Path(folder))
-                async with trio.open_nursery() as nursery:
-                    for number in range(4):
-                        await network.start(nursery, number)
-                    first = network.running()[0]
-                    await until(lambda: first.readiness().ready, "the network connected")
-                    given = await ask(0, first, "What should I know about tides?")
-                    await anchored(first, given.completion_id)
-                    for peer in network.running():
-                        for digest in await peer.stores.records.digests():
-                            found, context = await peer.stores.records.by_digest(digest), peer.parts.context
-                            assert found is not None
-                            check = partial(found.check, context.network_id, context.validators)
-                            made.append((found, check))
-                    nursery.cancel_scope.cancel()
-
-        with quiet():
-            run_virtual(1, main)
-        self._first, self.check = made[0]
-        self._key = MemberKey(bytes([1]) * 32)
-
-    def request(self, text: str) -> Request:
-        """Of a question that is asked of the first record's model."""
-        return msgspec.structs.replace(
-            self._first.signed.record.request, messages=(Message(role="user", content=text),)
-        )
-
-    def genuine(self, _candidate: Candidate) -> bool:
-        """Takes as long as to verify a record."""
-        self.check()
-        return True
-
-    def record(self, text: str, embedding: bytes) -> tuple[CertifiedRecord, Digest]:
-        """A record of a question, and its request key."""
-        replace, first = msgspec.structs.replace, self._first
-        made = replace(
-            first.signed.record, request=self.request(text), embedding=embedding, generator=self._key.address
-        )
-        key = request_key(made.network, made.request)
-        leaf = replace(first.leaf, record=made.digest(), request_key=key, generator=made.generator)
-        return replace(first, signed=sign_record(self._key, made), leaf=leaf), key
-
+from nsllm.record import quantize_embedding, request_key
 
 PROBES: Final = 1000
+WARM: Final = 50
+"""Look-ups that are not counted: kernels load and pages are read."""
+LIMIT_PPM: Final = 20_000
 NOISE: Final = 0.01
 """Of each dimension of a record's embedding, so that many records are made of fewer questions."""
 
@@ -102,8 +38,20 @@ def quantile(values: Sequence[float], share: float) -> float:
     return float(np.quantile(np.array(values), share))
 
 
+def embeddings(texts: Sequence[str], vectors: np.ndarray, count: int) -> Iterator[tuple[str, bytes]]:
+    """As many questions with their embeddings: the texts as they stand, then with a number behind and some noise."""
+    rng = np.random.default_rng(1)
+    for number in range(count):
+        text = texts[number % len(texts)] + (f" part {number}" if number >= len(texts) else "")
+        vector = vectors[number % len(texts)] + rng.normal(size=384) * NOISE
+        yield text, quantize_embedding((vector / np.linalg.norm(vector)).tolist())
+
+
 async def look_ups(make: Maker, texts: Sequence[str], vectors: np.ndarray, records: int) -> dict[str, Any]:
-    """p50 and p99 of both kinds of look-up at so many records.
+    """p50 and p99 of both kinds of look-up at so many records, in wall and in CPU time.
+
+    What is timed is what a peer does between having the question's embedding and having what to serve: the store on
+    disk, index, choice, and the check of everything that it would serve.
 
     Args:
         make: of records.
@@ -111,46 +59,45 @@ async def look_ups(make: Maker, texts: Sequence[str], vectors: np.ndarray, recor
         vectors: their embeddings.
         records: how many.
     """
-    rng = np.random.default_rng(1)
     with tempfile.TemporaryDirectory() as folder:
         store = RecordStore.open(Path(folder) / "records.sqlite", SystemClock(), ThreadOffload())
         store._connection.execute("PRAGMA synchronous=OFF")  # noqa: SLF001 - filling is not measured
-        keys, embeddings = [], []
-        for number in range(records):
-            text = texts[number % len(texts)] + (f" part {number}" if number >= len(texts) else "")
-            vector = vectors[number % len(texts)] + rng.normal(size=384) * NOISE
-            embedding = quantize_embedding((vector / np.linalg.norm(vector)).tolist())
-            certified, key = make.record(text, embedding)
-            await store.put(certified, key, 900_000)
-            keys.append(key)
-            embeddings.append(embedding)
-        found: dict[str, Any] = {"records": records}
-        chosen = random.Random(2).sample(range(records), min(PROBES, records))
-        exact, semantic = [], []
-        for number in chosen:
-            began = time.perf_counter()
-            record = await store.get(keys[number])
-            assert record is not None
-            exact.append((time.perf_counter() - began) * 1000)
-        policy = SemanticReuse(shipped(), Tally(), Address(bytes(20)), random.Random(3))
-        for number in chosen:
-            text, request = texts[number % len(texts)], make.request(texts[number % len(texts)])
-            began = time.perf_counter()
-            near = await store.near(embeddings[number], NEIGHBOURS, least=LEAST_COSINE)
-            candidates = []
-            for certified, close in near:
-                record = certified.signed.record
-                if same_but_question(request, record.request):
-                    question, digest = record.request.question(), certified.leaf.record
-                    candidates.append(
-                        Candidate(digest, question, record.text, record.generator, record.embedding, close, 0)
-                    )
-            policy.choose(text, candidates, 20_000, compatible, make.genuine)
-            semantic.append((time.perf_counter() - began) * 1000)
+        asked: list[tuple[str, bytes]] = []
+        for certified in make.records(embeddings(texts, vectors, records)):
+            record = certified.signed.record
+            await store.put(certified, certified.leaf.request_key, 900_000)
+            asked.append((record.request.question(), record.embedding))
         store.close()
-    for name, took in (("exact", exact), ("semantic", semantic)):
-        found[f"{name}_p50_ms"], found[f"{name}_p99_ms"] = quantile(took, 0.5), quantile(took, 0.99)
-    return found
+        opened = time.perf_counter()
+        store = RecordStore.open(Path(folder) / "records.sqlite", SystemClock(), ThreadOffload())
+        figures: dict[str, Any] = {"records": records, "open_s": time.perf_counter() - opened}
+        cache, near = make.cache(store), make.near()
+        order = random.Random(2).sample(range(records), min(PROBES + WARM, records))
+        exact, semantic = [], []
+        for number in order:
+            request = make.request(asked[number][0])
+            with timed(exact):
+                found = await cache.local(request_key(make.context.network_id, request))
+            assert found is not None
+        for number in order:
+            text, embedding = texts[number % len(texts)], asked[number][1]
+            request, vector = make.request(text), (np.frombuffer(embedding, np.int8) / 127).tolist()
+            with timed(semantic):
+                await near.here(cache, request, vector, LIMIT_PPM)
+        store.close()
+    for name, took in (("exact", exact[WARM:]), ("semantic", semantic[WARM:])):
+        figures[f"{name}_p50_ms"] = quantile([wall for wall, _ in took], 0.5)
+        figures[f"{name}_p99_ms"] = quantile([wall for wall, _ in took], 0.99)
+        figures[f"{name}_cpu_ms"] = sum(cpu for _, cpu in took) / len(took)
+    return figures
+
+
+@contextmanager
+def timed(into: list[tuple[float, float]]) -> Iterator[None]:
+    """Milliseconds that a block took: by the clock, and of this process's threads."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    yield
+    into.append(((time.perf_counter() - wall) * 1000, (time.process_time() - cpu) * 1000))
 
 
 def miss_added(questions: Sequence[str]) -> dict[str, Any]:

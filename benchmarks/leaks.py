@@ -24,7 +24,8 @@ import msgspec
 import numpy as np
 import trio
 
-from benchmarks.cache_latency import Maker, quantile
+from benchmarks.cache_latency import quantile
+from benchmarks.cache_records import Maker
 from benchmarks.report import machine, table
 from nsllm.cache_dht.group import Group
 from nsllm.cache_dht.reuse import LEAST_COSINE

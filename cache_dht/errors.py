@@ -1,13 +1,14 @@
 """What can go wrong in the cache.
 
 CacheError
-├── StoreError        (OwnFault) the record store cannot be read or written: damaged page, full disk
+├── StoreError         (OwnFault) the record store cannot be read or written: damaged page, full disk
+├── RecordFileError    (UsageError) a file that is no export of this network's records
 └── RecordRefusedError (PeerFault) a record that we must not hold, with the reason
 """
 
 from __future__ import annotations
 
-from nsllm.errors import NsllmError, OwnFault, PeerFault
+from nsllm.errors import NsllmError, OwnFault, PeerFault, UsageError
 
 
 class CacheError(NsllmError):
@@ -20,6 +21,12 @@ class StoreError(CacheError, OwnFault):
     """The record store cannot be read or written."""
 
     code = "store_failed"
+
+
+class RecordFileError(CacheError, UsageError):
+    """A file that is no export of this network's records."""
+
+    code = "bad_record_file"
 
 
 class RecordRefusedError(CacheError, PeerFault):

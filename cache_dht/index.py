@@ -77,11 +77,10 @@ class SemanticIndex:
         _, places = self._signs.search(np.packbits(query >= 0)[None], min(max(count, SHORTLIST), len(self)))
         near = self._vectors[places[0]].astype(np.float32)
         wanted = query.astype(np.float32)
-        norms = np.linalg.norm(near, axis=1) * np.linalg.norm(wanted)
-        cosines = near @ wanted / np.maximum(norms, 1.0)
-        found = zip(self._rows[places[0]].tolist(), cosines.tolist(), strict=True)
-        ranked = sorted((Neighbour(row, cosine) for row, cosine in found), key=lambda each: (-each.cosine, each.row))
-        return tuple(ranked[:count])
+        norms = np.sqrt(np.einsum("ij,ij->i", near, near) * (wanted @ wanted))
+        cosines, rows = near @ wanted / np.maximum(norms, 1.0), self._rows[places[0]]
+        best = np.lexsort((rows, -cosines))[:count]
+        return tuple(map(Neighbour, rows[best].tolist(), cosines[best].tolist()))
 
     def _make_room(self, count: int) -> None:
         if count > len(self._rows):

@@ -153,15 +153,17 @@ class SemanticReuse:
         """
         weighed, doubt = self._weigh(question, candidates)
         weighed.sort(key=lambda one: (one.bound_ppm, -one.candidate.cosine))
-        weighed = _genuine(weighed, limit_ppm, verifies)
-        best = weighed[0] if weighed else None
+        ranked = iter(weighed)
+        best = next((one for one in ranked if verifies(one.candidate)), None)
         if best is None:
             return Choice(None, doubt)
         if best.bound_ppm > limit_ppm:
             return Choice(best, "bound")
-        others = (w.candidate for w in weighed if w.bound_ppm <= limit_ppm)
         own = best.candidate
-        if any(other.generator != own.generator and not agree(own.answer, other.answer) for other in others):
+        others = (
+            one.candidate for one in ranked if one.bound_ppm <= limit_ppm and one.candidate.generator != own.generator
+        )
+        if any(not agree(own.answer, other.answer) and verifies(other) for other in others):
             return Choice(best, "dissent")
         return Choice(best, "audit" if self._rng.random() < self._audits(own.generator) else None)
 
@@ -202,17 +204,6 @@ class SemanticReuse:
 
     def _at(self, place: Place) -> Counts:
         return self._tally.at(place, self._observers, self._own)
-
-
-def _genuine(weighed: list[Weighed], limit_ppm: int, verifies: Callable[[Candidate], bool]) -> list[Weighed]:
-    """Of candidates by rising bound, those within the limit that verify; else the first one beyond it that does."""
-    found: list[Weighed] = []
-    for one in weighed:
-        if found and one.bound_ppm > limit_ppm:
-            break
-        if verifies(one.candidate):
-            found.append(one)
-    return found
 
 
 def _place(candidate: Candidate) -> Place:

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 from nsllm import canonical
 from nsllm.cache_dht.errors import StoreError
 from nsllm.cache_dht.sealed import MAX_CERTIFIED_SEALED_BYTES, CertifiedSealed
-from nsllm.cache_dht.store import connect_store
+from nsllm.cache_dht.store_file import connect_store
 from nsllm.clock import Clock
 from nsllm.databases import ON_DISK, Databases
 from nsllm.errors import EncodingError

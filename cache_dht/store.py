@@ -2,7 +2,8 @@
 
 What `put` acknowledges survives `kill -9`: the transaction is synced before it returns. The index lives in memory and
 is rebuilt from the table when the store opens. A damaged database is moved aside, never repaired in place: the records
-come back from the other holders. A store that is full evicts (`nsllm.cache_dht.eviction`).
+come back from the other holders. A store that is full evicts (`nsllm.cache_dht.eviction`). How much a record is asked
+for is written with the next record, or at the end: what a kill loses of that costs an order, no record.
 """
 
 from __future__ import annotations
@@ -10,19 +11,29 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from nsllm import canonical
 from nsllm.cache_dht.errors import StoreError
-from nsllm.cache_dht.eviction import CANDIDATES, ROW_BYTES, SETTLE_MS, SLACK, Shelved, victims
+from nsllm.cache_dht.eviction import (
+    CANDIDATES,
+    ROW_BYTES,
+    SETTLE_MS,
+    SLACK,
+    Shelved,
+    fresh,
+    served,
+    victims,
+    worth,
+)
 from nsllm.cache_dht.index import SemanticIndex
+from nsllm.cache_dht.store_file import connect_store
 from nsllm.clock import Clock
-from nsllm.consensus.certified import MAX_CERTIFIED_BYTES, CertifiedRecord
-from nsllm.databases import ON_DISK, Databases, connect
+from nsllm.consensus.certified import CertifiedRecord
+from nsllm.databases import ON_DISK, Databases
 from nsllm.errors import EncodingError
 from nsllm.ids import Digest
 from nsllm.offload import Offload
@@ -39,9 +50,12 @@ CREATE TABLE IF NOT EXISTS record (
     embedding BLOB NOT NULL,
     public INTEGER NOT NULL,
     stored_ms INTEGER NOT NULL,
+    worth REAL NOT NULL,
+    value REAL NOT NULL,
     body BLOB NOT NULL
 );
 CREATE INDEX IF NOT EXISTS record_by_key ON record (request_key, hybrid_ppm DESC, height, digest);
+CREATE INDEX IF NOT EXISTS record_by_value ON record (value);
 """
 
 
@@ -68,8 +82,8 @@ class RecordStore:
         self._max_bytes = max_bytes
         self._bytes = 0
         """Of all records, `ROW_BYTES` included."""
-        self._used: dict[int, None] = {}
-        """Rows that were served since the store opened, the least recently used first."""
+        self._asked: dict[int, float] = {}
+        """New values of rows that were served since the last record was written."""
         self._index = SemanticIndex()
         self.ours: Callable[[Digest, bytes], bool] = lambda _request_key, _embedding: True
         """Whether placement gives a record to this peer; whoever knows the placement sets it."""
@@ -114,19 +128,26 @@ class RecordStore:
         return await self._offload.run(lambda: self._put(certified, request_key, hybrid_ppm))
 
     @property
+    def records(self) -> int:
+        """How many there are."""
+        return len(self._index)
+
+    @property
     def crowded(self) -> bool:
         """Less than an eighth of the limit is left."""
         return self._max_bytes is not None and self._bytes > self._max_bytes * 7 // 8
 
     def _put(self, certified: CertifiedRecord, request_key: Digest, hybrid_ppm: int) -> bool:
         record, body = certified.signed.record, canonical.encode(certified)
+        now_ms, gain = self._clock.now_ms(), worth(record, len(body) + ROW_BYTES)
         with self._guarded(), self._connection:
             if self._connection.execute("SELECT 1 FROM record WHERE digest=?", (record.digest(),)).fetchone():
                 return False
+            self._note_asked()
             evicted = self._make_room(len(body) + ROW_BYTES)
             cursor = self._connection.execute(
-                "INSERT INTO record (digest, request_key, height, hybrid_ppm, embedding, public, stored_ms,"
-                " body) VALUES (?,?,?,?,?,?,?,?)",
+                "INSERT INTO record (digest, request_key, height, hybrid_ppm, embedding, public, stored_ms, worth,"
+                " value, body) VALUES (?,?,?,?,?,?,?,?,?,?)",
                 (
                     record.digest(),
                     request_key,
@@ -134,10 +155,13 @@ class RecordStore:
                     hybrid_ppm,
                     record.embedding,
                     record.visibility == "public",
-                    self._clock.now_ms(),
+                    now_ms,
+                    gain,
+                    fresh(gain, now_ms),
                     body,
                 ),
             )
+        self._asked.clear()
         if evicted:
             log.info("records_evicted count=%d bytes=%d", len(evicted), sum(evicted.values()))
         self._gone(evicted)
@@ -150,7 +174,7 @@ class RecordStore:
         """Delete what must go for a record of this size, within the caller's transaction: rows and their sizes."""
         if self._max_bytes is None or (over := self._bytes + size_bytes - self._max_bytes) <= 0:
             return {}
-        shelved = self._least_used()
+        shelved = self._least_valuable()
         sizes = {one.row: one.size_bytes for one in shelved}
         chosen = victims(shelved, over + self._max_bytes // SLACK)
         if sum(sizes[row] for row in chosen) < over:
@@ -162,15 +186,19 @@ class RecordStore:
         self._connection.executemany("DELETE FROM record WHERE row=?", [(row,) for row in chosen])
         return {row: sizes[row] for row in chosen}
 
-    def _least_used(self) -> list[Shelved]:
-        """What may be evicted: first what was never served since the store opened, oldest first."""
-        settled_ms = self._clock.now_ms() - SETTLE_MS
-        columns = "SELECT row, request_key, embedding, length(body) FROM record WHERE stored_ms<=?"
-        with closing(self._connection.execute(f"{columns} ORDER BY row", (settled_ms,))) as found:
-            rows = list(islice((row for row in found if row[0] not in self._used), CANDIDATES))
-        for row in islice(self._used, CANDIDATES - len(rows)):
-            rows += self._connection.execute(f"{columns} AND row=?", (settled_ms, row))
+    def _least_valuable(self) -> list[Shelved]:
+        """What may be evicted, the least valuable first."""
+        sql = (
+            "SELECT row, request_key, embedding, length(body) FROM record WHERE stored_ms<=?"
+            " ORDER BY value, row LIMIT ?"
+        )
+        rows = self._connection.execute(sql, (self._clock.now_ms() - SETTLE_MS, CANDIDATES)).fetchall()
         return [Shelved(row, size + ROW_BYTES, self.ours(key, embedding)) for row, key, embedding, size in rows]
+
+    def _note_asked(self) -> None:
+        """Write down how much was asked for what, within the caller's transaction."""
+        rows = [(value, row) for row, value in self._asked.items()]
+        self._connection.executemany("UPDATE record SET value=? WHERE row=?", rows)
 
     def _gone(self, sizes: dict[int, int]) -> None:
         """Rows of these sizes are deleted."""
@@ -179,20 +207,38 @@ class RecordStore:
         self._index.remove(sizes)
         self._bytes -= sum(sizes.values())
         for row in sizes:
-            self._used.pop(row, None)
+            self._asked.pop(row, None)
 
     async def get(self, request_key: Digest, *, public_only: bool = False) -> CertifiedRecord | None:
         """Best record for an exact key: highest hybrid score when stored, then lowest height.
 
         Args:
             request_key: digest of the canonical request.
-            public_only: leave out records with visibility `group` (for strangers).
+            public_only: leave out records with visibility `group` (for strangers, whose asking is no demand either:
+                it costs them nothing).
         """
         sql = (
             "SELECT row, body FROM record WHERE request_key=? AND public>=?"
             " ORDER BY hybrid_ppm DESC, height, digest LIMIT 1"
         )
-        return await self._offload.run(lambda: self._one(sql, (request_key, int(public_only)), served=True))
+        return await self._offload.run(lambda: self._one(sql, (request_key, int(public_only)), demand=not public_only))
+
+    async def served(self, digest: Digest) -> None:
+        """A record that `near` gave was served: there is demand for it."""
+
+        def work() -> None:
+            with self._guarded():
+                row = self._connection.execute("SELECT row FROM record WHERE digest=?", (digest,)).fetchone()
+            if row is not None:
+                self._demand(row[0])
+
+        await self._offload.run(work)
+
+    def _demand(self, row: int) -> None:
+        with self._guarded():
+            sql = "SELECT worth, value FROM record WHERE row=?"
+            gain, value = self._connection.execute(sql, (row,)).fetchone()
+        self._asked[row] = served(self._asked.get(row, value), gain, self._clock.now_ms())
 
     async def by_digest(self, digest: Digest) -> CertifiedRecord | None:
         """The record with this digest."""
@@ -262,6 +308,17 @@ class RecordStore:
 
         return await self._offload.run(work)
 
+    async def page(self, after: Digest | None, count: int) -> tuple[tuple[Digest, bytes], ...]:
+        """At most `count` public records in their canonical form, by ascending digest, above `after`."""
+
+        def work() -> tuple[tuple[Digest, bytes], ...]:
+            sql = "SELECT digest, body FROM record WHERE digest>? AND public=1 ORDER BY digest LIMIT ?"
+            with self._guarded():
+                rows = self._connection.execute(sql, (after or b"", count)).fetchall()
+            return tuple((Digest(digest), body) for digest, body in rows)
+
+        return await self._offload.run(work)
+
     async def stats(self) -> StoreStats:
         """Counts for the status page."""
 
@@ -275,18 +332,17 @@ class RecordStore:
 
     def close(self) -> None:
         """Close the database; the store cannot be used afterwards."""
+        with suppress(sqlite3.DatabaseError), self._connection:  # a full disk: only what was asked for is lost
+            self._note_asked()
         self._connection.close()
 
-    def _one(self, sql: str, arguments: tuple[object, ...], *, served: bool = False) -> CertifiedRecord | None:
+    def _one(self, sql: str, arguments: tuple[object, ...], *, demand: bool = False) -> CertifiedRecord | None:
         with self._guarded():
             row = self._connection.execute(sql, arguments).fetchone()
         if row is None:
             return None
-        if served:
-            self._used.pop(row[0], None)
-            self._used[row[0]] = None
         try:
-            return canonical.decode(row[1], CertifiedRecord, limit_bytes=MAX_CERTIFIED_BYTES)
+            found = canonical.recall(row[1], CertifiedRecord)
         except EncodingError as error:
             # Bytes that changed inside a sound page: other holders have the record.
             log.error("record_damaged row=%d error=%s", row[0], error)
@@ -294,6 +350,9 @@ class RecordStore:
                 self._connection.execute("DELETE FROM record WHERE row=?", (row[0],))
             self._gone({row[0]: len(row[1]) + ROW_BYTES})
             return None
+        if demand:
+            self._demand(row[0])
+        return found
 
     @contextmanager
     def _guarded(self) -> Generator[None]:
@@ -304,41 +363,3 @@ class RecordStore:
                 f"record store {self._path or 'in memory'}: {error}",
                 hint="free some space; if the file is damaged, restart: it is moved aside and refilled",
             ) from None
-
-
-def connect_store(
-    path: Path | None, schema: str, table: str, clock: Clock, databases: Databases
-) -> tuple[sqlite3.Connection, str | None]:
-    """A connection to the store at `path` with its tables, and a notice if a damaged file was moved aside.
-
-    Raises:
-        StoreError: the folder cannot be written.
-    """
-    try:
-        return _connect(path, schema, table, databases), None
-    except sqlite3.DatabaseError as error:
-        if path is None or isinstance(error, sqlite3.OperationalError):
-            raise StoreError(f"cannot open {table} store {path}: {error}", hint="check space and modes") from None
-        aside = path.with_name(f"{path.name}.damaged-{clock.now_ms()}")
-        path.rename(aside)
-        for suffix in ("-wal", "-shm"):
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
-        notice = f"{table} store was damaged ({error}); moved to {aside.name}, records return from other holders"
-        log.error("store_damaged path=%s aside=%s", path, aside)
-        return _connect(path, schema, table, databases), notice
-
-
-def _connect(path: Path | None, schema: str, table: str, databases: Databases) -> sqlite3.Connection:
-    connection = connect(":memory:", autocommit=False) if path is None else databases.connect(path, autocommit=False)
-    try:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(verdict)
-        connection.executescript(schema)
-        connection.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608 - our tables
-    except sqlite3.DatabaseError:
-        connection.close()
-        raise
-    return connection

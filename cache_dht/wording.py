@@ -96,7 +96,7 @@ def read(text: str) -> Wording | None:
         calendar=known.calendar & set(words),
         asks=asks,
         forms=frozenset(name for name, pattern in known.forms if pattern.search(whole)),
-        scripts=frozenset(_script(c) for c in text if c.isalpha()),
+        scripts=_scripts(text),
         foreign=len(tokens) >= 5 and not known.function & set(tokens),
         timely=bool(known.timely.search(lower)),
     )
@@ -139,6 +139,8 @@ def _number(token: str, known: Lexicon) -> str | None:
 
 def _folded(text: str) -> str:
     """Compatibility forms and curly quotes made plain, accents taken off, white space as single blanks."""
+    if text.isascii():
+        return " ".join(text.split())
     plain = unicodedata.normalize("NFKD", text).replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
     return " ".join("".join(c for c in plain if not unicodedata.combining(c)).split())
 
@@ -158,8 +160,8 @@ def _unwrapped(lower: str, known: Lexicon) -> str:
 
 def _cased(text: str) -> bool:
     """Whether upper case says anything: some letters have it, and not most words begin with it."""
-    letters = [c for c in text if c.isalpha()]
-    upper = sum(c.isupper() for c in letters)
+    letters = list(filter(str.isalpha, text))
+    upper = sum(map(str.isupper, letters))
     titled = sum(word[:1].isupper() for word in text.split())
     return 0 < upper < len(letters) / 2 and titled < max(2, 0.8 * len(text.split()))
 
@@ -171,5 +173,7 @@ def _asks(lower: str, tokens: list[str], known: Lexicon) -> str:
     return "is" if tokens and tokens[0] in _YES_OR_NO else "do"
 
 
-def _script(letter: str) -> str:
-    return "LATIN" if letter.isascii() else unicodedata.name(letter, "?").split(" ", 1)[0]
+def _scripts(text: str) -> frozenset[str]:
+    if text.isascii():
+        return frozenset({"LATIN"} if any(map(str.isalpha, text)) else ())
+    return frozenset("LATIN" if c.isascii() else unicodedata.name(c, "?").split(" ", 1)[0] for c in text if c.isalpha())

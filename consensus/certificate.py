@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Annotated
 
 from msgspec import Meta
@@ -36,17 +37,23 @@ class Certificate(Value, frozen=True, kw_only=True):
             CertificateError: other validators' header, unknown or repeated signer, too few signatures.
             SignatureError: a signature that is not the named validator's, wherever it stands.
         """
-        if self.header.validators_hash != validators.digest():
-            raise CertificateError(f"header {self.header.height} names another validator set")
-        signers = [vote.validator for vote in self.precommits]
-        if signers != sorted(set(signers)):
-            raise CertificateError("precommits are not in ascending order of distinct validators")
-        for signer in signers:
-            if signer not in validators:
-                raise CertificateError(f"{hex0x(signer)} is not a validator of this epoch")
-        if len(signers) < validators.quorum:
-            raise CertificateError(f"{len(signers)} precommits, the quorum is {validators.quorum}")
-        header = self.header
-        digest = precommit_digest(network, header.epoch, header.height, self.round, header.id())
-        for vote in self.precommits:
-            crypto.verify(digest, vote.signature, vote.validator)
+        _check(self, network, validators)
+
+
+@lru_cache(maxsize=256)
+def _check(certificate: Certificate, network: NetworkId, validators: ValidatorSet) -> None:
+    """What passed is remembered: a block certifies many records, and a record is checked whenever it is served."""
+    header = certificate.header
+    if header.validators_hash != validators.digest():
+        raise CertificateError(f"header {header.height} names another validator set")
+    signers = [vote.validator for vote in certificate.precommits]
+    if signers != sorted(set(signers)):
+        raise CertificateError("precommits are not in ascending order of distinct validators")
+    for signer in signers:
+        if signer not in validators:
+            raise CertificateError(f"{hex0x(signer)} is not a validator of this epoch")
+    if len(signers) < validators.quorum:
+        raise CertificateError(f"{len(signers)} precommits, the quorum is {validators.quorum}")
+    digest = precommit_digest(network, header.epoch, header.height, certificate.round, header.id())
+    for vote in certificate.precommits:
+        crypto.verify(digest, vote.signature, vote.validator)

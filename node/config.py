@@ -201,7 +201,7 @@ class CacheConfig:
 
     max_mb: int = setting(
         4096,
-        "Disk space for records; beyond it those leave that others hold now, then the least recently used.",
+        "Disk space for records; beyond it those leave that others hold now, then those of the least value.",
         unit="MB",
         least=16,
         most=100_000_000,

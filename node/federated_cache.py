@@ -218,6 +218,14 @@ class FederatedCache:
         """The record as it may be served; None, and counted, if it does not verify."""
         return self._checked(near.certified, near.certified.leaf.request_key, near.holder)
 
+    async def served(self, found: Found) -> None:
+        """An answer to a like question was served from our own store: there is demand for it there."""
+        if found.holder is None:
+            try:
+                await self._store.served(found.certified.leaf.record)
+            except StoreError as error:
+                log.error("store_unreadable error=%s", error)
+
     async def hold(self, certified: CertifiedRecord, *, check_placement: bool = True) -> bool:
         """Store a record that is ours to hold, and announce its shards; True if it is new.
 
@@ -239,7 +247,22 @@ class FederatedCache:
         mine = [shard for shard in shards if self._context.address in self.holders_of(shard)]
         if check_placement and not mine:
             raise PeerFault(f"record {short(certified.leaf.record)} belongs to shards that we do not hold")
-        new = await self._store.put(certified, key, self._hybrid(certified))
+        return await self._shelve(certified, mine)
+
+    async def bring(self, certified: CertifiedRecord) -> bool:
+        """Store a record that the operator brings, whoever's shard it is in; True if it is new.
+
+        Raises:
+            PeerFault, PolicyError: it may not be served here.
+            StoreError: disk trouble, or no room; nothing was acknowledged.
+        """
+        self._check(certified, certified.signed.record.key())
+        shards = placement.shards_of(certified.signed.record, certified.leaf.request_key, self._placement.shards)
+        return await self._shelve(certified, [s for s in shards if self._context.address in self.holders_of(s)])
+
+    async def _shelve(self, certified: CertifiedRecord, mine: Sequence[Shard]) -> bool:
+        """Store a verified record, and announce the shards that are ours; True if it is new."""
+        new = await self._store.put(certified, certified.leaf.request_key, self._hybrid(certified))
         if not self._stands(certified):  # a block took it back while the disk was busy
             await self._store.erase([certified.leaf.record])
             return False
@@ -378,19 +401,22 @@ class FederatedCache:
         return tuple(near)
 
     def _checked(self, certified: CertifiedRecord, key: Digest, holder: PeerId | None) -> Found | None:
-        context, visibility = self._context, certified.signed.record.visibility
         try:
-            if visibility != self.CIRCLE:
-                raise PeerFault(f"a {visibility} record where {self.CIRCLE} ones are looked for")
-            hybrid = self._hybrid(certified)
-            validators = context.validators_of(certified.certificate)
-            retracted = context.retracted_at(certified.leaf.record)
-            minimum = context.policy.reuse_min_ppm
-            check_found(certified, key, context.network_id, validators, hybrid, minimum, retracted)
+            return Found(certified, self._check(certified, key), holder)
         except (PeerFault, PolicyError) as error:
             self._refuse(certified, holder, error)
             return None
-        return Found(certified, hybrid, holder)
+
+    def _check(self, certified: CertifiedRecord, key: Digest) -> Ppm:
+        """The hybrid score of a record that may be served for `key`. Raises `PeerFault`, `PolicyError`."""
+        context, visibility = self._context, certified.signed.record.visibility
+        if visibility != self.CIRCLE:
+            raise PeerFault(f"a {visibility} record where {self.CIRCLE} ones are looked for")
+        hybrid = self._hybrid(certified)
+        validators = context.validators_of(certified.certificate)
+        retracted = context.retracted_at(certified.leaf.record)
+        check_found(certified, key, context.network_id, validators, hybrid, context.policy.reuse_min_ppm, retracted)
+        return hybrid
 
     def _refuse(self, certified: CertifiedRecord | None, holder: PeerId | None, error: NsllmError) -> None:
         """Count what a holder (None: our own store) gave us and we will not serve; None: it was not even a record."""

@@ -315,6 +315,7 @@ class Orchestrator:
             hit = found
         if isinstance(hit, Hit):
             question.scope.cache.counters.hits_semantic += 1
+            await question.scope.cache.served(found)
             record_name = short(found.certified.leaf.record)
             self._context.events.emit("cache_hit", where="like", record=record_name, holder=found.holder)
         record = found.certified.signed.record

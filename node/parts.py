@@ -48,6 +48,7 @@ from nsllm.node.presence import Presence
 from nsllm.node.publisher import Publisher
 from nsllm.node.receipts import Receipts
 from nsllm.node.reception import Reception
+from nsllm.node.record_transfer import RecordTransfer
 from nsllm.node.removals import Removals
 from nsllm.node.restock import Restocker
 from nsllm.node.retrieval import Retrieval
@@ -117,6 +118,7 @@ class Parts:
             calm=lambda: not self.neighbours.everybody,
         )
         self.cache = FederatedCache(context=context, store=stores.records, network=network, shelves=links)
+        self.transfer = RecordTransfer(context=context, store=stores.records, cache=self.cache)
         self.vault = Vault(
             context=context,
             store=stores.sealed,

@@ -24,6 +24,7 @@ from nsllm.node.motions import record_named
 from nsllm.node.parts import Parts
 from nsllm.node.record_views import removals_view, standing_view
 from nsllm.node.service import (
+    Brought,
     ChatCommand,
     ChatEvent,
     Listener,
@@ -33,6 +34,7 @@ from nsllm.node.service import (
     Piece,
     Readiness,
     ReceiptStatus,
+    RecordPage,
     Status,
     TakenIn,
     Wish,
@@ -236,6 +238,14 @@ class Peer:
     async def remove_document(self, document: Digest) -> int:
         """Withdraw a document of ours."""
         return await self.parts.documents.remove(document)
+
+    async def records(self, after: Digest | None, count: int) -> RecordPage:
+        """Public records of the store, by digest."""
+        return await self.parts.transfer.page(after, count)
+
+    async def bring_records(self, bodies: Sequence[bytes]) -> Sequence[Brought]:
+        """Verify and store certified records."""
+        return await self.parts.transfer.bring(bodies)
 
     async def governance(self) -> dict[str, Any]:
         """Motions, members and the policy in force."""

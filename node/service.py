@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import trio
 
 from nsllm.cache_dht.document_store import DocumentRow
-from nsllm.ids import Address, Digest
+from nsllm.ids import Address, Digest, NetworkId
 from nsllm.node.attachments.attached import Attached
 from nsllm.node.attachments.attend import Note
 from nsllm.node.engine.port import EngineInfo, LoadedModel, ModelInfo, TokenLogprob
@@ -190,6 +190,30 @@ class TakenIn:
     known: int
     source: str
     """The name that the document has here: that of the first time."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordPage:
+    """Some of the store's public records, by ascending digest."""
+
+    network: NetworkId
+    records: int
+    """In the whole store."""
+    rows: tuple[tuple[Digest, bytes], ...]
+    """Digest and canonical certified record."""
+    last: Digest | None
+    """Of the last that was looked at: where the next page begins."""
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What became of a record that was brought."""
+
+    record: Digest | None
+    """None if it cannot even be read."""
+    outcome: Literal["stored", "known", "refused"]
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,6 +423,14 @@ class PeerService(Protocol):
 
     async def remove_document(self, document: Digest) -> int:
         """Withdraw a document of ours; needs the admin key at the HTTP side. Raises `NotFoundError`."""
+        ...
+
+    async def records(self, after: Digest | None, count: int) -> RecordPage:
+        """Public records of the store, by digest; needs the admin key at the HTTP side. Raises `OwnFault`."""
+        ...
+
+    async def bring_records(self, bodies: Sequence[bytes]) -> Sequence[Brought]:
+        """Verify and store certified records; needs the admin key at the HTTP side. Raises `OwnFault`."""
         ...
 
     async def governance(self) -> dict[str, Any]:

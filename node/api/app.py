@@ -6,6 +6,7 @@ from aiohttp import web
 
 from nsllm.node.api import (
     admin,
+    cache,
     chat,
     completions,
     documents,
@@ -65,6 +66,8 @@ def _handlers(page: Page) -> dict[tuple[str, str], Handler]:
         ("POST", "/admin/governance"): governance.propose,
         ("POST", "/admin/governance/approve"): governance.approve,
         ("GET", "/admin/removals/{digest}"): records.removals,
+        ("GET", "/admin/cache/records"): cache.page,
+        ("POST", "/admin/cache/records"): cache.bring,
         ("GET", "/admin/documents"): documents.list_documents,
         ("POST", "/admin/documents"): documents.take_in,
         ("DELETE", "/admin/documents/{id}"): documents.remove,

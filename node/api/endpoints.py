@@ -68,6 +68,18 @@ ENDPOINTS: Final = (
     ),
     Endpoint(
         "GET",
+        "/admin/cache/records",
+        "admin",
+        "Public certified records of the store by digest, as base64; `?after=0x…&limit=64`",
+    ),
+    Endpoint(
+        "POST",
+        "/admin/cache/records",
+        "admin",
+        'Verifies and stores records: `{"records": [BASE64, …]}`, at most 64; says of each whether it was stored',
+    ),
+    Endpoint(
+        "GET",
         "/admin/documents",
         "admin",
         "Documents that this peer shares; `?all=1`: all that it holds chunks of",

@@ -124,6 +124,37 @@ def _remembered_long(data: bytes, kind: type[msgspec.Struct]) -> msgspec.Struct:
     return _decode(data, kind, len(data))
 
 
+def recall(data: bytes, kind: type[T]) -> T:
+    """The value in bytes that `encode` gave and our own disk kept. Types and bounds are checked, the spelling is not.
+
+    Whoever relies on what it says checks its signatures, which are over the value. Ten times as fast as `decode`.
+
+    Raises:
+        EncodingError: it is damaged.
+    """
+    if len(data) > REMEMBERED_BYTES[1]:
+        return _recall(data, kind)
+    return cast("T", _recalled(data, kind))
+
+
+def _recall(data: bytes, kind: type[T]) -> T:
+    try:
+        return cast("T", _decoder(kind).decode(data))
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise EncodingError(f"{kind.__name__}: {error}, {redact(data)}") from None
+
+
+@lru_cache(maxsize=512)
+def _recalled(data: bytes, kind: type[msgspec.Struct]) -> msgspec.Struct:
+    """What is asked for again keeps the digests that it has computed."""
+    return _recall(data, kind)
+
+
+@cache
+def _decoder(kind: type[msgspec.Struct]) -> msgspec.msgpack.Decoder[msgspec.Struct]:
+    return msgspec.msgpack.Decoder(kind)
+
+
 def from_plain(plain: object, kind: type[T]) -> T:
     """Typed value out of plain ones (as `unpack` gives them); bounds and unknown fields checked."""
     try:

@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "ask": "Ask a question; the answer streams.",
     "ingest": "Share documents that answers may cite.",
     "documents": "Documents that the peer shares: list, remove.",
+    "cache": "Records of the peer's store: export, import.",
     "receipt": "Fetch the receipt of an answer.",
     "verify": "Check a receipt offline.",
     "status": "Show how a peer is doing.",
@@ -44,7 +45,7 @@ COMMANDS: Final = {
 SECTIONS: Final = (
     ("Run", ("up", "devnet", "demo")),
     ("Ask and verify", ("ask", "receipt", "verify")),
-    ("Documents", ("ingest", "documents")),
+    ("Documents and records", ("ingest", "documents", "cache")),
     ("Look", ("status", "peers", "doctor")),
     ("Set up", ("init", "invite", "join", "group", "governance", "model", "completion")),
     ("Study", ("sim",)),

@@ -23,6 +23,7 @@ from nsllm.node.attachments.attend import Note
 from nsllm.node.engine.port import EngineInfo, ModelInfo, TokenLogprob
 from nsllm.node.errors import ContextOverflowError, NotFoundError, OverloadedError, UnknownModelError
 from nsllm.node.service import (
+    Brought,
     CertificateRow,
     ChatCommand,
     ChatDelta,
@@ -35,6 +36,7 @@ from nsllm.node.service import (
     PeerRow,
     Readiness,
     ReceiptStatus,
+    RecordPage,
     Source,
     Status,
     TakenIn,
@@ -73,6 +75,7 @@ class FakeService:
     citations: tuple[Citation, ...] = ()
     shelf: tuple[DocumentRow, ...] = ()
     taken: list = field(default_factory=list)
+    stored: dict = field(default_factory=dict)
     publication: str = "pending"
     detail: str = ""
     prompt_token_ids: tuple[int, ...] = tuple(range(7))
@@ -249,6 +252,18 @@ class FakeService:
         if not any(row.document == document for row in self.shelf):
             raise NotFoundError("no such document", param="id")
         return 3
+
+    async def records(self, after, count):
+        await trio.lowlevel.checkpoint()
+        rows = sorted(row for row in self.stored.items() if row[0] > (after or b""))[:count]
+        return RecordPage(bytes(32), len(self.stored), tuple(rows), rows[-1][0] if rows else None, len(rows) == count)
+
+    async def bring_records(self, bodies):
+        await trio.lowlevel.checkpoint()
+        return [
+            Brought(body[:32], "stored") if len(body) >= 32 else Brought(None, "refused", "too short")
+            for body in bodies
+        ]
 
     async def governance(self) -> dict:
         await trio.lowlevel.checkpoint()
