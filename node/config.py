@@ -81,6 +81,12 @@ class P2pConfig:
     bootstrap: tuple[str, ...] = setting(
         (), "Multiaddrs ending in /p2p/<id> that are dialled at start and again when a peer is lost.", most=64
     )
+    announce: tuple[str, ...] = setting(
+        (),
+        "Multiaddrs, without /p2p/<id>, that others are told instead of those listened on, such as a router's that"
+        " forwards a port; empty: those listened on.",
+        most=8,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from nsllm.clock import Clock, SystemClock
 from nsllm.databases import ON_DISK, Databases
+from nsllm.ids import PeerId
 from nsllm.node.attachments.host import WorkerDescriber
 from nsllm.node.attachments.port import Describer, TablesOnly
 from nsllm.node.config import EngineConfig, PeerConfig
@@ -23,9 +24,11 @@ from nsllm.node.engine.pool import ModelPool, Models
 from nsllm.node.engine.port import Engine
 from nsllm.node.engine.supervisor import WorkerEngine
 from nsllm.node.engine.upstream import Upstream, UpstreamEngine
+from nsllm.node.errors import ConfigError
 from nsllm.node.model_opener import ModelOpener, free_bytes
 from nsllm.node.service import PeerEvent
 from nsllm.offload import Offload, ThreadOffload
+from nsllm.p2p.libp2p_host import parse
 from nsllm.p2p.libp2p_network import Libp2pNetwork
 from nsllm.p2p.network import Network
 from nsllm.plugins.host import PluginHost
@@ -85,7 +88,10 @@ def real_world(settled: Settled, checkpoint: Callable[[str], None] | None = None
     plugins = PluginHost(config.plugins.enabled)
     describer = WorkerDescriber()
     network = Libp2pNetwork(
-        secret=settled.identity.libp2p_secret, listen=config.p2p.listen, local=settled.genesis.local
+        secret=settled.identity.libp2p_secret,
+        listen=config.p2p.listen,
+        local=settled.genesis.local,
+        announce=_told(config.p2p.announce, settled.identity.peer_id),
     )
     return World(
         clock=SystemClock(),
@@ -107,6 +113,25 @@ def real_world(settled: Settled, checkpoint: Callable[[str], None] | None = None
         describer=describer,
         checkpoint=checkpoint or (lambda _name: None),
     )
+
+
+def _told(addresses: tuple[str, ...], peer: PeerId) -> tuple[str, ...]:
+    """The addresses to announce, if others can dial them.
+
+    Raises:
+        ConfigError: one is no multiaddr, or names a peer already.
+    """
+    for address in addresses:
+        try:
+            if "/p2p/" in address:
+                raise ValueError("it names a peer")
+            parse(f"{address}/p2p/{peer}")
+        except ValueError as error:
+            raise ConfigError(
+                f"p2p.announce: {address!r} cannot be announced: {error}",
+                hint="such as /ip4/192.0.2.7/tcp/4700, without /p2p/…",
+            ) from None
+    return addresses
 
 
 def _upstream(config: EngineConfig, worker: WorkerEngine, rng: random.Random) -> UpstreamEngine | None:

@@ -93,7 +93,7 @@ class DevnetEvent:
     """Something that a person at the terminal should see."""
 
     kind: str
-    """`starting`, `waiting`, `ready` or `exited`."""
+    """`starting`, `waiting`, `ready` or `exited`; in scenarios also `parted`, `slowed` and `healed`."""
     peer: int
     detail: str
 

@@ -1,12 +1,13 @@
-"""Looking into what real peers left on their disks: the simulator's promises, read from their ledgers. Blocking.
+"""Looking into what real peers left on their disks: promises that ledgers, logs and guards show to be kept. Blocking.
 
-Every ledger is read on its own, without the peer's code around it, and trusts nothing but the genesis.
+Every ledger is read on its own, without the peer's code around it, and trusts nothing but the genesis. What validators
+signed is compared over all that is found (`nsllm.simulations.signatures`).
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from nsllm.governance.genesis import Genesis
 from nsllm.governance.light_client import EpochProof, LightClient
 from nsllm.ids import Address, Digest, hex0x
 from nsllm.simulations.errors import InvariantError
+from nsllm.simulations.signatures import Signatures
 
 LEDGER_FILE: Final = "ledger.sqlite"
 
@@ -36,28 +38,39 @@ class Inspected:
     """At the end, of every peer."""
     blocks: int
     """Looked at, over all peers; each with its certificate."""
+    signatures: int
+    """Different ones of validators that were compared."""
     offenders: frozenset[Address]
     """Validators that a block convicts."""
 
 
-def inspect(genesis: Genesis, folders: Iterable[Path], *, byzantine: frozenset[Address] = frozenset()) -> Inspected:
-    """What peers hold that have stopped.
+def inspect(
+    genesis: Genesis,
+    peers: Mapping[Path, Address],
+    *,
+    byzantine: frozenset[Address] = frozenset(),
+    signatures: Signatures | None = None,
+) -> Inspected:
+    """What honest peers hold that have stopped.
 
     Args:
         genesis: of their network.
-        folders: their data folders.
-        byzantine: validators that may be accused.
+        peers: their data folders, and who they are.
+        byzantine: validators that may be accused, and may have signed twice.
+        signatures: what was found before.
 
     Raises:
         InvariantError: two blocks of one height, a block that stands on no other, a certificate that proves nothing,
-            ledgers that end differently, or an honest validator that is accused.
+            ledgers that end differently, an honest validator that is accused or signed twice, or a guard that forgot.
     """
+    signatures = Signatures(genesis.network_id(), byzantine) if signatures is None else signatures
     decided: dict[int, Digest] = {}
     ends: set[tuple[int, Digest]] = set()
     offenders: set[Address] = set()
     blocks = 0
-    for folder in folders:
+    for folder, address in peers.items():
         name = folder.name
+        signatures.add_left(folder, address)
         with closing(sqlite3.connect(f"file:{folder / LEDGER_FILE}?mode=ro", uri=True)) as connection:
             end = (0, Digest(genesis.network_id()))
             for block in _certified(genesis, connection, name):
@@ -68,6 +81,7 @@ def inspect(genesis: Genesis, folders: Iterable[Path], *, byzantine: frozenset[A
                         f"agreement: {name} decided {hex0x(header.id())[:18]} at height {header.height},"
                         f" another peer {hex0x(known)[:18]}"
                     )
+                signatures.add_certificate(block.certificate, f"block {header.height} of {name}")
                 end = (header.height, header.log_root)
                 blocks += 1
             ends.add(end)
@@ -78,8 +92,10 @@ def inspect(genesis: Genesis, folders: Iterable[Path], *, byzantine: frozenset[A
         )
     if not offenders <= byzantine:
         raise InvariantError(f"honest validators are convicted: {', '.join(map(hex0x, sorted(offenders - byzantine)))}")
+    for folder, address in peers.items():
+        signatures.check_guard(folder, address)
     [(height, log_root)] = ends
-    return Inspected(height, log_root, blocks, frozenset(offenders))
+    return Inspected(height, log_root, blocks, len(signatures), frozenset(offenders))
 
 
 def _certified(genesis: Genesis, connection: sqlite3.Connection, name: str) -> Iterator[DecidedBlock]:

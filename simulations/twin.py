@@ -1,47 +1,55 @@
-"""Scenarios on real processes: peers of a devnet are killed or suspended on a seeded schedule, and their disks checked.
+"""A devnet whose processes a scenario kills, suspends, parts and slows, and whose disks are inspected in the end.
 
-The faults and questions come from the seed; what the processes do in between is their machine's. Links are not cut:
-peers on loopback learn each other's addresses, so that a proxy before a port would be passed by, and network
-namespaces need rights that a test has not. Partitions are the simulator's.
+Faults and questions come from a seed; what the processes do in between is their machine's. Peers reach each other
+through a switchboard only.
 """
 
 from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import httpx
+import psutil
 import trio
 
-from nsllm.ids import hex0x
-from nsllm.simulations.devnet import Devnet, DevnetEvent, Report, readiness, start_peer, stop_all
+from nsllm.simulations.devnet import PEER_COMMAND, Devnet, DevnetEvent, Report, readiness, start_peer
 from nsllm.simulations.errors import ScenarioError
-from nsllm.simulations.inspection import inspect
+from nsllm.simulations.signatures import Signatures
+from nsllm.simulations.switchboard import HOST
+from nsllm.simulations.switchboard_process import SwitchboardProcess
 
 READY_S: Final = 300.0
 ANSWER_S: Final = 180.0
 SETTLE_S: Final = 120.0
 """After the last fault all peers stand at one height within this time."""
-DECIDE_S: Final = 60.0
-"""After the suspended peers go on, the next block is decided within this time."""
-AWAY_S: Final = 30.0
-ROUNDS: Final = 3
-REFUSALS: Final = ("event=guard_refused", "event=offence", "consensus_halted")
-"""What no honest peer's log may say."""
+TWISTED_COMMAND: Final = (sys.executable, "-m", "nsllm.simulations.twisted_peer")
+ANCHORED_S: Final = 30.0
+"""Once all is level, every receipt has been anchored."""
+LEVELS: Final = ("pending", "certified", "logged", "anchored")
+"""Of a receipt."""
 
 
 @dataclass(slots=True)
 class Twin:
-    """A devnet whose processes can be killed, suspended and started one by one."""
+    """A devnet whose processes can be killed, suspended, parted and started one by one."""
 
     devnet: Devnet
     rng: random.Random
     report: Report
     client: httpx.AsyncClient
+    board: SwitchboardProcess
+    signatures: Signatures
+    """Found in what killed peers left."""
+    habits: Mapping[int, str]
+    """Byzantine peers, and what they do; see `nsllm.simulations.twisted`."""
     processes: dict[int, trio.Process] = field(default_factory=dict[int, trio.Process])
+    promised: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
+    """(peer, completion) of answers that are to have a receipt."""
     asked: int = 0
 
     @property
@@ -54,15 +62,36 @@ class Twin:
         """So many of them may be faulty."""
         return (self.count - 1) // 3
 
+    @property
+    def honest(self) -> list[int]:
+        """Peers that are not Byzantine."""
+        return [index for index in range(self.count) if index not in self.habits]
+
+    # what befalls them
+
     async def start(self, index: int) -> None:
         """Start a peer."""
-        self.processes[index] = await start_peer(self.devnet.peers[index])
-        self.report(DevnetEvent("starting", index, f"process {self.processes[index].pid}"))
+        habit = self.habits.get(index)
+        command = PEER_COMMAND if habit is None else (*TWISTED_COMMAND, "--habit", habit)
+        peers = self.devnet.peers
+        doors = [f"/ip4/{HOST}/tcp/{door}" for door in self.board.doors]
+        others = [f"{doors[peer.index]}/p2p/{peer.peer_id}" for peer in peers if peer.index != index]
+        reached = [part for other in others for part in ("--bootstrap", other)]
+        process = await start_peer(peers[index], (*command, "--announce", doors[index], *reached))
+        self.processes[index] = process
+        await self.board.know({number: running.pid for number, running in self.processes.items()})
+        self.report(DevnetEvent("starting", index, f"process {process.pid}{f', {habit}' if habit else ''}"))
 
     async def kill(self, index: int) -> None:
-        """SIGKILL, as a power cut would, and the process is gone."""
+        """SIGKILL, as a power cut would, and the process is gone; what it signed is read from its disk.
+
+        Raises:
+            InvariantError: it signed twice.
+        """
         self.processes[index].kill()
         await self.processes[index].wait()
+        peer = self.devnet.peers[index]
+        await trio.to_thread.run_sync(self.signatures.add_left, peer.data_dir, peer.address)
         self.report(DevnetEvent("exited", index, "killed"))
 
     def suspend(self, index: int) -> None:
@@ -75,6 +104,29 @@ class Twin:
         self.processes[index].send_signal(signal.SIGCONT)
         self.report(DevnetEvent("starting", index, "goes on"))
 
+    async def part(self, one: Iterable[int], other: Iterable[int]) -> None:
+        """Nothing that one group of peers says reaches the other, or the other way round."""
+        one, other = sorted(one), sorted(other)
+        await self.board.part(one, other)
+        for index in one:
+            self.report(DevnetEvent("parted", index, f"from {', '.join(map(str, other))}"))
+
+    async def slow(self, delay_s: float, spread_s: float, peers: Iterable[int] | None = None) -> None:
+        """Everything that these peers (or all) say or hear arrives so late."""
+        slowed = range(self.count) if peers is None else sorted(peers)
+        await self.board.slow(delay_s, spread_s, slowed)
+        for index in slowed:
+            self.report(DevnetEvent("slowed", index, f"by {delay_s:g} to {delay_s + spread_s:g} s each way"))
+
+    async def heal(self) -> None:
+        """Everything arrives again, what was held back first, and at once."""
+        await self.board.heal()
+        await self.board.slow(0.0, 0.0, range(self.count))
+        for index in range(self.count):
+            self.report(DevnetEvent("healed", index, "all links"))
+
+    # what they say
+
     async def ready(self, *indices: int) -> None:
         """Wait until these peers are ready.
 
@@ -86,8 +138,8 @@ class Twin:
             await self.until(lambda url=url: self._is_ready(url), f"peer {index} ready", READY_S)  # type: ignore[misc]
             self.report(DevnetEvent("ready", index, url))
 
-    async def ask(self, index: int) -> None:
-        """A question that nobody asked before.
+    async def ask(self, index: int) -> str | None:
+        """A question that nobody asked before; its completion, if that was promised a receipt.
 
         Raises:
             ScenarioError: no answer.
@@ -102,6 +154,29 @@ class Twin:
             raise ScenarioError(f"peer {index} gave no answer: {type(error).__name__}") from None
         if answer.status_code != 200:
             raise ScenarioError(f"peer {index} answered with status {answer.status_code}")
+        told = answer.json()
+        if told["nsllm"]["publication"] != "pending":
+            return None
+        self.promised.append((index, told["id"]))
+        return str(told["id"])
+
+    async def receipt(self, index: int, completion: str, level: str, within_s: float) -> float:
+        """Wait until the receipt of a peer's completion has reached a level; seconds that it took.
+
+        Raises:
+            ScenarioError: it has not.
+        """
+        url = f"{self.devnet.peers[index].url}/v1/receipts/{completion}"
+
+        async def reached() -> bool:
+            params: dict[str, str | int] = {"wait": level, "timeout_s": 20}
+            try:
+                answer = await self.client.get(url, params=params, timeout=60)
+            except httpx.HTTPError:
+                return False
+            return LEVELS.index(answer.headers.get("x-nsllm-receipt", LEVELS[0])) >= LEVELS.index(level)
+
+        return await self.until(reached, f"{completion} of peer {index} {level}", within_s)
 
     async def status(self, index: int) -> dict[str, Any]:
         """The peer's status; empty if it gives none."""
@@ -129,19 +204,48 @@ class Twin:
             return round(trio.current_time() - began_s, 3)
         raise ScenarioError(f"not within {within_s:g} s: {what}")
 
+    async def decided(self, above: int, within_s: float, indices: Iterable[int] | None = None) -> float:
+        """Wait until one of these peers (or all) has a block above a height; seconds that it took.
+
+        Raises:
+            ScenarioError: none has.
+        """
+        chosen = tuple(range(self.count) if indices is None else indices)
+
+        async def is_above() -> bool:
+            return await self.height(*chosen) > above
+
+        return await self.until(is_above, f"a block above {above}", within_s)
+
     async def level(self) -> float:
-        """Wait until all peers stand at one height with nothing left to decide; seconds that it took.
+        """Wait until all honest peers stand at one height with nothing left to decide, and every answer that was
+        promised a receipt has one that is anchored; seconds that it took.
 
         Raises:
             ScenarioError: they do not.
+        """  # noqa: D205 - one sentence
+        took_s = await self.until(self._is_level, "all peers at one height, everything anchored", SETTLE_S)
+        for index, completion in self.promised:
+            await self.receipt(index, completion, "anchored", ANCHORED_S)
+        return took_s
+
+    async def passed_by(self) -> None:
+        """No peer reaches another but through the switchboard.
+
+        Raises:
+            ScenarioError: one does.
         """
-        return await self.until(self._is_level, "all peers at one height, everything anchored", SETTLE_S)
+        ports = set(listening(self.devnet))
+        for index, process in self.processes.items():
+            connections = await trio.to_thread.run_sync(psutil.Process(process.pid).net_connections, "tcp")
+            if any(connection.raddr and connection.raddr.port in ports for connection in connections):
+                raise ScenarioError(f"peer {index} reaches another one beside the switchboard")
 
     async def _is_ready(self, url: str) -> bool:
         return (await readiness(self.client, url))[0]
 
     async def _is_level(self) -> bool:
-        views = [await self.status(index) for index in range(self.count)]
+        views = [await self.status(index) for index in self.honest]
         if not all(views):
             return False
         ends = {(view["consensus"]["height"], view["logs"]["network_log_root"]) for view in views}
@@ -154,97 +258,6 @@ class Twin:
         return len(ends) == 1 and rest
 
 
-async def churn(twin: Twin) -> dict[str, int | float]:
-    """Up to f peers at a time are killed (SIGKILL) while questions are asked, and start again."""
-    kills = 0
-    for _ in range(ROUNDS):
-        gone = twin.rng.sample(range(twin.count), max(1, twin.faults))
-        here = [index for index in range(twin.count) if index not in gone]
-        for index in gone:
-            await trio.sleep(twin.rng.uniform(0.0, 1.0))
-            await twin.kill(index)
-            kills += 1
-            if here:
-                await twin.ask(twin.rng.choice(here))
-        for index in gone:
-            await twin.start(index)
-        if here:
-            await twin.ask(twin.rng.choice(here))
-        await twin.ready(*gone)
-    return {"kills": kills}
-
-
-async def suspended(twin: Twin) -> dict[str, int | float]:
-    """f+1 peers are suspended (SIGSTOP): nothing is decided meanwhile, answers go on, and then everything does."""
-    away = sorted(twin.rng.sample(range(twin.count), min(twin.count, twin.faults + 1)))
-    here = [index for index in range(twin.count) if index not in away]
-    for index in away:
-        twin.suspend(index)
-    before = await twin.height(*here)
-    until_s = trio.current_time() + AWAY_S
-    for index in here:
-        await twin.ask(index)
-    await trio.sleep_until(until_s)
-    after = await twin.height(*here)
-    if after > before + 1:  # one may have been under way
-        raise ScenarioError(f"block {after} was decided without a quorum")
-    for index in away:
-        twin.resume(index)
-    everybody = range(twin.count)
-
-    async def decided() -> bool:
-        return await twin.height(*everybody) > after
-
-    decided_s = await twin.until(decided, f"a block above {after}", DECIDE_S) if here else 0.0
-    return {"suspended": len(away), "away_s": AWAY_S, "decided_after_s": decided_s}
-
-
-Play = Callable[[Twin], Awaitable[dict[str, int | float]]]
-SCENARIOS: Final[dict[str, Play]] = {"churn": churn, "suspended": suspended}
-
-
-async def run_twin(devnet: Devnet, name: str, *, seed: int, report: Report) -> dict[str, str | int | float]:
-    """Start a devnet's peers, play a scenario, stop them, and check what they left on their disks.
-
-    Args:
-        devnet: laid out; nothing runs on it.
-        name: one of `SCENARIOS`.
-        seed: of faults and questions.
-        report: told what happens to peers.
-
-    Raises:
-        ScenarioError: what must hold did not; `InvariantError` if it is a promise of agreement.
-    """
-    rng = random.Random(f"{name} {seed}")  # noqa: S311 - a schedule, no secret
-    sizes = {peer.index: peer.log.stat().st_size if peer.log.exists() else 0 for peer in devnet.peers}
-    async with httpx.AsyncClient(trust_env=False) as client:
-        twin = Twin(devnet, rng, report, client)
-        try:
-            for peer in devnet.peers:
-                await twin.start(peer.index)
-            await twin.ready(*range(twin.count))
-            await twin.ask(rng.randrange(twin.count))
-            seen = await SCENARIOS[name](twin)
-            settled_s = await twin.level()
-        finally:
-            for process in twin.processes.values():
-                if process.returncode is None:
-                    process.send_signal(signal.SIGCONT)
-            await stop_all(list(twin.processes.values()))
-    for peer in devnet.peers:
-        said = peer.log.read_bytes()[sizes[peer.index] :].decode(errors="replace")
-        for refusal in REFUSALS:
-            if refusal in said:
-                raise ScenarioError(f"the log of peer {peer.index} says {refusal}", hint=f"see {peer.log}")
-    inspected = await trio.to_thread.run_sync(inspect, devnet.genesis, [peer.data_dir for peer in devnet.peers])
-    return {
-        "scenario": name,
-        "peers": twin.count,
-        "seed": seed,
-        "questions": twin.asked,
-        **seen,
-        "settled_after_s": settled_s,
-        "height": inspected.height,
-        "blocks_checked": inspected.blocks,
-        "log_root": hex0x(inspected.log_root),
-    }
+def listening(devnet: Devnet) -> list[int]:
+    """Where the peers listen."""
+    return [int(peer.multiaddr.split("/")[4]) for peer in devnet.peers]

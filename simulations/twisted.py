@@ -13,7 +13,8 @@ from nsllm.ids import Address
 from nsllm.node.peer import Peer
 from nsllm.p2p.protocols.mesh import MeshKind
 
-HABITS: Final = ("equivocates", "is silent", "floods")
+EQUIVOCATES: Final = "equivocates"
+HABITS: Final = (EQUIVOCATES, "is silent", "floods")
 FLOOD: Final = 20
 """Times that a flooder says everything."""
 
@@ -46,5 +47,5 @@ def twist(peer: Peer, key: MemberKey, habit: str) -> None:
         for _ in range(FLOOD):
             honest(to, kind, payload)
 
-    twisted = {"equivocates": equivocate, "is silent": keep_silent, "floods": flood}[habit]
+    twisted = {EQUIVOCATES: equivocate, "is silent": keep_silent, "floods": flood}[habit]
     mesh.send = twisted  # type: ignore[assignment,method-assign]

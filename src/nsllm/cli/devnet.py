@@ -22,6 +22,7 @@ DEFAULT_FOLDER = Path("nsllm-devnet")
         "nsllm devnet                                     # four peers, pages on 8700 to 8703",
         "nsllm devnet --peers 7 --base-port 9100 --data-dir /tmp/seven",
         "nsllm devnet --scenario churn --seed 1 --data-dir /tmp/churn",
+        "nsllm devnet --scenario partition --seed 1 --data-dir /tmp/parted --json",
         "nsllm ask 'Why is the sky blue?' --api http://127.0.0.1:8700 --receipt r.json",
         "nsllm verify r.json --genesis nsllm-devnet/genesis.json",
     ),
@@ -37,8 +38,8 @@ DEFAULT_FOLDER = Path("nsllm-devnet")
 )
 @click.option(
     "--scenario",
-    type=click.Choice(["churn", "suspended"]),
-    help="Kill or suspend the processes instead of serving on, and check what they leave on their disks.",
+    type=click.Choice(["churn", "suspended", "partition", "delay", "byzantine"]),
+    help="Put the processes through something instead of serving on, and check what they leave on their disks.",
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="With --scenario: of faults and questions.")
 @json_option
@@ -77,12 +78,21 @@ def lay_out_devnet(peers: int, base_port: int, data_dir: Path) -> Devnet:
     return lay_out(data_dir, peers=peers, base_port=base_port, policy=policy, clock=SystemClock())
 
 
+MARKS = {
+    "starting": "[dim]○[/]",
+    "waiting": "[yellow]◌[/]",
+    "ready": "[green]●[/]",
+    "exited": "[red]✗[/]",
+    "parted": "[red]≠[/]",
+    "slowed": "[yellow]…[/]",
+    "healed": "[green]=[/]",
+}
+"""By kind of event."""
+
+
 def tell(event: DevnetEvent) -> None:
     """One line for what happened to a peer."""
-    mark = {"starting": "[dim]○[/]", "waiting": "[yellow]◌[/]", "ready": "[green]●[/]", "exited": "[red]✗[/]"}[
-        event.kind
-    ]
-    note(f"{mark} peer {event.peer} {event.kind} [dim]{escape(event.detail)}[/]")
+    note(f"{MARKS[event.kind]} peer {event.peer} {event.kind} [dim]{escape(event.detail)}[/]")
 
 
 async def _run(laid: Devnet, *, as_json: bool) -> None:
@@ -99,9 +109,9 @@ async def _run(laid: Devnet, *, as_json: bool) -> None:
 
 
 async def _play(laid: Devnet, name: str, seed: int, *, as_json: bool) -> None:
-    from nsllm.simulations.twin import run_twin
+    from nsllm.simulations.ordeals import run_ordeal
 
-    result = await run_twin(laid, name, seed=seed, report=tell)
+    result = await run_ordeal(laid, name, seed=seed, report=tell)
     if as_json:
         emit(result)
     else:

@@ -34,6 +34,9 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 @click.option("--genesis", type=click.Path(path_type=Path), help="Genesis file of the network; copied into the folder.")
 @click.option("--bootstrap", multiple=True, metavar="MULTIADDR", help="A peer to dial, ending in /p2p/ID; repeatable.")
 @click.option("--listen", multiple=True, metavar="MULTIADDR", help="libp2p address to listen on; repeatable.")
+@click.option(
+    "--announce", multiple=True, metavar="MULTIADDR", help="Address to tell others in place of --listen; repeatable."
+)
 @click.option("--config", type=click.Path(path_type=Path), help="Settings file.  [default: config.toml in the folder]")
 @click.option("--name", help="What the page and the log call this peer.")
 @click.option("--visibility", type=click.Choice(["private", "group", "public"]), help="Of requests that do not say.")
@@ -50,6 +53,7 @@ def up(
     genesis: Path | None,
     bootstrap: tuple[str, ...],
     listen: tuple[str, ...],
+    announce: tuple[str, ...],
     config: Path | None,
     name: str | None,
     visibility: str | None,
@@ -71,6 +75,7 @@ def up(
         "genesis": genesis,
         "p2p.bootstrap": bootstrap or None,
         "p2p.listen": listen or None,
+        "p2p.announce": announce or None,
         "name": name,
         "visibility": visibility,
         "log_level": log_level,
