@@ -17,6 +17,7 @@ import os
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -25,9 +26,6 @@ from benchmarks.report import facts, machine, table
 from benchmarks.serving import quantile
 
 SIZES: Final = (4, 7, 16)
-ANSWERS: Final = {4: 200, 7: 70, 16: 32}
-"""One at a time, by number of validators."""
-QUICK_ANSWERS: Final = {4: 60, 7: 35, 16: 16}
 IN_MEMORY: Final = (4, 7, 16, 32)
 NESTED: Final = {"goals", "machine", "memory", "disk_mb_by_table"}
 PER_SIZE: Final = (
@@ -44,8 +42,35 @@ PER_SIZE: Final = (
 )
 
 
-def among(count: int, *, answers: int, seconds: float, rounds: int) -> dict[str, Any]:
-    """Figures of `count` validators; rates are medians of `rounds` loads of some seconds."""
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured."""
+
+    sizes: tuple[int, ...]
+    """Numbers of validators."""
+    answers: Mapping[int, int]
+    """One at a time, by number of validators."""
+    seconds: float
+    """Of each load."""
+    rounds: int
+    """Loads of each kind; their median counts."""
+    paced: int
+    """Real answers, one a second."""
+    busy_s: float
+    """Of the load of real answers."""
+    memory: bool
+    """Whether whole networks run in this process."""
+    disk: tuple[int, int]
+    """Answers before the databases are measured first and last."""
+
+
+FULL: Final = Extent(SIZES, {4: 200, 7: 70, 16: 32}, 6.0, 3, paced=30, busy_s=30.0, memory=True, disk=(20, 60))
+QUICK: Final = Extent((4,), {4: 40, 7: 21, 16: 16}, 3.0, 1, paced=4, busy_s=4.0, memory=False, disk=(4, 12))
+
+
+def among(count: int, extent: Extent) -> dict[str, Any]:
+    """Figures of `count` validators; rates are medians of several loads."""
+    answers, seconds, rounds = extent.answers[count], extent.seconds, extent.rounds
     with validators.running(count) as network:
         network.latencies_s(count)  # the first ones open streams
         before = network.counted()
@@ -117,23 +142,21 @@ def _memory(sizes: Sequence[int], answers: int) -> list[dict[str, Any]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of Markdown")
-    parser.add_argument("--quick", action="store_true", help="four validators only, fewer answers: about a minute")
+    parser.add_argument("--quick", action="store_true", help="four validators only, fewer answers: less than a minute")
     parser.add_argument("--without-models", action="store_true", help="leave the devnet with real models out")
     parser.add_argument("--sizes", type=int, nargs="+", choices=SIZES, help="numbers of validators, instead of all")
     options = parser.parse_args()
-    quick = options.quick
+    extent = QUICK if options.quick else FULL
     about = machine()
-    load = {"seconds": 4.0, "rounds": 1} if quick else {"seconds": 6.0, "rounds": 3}
-    answers = QUICK_ANSWERS if quick else ANSWERS
-    wanted = options.sizes or ((4,) if quick else SIZES)
-    sizes = {count: among(count, answers=answers[count], **load) for count in wanted if count == min(SIZES)}
+    wanted = options.sizes or extent.sizes
+    sizes = {count: among(count, extent) for count in wanted if count == min(SIZES)}
     real = {"real_answers_scored_per_s": None, "real_certificate_p50_ms": None}
     if not options.without_models:  # what has goals comes first
-        real = real_answers.measured(1.0, 6 if quick else 30, 8.0 if quick else 30.0)
-    sizes |= {count: among(count, answers=answers[count], **load) for count in wanted if count not in sizes}
+        real = real_answers.measured(1.0, extent.paced, extent.busy_s)
+    sizes |= {count: among(count, extent) for count in wanted if count not in sizes}
     result: dict[str, Any] = flat(sizes)
-    result["memory"] = [] if quick else _memory(IN_MEMORY, 6)
-    result |= in_memory.disk(*((8, 24) if quick else (20, 60)))
+    result["memory"] = _memory(IN_MEMORY, 6) if extent.memory else []
+    result |= in_memory.disk(*extent.disk)
     result |= real
     result["goals"] = goals.judged(goals.CONSENSUS, result)
     result["machine"] = about | {"load_at_end": [round(load, 2) for load in os.getloadavg()]}

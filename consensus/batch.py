@@ -14,9 +14,8 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Annotated, Final
+from functools import cache, cached_property
+from typing import Annotated, Final, NamedTuple
 
 from msgspec import Meta
 
@@ -50,8 +49,7 @@ Rows = Annotated[bytes, Meta(max_length=MAX_ROWS_BYTES)]
 _Column = Annotated[bytes, Meta(max_length=32 * MAX_BATCH_RECORDS)]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One opened row of a batch."""
 
     position: int
@@ -159,11 +157,26 @@ class BatchReveal(Value, frozen=True, kw_only=True):
     """What each row is about, in the order of `rows`."""
 
 
-class Excerpt(Value, frozen=True, kw_only=True):
+class Excerpt(Value, frozen=True, kw_only=True, dict=True):
     """What a block takes from one batch: the commit, and the rows of the records that the block settles."""
 
     signed: SignedCommit
     rows: Rows
+
+    def opened(self, dimensions: int) -> tuple[Row, ...]:
+        """The rows, read once.
+
+        Raises:
+            ObservationError: see `unpack_rows`.
+        """
+        known = self._opened.get(dimensions)
+        if known is None:
+            known = self._opened[dimensions] = unpack_rows(self.rows, dimensions)
+        return known
+
+    @cached_property
+    def _opened(self) -> dict[int, tuple[Row, ...]]:
+        return {}
 
 
 def commitment(commit: BatchCommit, network: NetworkId, subject: Subject, row: Row) -> Digest:
@@ -217,15 +230,16 @@ def unpack_rows(column: bytes, dimensions: int) -> tuple[Row, ...]:
     shape = _shape(dimensions)
     if len(column) % shape.size:
         raise ObservationError(f"a column of rows has {len(column)} bytes, not a multiple of {shape.size}")
-    rows = tuple(Row(position, salt, tuple(ppm)) for position, salt, *ppm in shape.iter_unpack(column))
+    rows = tuple([Row(each[0], each[1], each[2:]) for each in shape.iter_unpack(column)])
     last = -1
-    for row in rows:
-        if row.position <= last:
-            raise ObservationError(f"row {row.position} after row {last}")
-        most = max((ppm for ppm in row.ppm if ppm != MISSING), default=0)
-        if most > PPM_ONE:
-            raise ObservationError(f"an observation of {most} ppm, the most is {PPM_ONE}")
-        last = row.position
+    for position, _, ppm in rows:
+        if position <= last:
+            raise ObservationError(f"row {position} after row {last}")
+        if max(ppm, default=0) > PPM_ONE:
+            most = max((one for one in ppm if one != MISSING), default=0)
+            if most > PPM_ONE:
+                raise ObservationError(f"an observation of {most} ppm, the most is {PPM_ONE}")
+        last = position
     return rows
 
 
@@ -251,5 +265,6 @@ def row_bytes(dimensions: int) -> int:
     return _shape(dimensions).size
 
 
+@cache
 def _shape(dimensions: int) -> struct.Struct:
     return struct.Struct(f">H{SALT_BYTES}s{dimensions}I")

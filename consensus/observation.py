@@ -9,9 +9,10 @@ within the range of the honest ones, whoever proposes (docs/scores.md has the th
 
 from __future__ import annotations
 
+import struct
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 from msgspec import Meta
 
@@ -25,6 +26,7 @@ MISSING: Final = 2**32 - 1
 observation and the median's safety is untouched: leaving a dimension out objects to nothing."""
 SUBJECT_BYTES: Final = 32 + 20 + 32
 RECORD_BYTES: Final = 32
+_SUBJECT: Final = struct.Struct(">32s20s32s")
 
 
 class DimensionScore(Value, frozen=True, kw_only=True):
@@ -46,8 +48,7 @@ Scores = Annotated[tuple[DimensionScore, ...], Meta(min_length=1, max_length=MAX
 Addresses = Annotated[tuple[AddressField, ...], Meta(min_length=1, max_length=256)]
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
+class Subject(NamedTuple):
     """What an observation is about; generator and request key follow from the record, which not everybody has."""
 
     record: Digest
@@ -92,7 +93,7 @@ def quantile(values: Sequence[int], quarter: int) -> Ppm:
     """
     if not values:
         raise ValueError("no values to take a quantile of")
-    return Ppm(sorted(values)[(len(values) * quarter + 3) // 4 - 1])
+    return _ranked(sorted(values), quarter)
 
 
 def lower_median(values: Sequence[int]) -> Ppm:
@@ -123,18 +124,24 @@ def agree(
         raise ObservationError(f"record {subject.record.hex()[:16]}: {len(rows)} rows of {len(observers)} validators")
     if any(len(row) != len(dimensions) for _, row in rows):
         raise ObservationError(f"record {subject.record.hex()[:16]}: a row that is not {len(dimensions)} integers")
-    columns = {name: sorted(row[i] for _, row in rows) for i, name in enumerate(dimensions)}
-    medians = {name: quantile(column, 2) for name, column in columns.items()}
-    told = {name: [ppm for ppm in columns[name] if ppm != MISSING] for name in dimensions if medians[name] != MISSING}
-    if not told:
+    scores: list[DimensionScore] = []
+    quartiles: list[Quartiles] = []
+    for name, *column in zip(dimensions, *(row for _, row in rows), strict=True):
+        column.sort()
+        median = _ranked(column, 2)
+        if median != MISSING:
+            told = column[: bisect_left(column, MISSING)]
+            scores.append(DimensionScore(name=name, ppm=median))
+            quartiles.append(Quartiles(lower_ppm=_ranked(told, 1), upper_ppm=_ranked(told, 3)))
+    if not scores:
         raise ObservationError(f"record {subject.record.hex()[:16]}: no dimension was measured")
     return ScoreLeaf(
         record=subject.record,
         generator=subject.generator,
         request_key=subject.request_key,
         rubric=rubric,
-        scores=tuple(DimensionScore(name=name, ppm=medians[name]) for name in told),
-        quartiles=tuple(Quartiles(lower_ppm=quantile(c, 1), upper_ppm=quantile(c, 3)) for c in told.values()),
+        scores=tuple(scores),
+        quartiles=tuple(quartiles),
         observers=tuple(observers),
     )
 
@@ -152,10 +159,7 @@ def unpack_subjects(column: bytes) -> tuple[Subject, ...]:
     """
     if len(column) % SUBJECT_BYTES:
         raise ObservationError(f"a column of subjects has {len(column)} bytes, not a multiple of {SUBJECT_BYTES}")
-    return tuple(
-        Subject(Digest(column[i : i + 32]), Address(column[i + 32 : i + 52]), Digest(column[i + 52 : i + 84]))
-        for i in range(0, len(column), SUBJECT_BYTES)
-    )
+    return tuple(map(Subject._make, _SUBJECT.iter_unpack(column)))
 
 
 def unpack_digests(column: bytes) -> tuple[Digest, ...]:
@@ -167,3 +171,8 @@ def unpack_digests(column: bytes) -> tuple[Digest, ...]:
     if len(column) % RECORD_BYTES:
         raise ObservationError(f"a column of digests has {len(column)} bytes, not a multiple of {RECORD_BYTES}")
     return tuple(Digest(column[i : i + RECORD_BYTES]) for i in range(0, len(column), RECORD_BYTES))
+
+
+def _ranked(ascending: Sequence[int], quarter: int) -> Ppm:
+    """See `quantile`."""
+    return Ppm(ascending[(len(ascending) * quarter + 3) // 4 - 1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nsllm.consensus.batch import Excerpt, Row, check_row, unpack_rows
+from nsllm.consensus.batch import Excerpt, Row, check_row
 from nsllm.consensus.errors import ObservationError
 from nsllm.consensus.observation import ScoreLeaf, Subject, Unscored, agree, unpack_digests, unpack_subjects
 from nsllm.consensus.validators import ValidatorSet
@@ -76,7 +76,7 @@ def open_rows(excerpt: Excerpt, scored: dict[Digest, Subject], dimensions: int) 
     """
     records = excerpt.signed.commit.record_digests
     found: list[tuple[Subject, Row]] = []
-    for row in unpack_rows(excerpt.rows, dimensions):
+    for row in excerpt.opened(dimensions):
         subject = scored.get(records[row.position]) if row.position < len(records) else None
         if subject is None:
             commit = excerpt.signed.commit

@@ -21,6 +21,8 @@ class Anchoring:
     """Log size of the contract's head."""
     last_ms: TimeMs | None = None
     """Time of the last block with a transaction."""
+    epoch: int = 0
+    """The epoch whose validators the contract knows."""
     failed: int = 0
     """Attempts in a row that did not move the head; a hint for proposers, forgotten on restart."""
     tried_ms: int = 0
@@ -46,12 +48,12 @@ class Anchoring:
     def executed(self, size: int, time_ms: TimeMs) -> Anchoring:
         """After a block of `time_ms` with a transaction left the contract's head at `size`."""
         if size > self.size:
-            return Anchoring(size=size, last_ms=time_ms)
+            return Anchoring(size=size, last_ms=time_ms, epoch=self.epoch)
         return replace(self.refused(time_ms), last_ms=time_ms)
 
     def handed_over(self, time_ms: TimeMs) -> Anchoring:
         """After a block of `time_ms` that taught the contract another epoch, of a log that had not grown."""
-        return Anchoring(size=self.size, last_ms=time_ms)
+        return Anchoring(size=self.size, last_ms=time_ms, epoch=self.epoch)
 
     def refused(self, now_ms: TimeMs) -> Anchoring:
         """After an attempt that did not move the head."""

@@ -6,6 +6,7 @@ A part of `LedgerState`, on the same file: it decides by the chain's state, and 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Protocol
 
 from nsllm.consensus.block import DecidedBlock
@@ -51,7 +52,7 @@ class Anchors:
         self._chain = chain
         self._store = store
         self._ledger = ledger
-        self._state = Anchoring(chain.anchored_head()[0], store.last_transaction_ms())
+        self._state = Anchoring(chain.anchored_head()[0], store.last_transaction_ms(), chain.epoch())
         self._checked: tuple[Digest, tuple[bytes, ...]] | None = None
         """Last block and transactions that the chain would execute."""
 
@@ -62,7 +63,7 @@ class Anchors:
 
     def due_in_ms(self, now_ms: TimeMs) -> int | None:
         """Milliseconds until an anchor or a handover is due (0: now); None while neither has reason."""
-        behind = self._chain.epoch() < self._ledger.rules.validators.epoch
+        behind = self._state.epoch < self._ledger.rules.validators.epoch
         return self._state.due_in_ms(self._ledger.parent.log.size, now_ms, handover=behind)
 
     def transactions(self, time_ms: TimeMs) -> tuple[bytes, ...]:
@@ -70,7 +71,7 @@ class Anchors:
         tip = self._ledger.tip
         if tip is None or self.due_in_ms(time_ms) != 0:
             return ()
-        known = self._chain.epoch()
+        known = self._state.epoch
         if known < self._ledger.rules.validators.epoch:
             transactions = (self._chain.handover_transaction(self._ledger.epochs[known].proof),)
         else:
@@ -103,15 +104,15 @@ class Anchors:
         header, body = decided.block.header, decided.block.body
         if not body.transactions:
             return self._state
-        before = self._chain.epoch()
         result = self._chain.execute(body.transactions, header.time_ms)
         self._store.put_last_transaction_ms(header.time_ms)
         log_size, log_root = self._chain.anchored_head()
-        if log_size <= self._state.size and self._chain.epoch() > before:
-            return self._state.handed_over(header.time_ms)
-        if log_size <= self._state.size:
+        state = replace(self._state, epoch=self._chain.epoch())
+        if log_size <= state.size and state.epoch > self._state.epoch:
+            return state.handed_over(header.time_ms)
+        if log_size <= state.size:
             log.warning("anchor_failed height=%d log_size=%d", header.height, log_size)
-            return self._state.executed(log_size, header.time_ms)
+            return state.executed(log_size, header.time_ms)
         raw, digest = next(
             (raw, digest) for raw, (digest, success) in zip(body.transactions, result.receipts, strict=True) if success
         )
@@ -127,7 +128,7 @@ class Anchors:
                 proof=None,
             )
         )
-        return self._state.executed(log_size, header.time_ms)
+        return state.executed(log_size, header.time_ms)
 
     def adopt(self, state: Anchoring) -> None:
         """A stored block left the anchors so."""
@@ -137,7 +138,7 @@ class Anchors:
         """The chain's check, once for each set: it executes them, and proposals come again in later rounds."""
         about = (self._ledger.parent.id, transactions)
         if transactions and about != self._checked:
-            following = self._ledger.validators_of(self._chain.epoch() + 1)
+            following = self._ledger.validators_of(self._state.epoch + 1)
             self._chain.check(transactions, following, time_ms)
             self._checked = about
 

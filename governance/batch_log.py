@@ -15,7 +15,7 @@ from nsllm.consensus.batch import BatchReveal, SignedCommit
 from nsllm.consensus.errors import GuardError
 from nsllm.consensus.observation_message import MAX_OBSERVATION_BYTES
 from nsllm.databases import ON_DISK, Databases
-from nsllm.governance.database import Database
+from nsllm.governance.database import Database, in_parts
 from nsllm.ids import Address, Digest, Epoch, NetworkId, TimeMs, hex0x
 
 HINT: Final = "restore it from a backup; without it this validator may contradict what it committed to"
@@ -91,9 +91,12 @@ class BatchLog:
 
     def fresh(self, epoch: Epoch, records: Sequence[Digest]) -> list[Digest]:
         """Those of `records` that this validator has neither observed nor abstained from in this epoch."""
-        query = "SELECT 1 FROM entry WHERE epoch = ? AND record = ?"
+        taken: set[bytes] = set()
         with self._database.guarded():
-            return [r for r in records if self._connection.execute(query, (epoch, r)).fetchone() is None]
+            for places, part in in_parts(records):
+                query = f"SELECT record FROM entry WHERE epoch = ? AND record IN ({places})"  # noqa: S608 - question marks
+                taken.update(row[0] for row in self._connection.execute(query, (epoch, *part)))
+        return [record for record in records if record not in taken]
 
     def put(self, signed: SignedCommit, reveal: BatchReveal) -> None:
         """Keep a batch with all of its rows; on return it is on disk and may be sent.
@@ -142,9 +145,9 @@ class BatchLog:
         """Forget records that blocks have settled, and batches without any other."""
         with self._database.transaction():
             numbers: set[int] = set()
-            for record in records:
-                query = "DELETE FROM entry WHERE epoch = ? AND record = ? RETURNING number"
-                numbers.update(row[0] for row in self._connection.execute(query, (epoch, record)).fetchall())
+            for places, part in in_parts(records):
+                query = f"DELETE FROM entry WHERE epoch = ? AND record IN ({places}) RETURNING number"  # noqa: S608
+                numbers.update(row[0] for row in self._connection.execute(query, (epoch, *part)).fetchall())
             for number in numbers:
                 left = "SELECT 1 FROM entry WHERE epoch = ?1 AND number = ?2 LIMIT 1"
                 if self._connection.execute(left, (epoch, number)).fetchone() is None:

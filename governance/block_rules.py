@@ -6,13 +6,13 @@ disagree.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final, Protocol, assert_never
 
 from nsllm import canonical
 from nsllm.consensus.attendance import Attendance, shown_in
-from nsllm.consensus.batch import SignedCommit
 from nsllm.consensus.block import MAX_BLOCK_BYTES, Block, Body
 from nsllm.consensus.epoch import EpochChange
 from nsllm.consensus.errors import BlockError
@@ -23,6 +23,7 @@ from nsllm.consensus.registry import Admission, Member, RegistryState
 from nsllm.consensus.settlement import Terms, check_openings
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.errors import NsllmError
+from nsllm.governance.checked import Checked
 from nsllm.governance.errors import MotionError
 from nsllm.governance.genesis import Genesis
 from nsllm.governance.log_entry import (
@@ -62,8 +63,8 @@ ADMISSION, GOVERNANCE, CHECKPOINT, EVIDENCE = range(4)
 class History(Protocol):
     """What was decided before, as far as the rules ask."""
 
-    def is_settled(self, record: Digest) -> bool:
-        """Has an earlier block, no older than `SETTLED_MS`, scored this record or settled that it stays unscored?"""
+    def settled_among(self, records: Sequence[Digest]) -> AbstractSet[Digest]:
+        """Those that an earlier block, no older than `SETTLED_MS`, has scored or settled that they stay unscored."""
         ...
 
     def member(self, address: Address) -> Member | None:
@@ -222,7 +223,7 @@ class BlockRules:
         *,
         state_root: Digest,
         now_ms: TimeMs,
-        known: Callable[[SignedCommit], bool],
+        checked: Checked,
     ) -> None:
         """Pass silently if honest validators may prevote `block`; EVM transactions are the chain's to check.
 
@@ -232,7 +233,7 @@ class BlockRules:
             history: what was decided up to it.
             state_root: the EVM's present state root.
             now_ms: this validator's wall time.
-            known: was this very commit checked before? Saves its signature check.
+            checked: what of its batches need not be checked again.
 
         Raises:
             BlockError: names the rule, or the header's field with both values.
@@ -251,7 +252,7 @@ class BlockRules:
             self._check_entries(body.entries, parent.registry, history, header)
             members, _ = self._govern(parent, body.entries)
             outcome = self.outcome(parent, body, header.proposer, header.time_ms)
-            self._check_batches(body, outcome, history, members, known)
+            self._check_batches(body, outcome, history, members, checked)
         except BlockError:
             raise
         except NsllmError as error:
@@ -408,15 +409,15 @@ class BlockRules:
         outcome: Outcome,
         history: History,
         members: RegistryState,
-        known: Callable[[SignedCommit], bool],
+        checked: Checked,
     ) -> None:
         """Checks what the outcome takes for granted: signatures, openings, and that the records may be settled."""
         for leaf in outcome.leaves:
             if history.member(leaf.generator) is None and members.get(leaf.generator) is None:
                 raise BlockError(f"generator {hex0x(leaf.generator)} is not a member")
-        for record in outcome.settled:
-            if history.is_settled(record):
-                raise BlockError(f"record {hex0x(record)} was scored before, or settled as unscored")
+        settled = history.settled_among(outcome.settled)
+        if settled:
+            raise BlockError(f"record {hex0x(min(settled))} was scored before, or settled as unscored")
         for excerpt in body.batches:
             commit = excerpt.signed.commit
             name = f"batch {commit.number} of {hex0x(commit.validator)}"
@@ -426,9 +427,10 @@ class BlockRules:
                 raise BlockError(f"{name} is of epoch {commit.epoch}, this is epoch {self.validators.epoch}")
             if commit.rubric != self.terms.rubric:
                 raise BlockError(f"{name} is under rubric {hex0x(commit.rubric)}, not {hex0x(self.terms.rubric)}")
-            if not known(excerpt.signed):
+            if not checked.signed(excerpt.signed):
                 excerpt.signed.check(self.network)
-        check_openings(body.subjects, body.batches, self.terms)
+        fresh = [excerpt for excerpt in body.batches if not checked.opened(excerpt)]
+        check_openings(body.subjects, fresh, self.terms)
 
 
 def compare_headers(header: Header, expected: Header) -> None:

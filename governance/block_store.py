@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from nsllm import canonical, merkle
+from nsllm.consensus.attendance import Attendance
 from nsllm.consensus.block import MAX_BLOCK_BYTES, DecidedBlock
 from nsllm.consensus.certificate import Certificate
+from nsllm.consensus.certified import Inclusion
 from nsllm.consensus.epoch import EpochChange
 from nsllm.consensus.evidence import offence_of
 from nsllm.consensus.observation import ScoreLeaf, Unscored
 from nsllm.consensus.registry import RegistryState
 from nsllm.errors import EncodingError
 from nsllm.governance.block_schema import SCHEMA
-from nsllm.governance.database import RECOVERY_HINT
+from nsllm.governance.database import RECOVERY_HINT, in_parts
 from nsllm.governance.errors import DamageError, StorageError
 from nsllm.governance.genesis import Genesis
 from nsllm.governance.light_client import EpochProof
@@ -35,6 +37,7 @@ from nsllm.governance.network_log import NetworkLog
 from nsllm.governance.offences import OffenceRow
 from nsllm.governance.policy import Policy
 from nsllm.ids import Address, Digest, Height, NetworkId, TimeMs
+from nsllm.merkle import NodeSource
 
 MAX_DECIDED_BYTES: Final = MAX_BLOCK_BYTES + 64 * 1024
 MAX_EPOCH_BYTES: Final = 64 * 1024
@@ -114,10 +117,11 @@ class BlockStore:
                 f"the ledger is of network {stored.hex()[:16]}, the genesis of {network.hex()[:16]}",
                 hint="use the genesis that this data folder was made with, or another data folder",
             )
+        self._founding = genesis.registry().state
         self.log: Final = NetworkLog(connection)
         self._read_blocks: dict[Height, DecidedBlock] = {}
         self._read_leaves: dict[Height, tuple[ScoreLeaf, ...]] = {}
-        self._read_hashes: dict[Height, tuple[Digest, ...]] = {}
+        self._read_trees: dict[Height, NodeSource] = {}
 
     def put(
         self, decided: DecidedBlock, leaves: Sequence[ScoreLeaf], unscored: Sequence[Unscored], log_start: int
@@ -193,7 +197,7 @@ class BlockStore:
         self.log.prune(log_size)
         self._read_blocks.clear()
         self._read_leaves.clear()
-        self._read_hashes.clear()
+        self._read_trees.clear()
 
     def tip(self) -> DecidedBlock | None:
         """The last block."""
@@ -256,17 +260,20 @@ class BlockStore:
 
     def last_transaction_ms(self) -> TimeMs | None:
         """Time of the newest block with transactions."""
-        row = self._connection.execute("SELECT value FROM meta WHERE name = 'last_transaction_ms'").fetchone()
-        return None if row is None else TimeMs(int.from_bytes(row[0], "big"))
+        value = self._meta("last_transaction_ms")
+        return None if value is None else TimeMs(int.from_bytes(value, "big"))
 
     def put_last_transaction_ms(self, time_ms: TimeMs) -> None:
         """Keep the time of a block with transactions."""
-        value = time_ms.to_bytes(8, "big")
-        self._connection.execute("INSERT OR REPLACE INTO meta VALUES ('last_transaction_ms', ?)", (value,))
+        self._put_meta("last_transaction_ms", time_ms.to_bytes(8, "big"))
 
-    def is_settled(self, record: Digest) -> bool:
-        """Has a block of the last `block_rules.SETTLED_MS` scored this record, or settled that it stays unscored?"""
-        return self._connection.execute("SELECT 1 FROM settled WHERE record = ?", (record,)).fetchone() is not None
+    def settled_among(self, records: Sequence[Digest]) -> set[Digest]:
+        """Those that a block of the last `block_rules.SETTLED_MS` has scored, or settled that they stay unscored."""
+        found: set[Digest] = set()
+        for places, part in in_parts(records):
+            query = f"SELECT record FROM settled WHERE record IN ({places})"  # noqa: S608 - question marks
+            found.update(Digest(row[0]) for row in self._connection.execute(query, part))
+        return found
 
     def unscored(self, record: Digest) -> Unscored | None:
         """Why a record stays unscored; None if it does not."""
@@ -296,12 +303,14 @@ class BlockStore:
             _remember(self._read_leaves, height, leaves)
         return self._read_leaves[height]
 
-    def leaf_hashes(self, height: Height) -> tuple[Digest, ...]:
-        """Leaf hashes of the block's score leaves, in their order; remembered too."""
-        if height not in self._read_hashes:
-            hashes = tuple(merkle.leaf_hash(canonical.encode(leaf)) for leaf in self.leaves(height))
-            _remember(self._read_hashes, height, hashes)
-        return self._read_hashes[height]
+    def score_inclusion(self, height: Height, position: int) -> Inclusion:
+        """Proof of a score leaf in the block's `scores_root`; the tree is remembered too."""
+        leaves = self.leaves(height)
+        if height not in self._read_trees:
+            hashes = [merkle.leaf_hash(canonical.encode(leaf)) for leaf in leaves]
+            _remember(self._read_trees, height, merkle.complete_nodes(hashes))
+        path = merkle.inclusion_path_from(self._read_trees[height], position, len(leaves))
+        return Inclusion(index=position, size=len(leaves), path=path)
 
     def put_epoch(self, row: EpochRow) -> None:
         """Keep what begins after a boundary."""
@@ -363,21 +372,36 @@ class BlockStore:
         """Each peer's newest checkpoint: peer, time of its block, log entry; ascending by peer."""
         return iter(self._connection.execute("SELECT peer, time_ms, data FROM peer_checkpoint ORDER BY peer"))
 
-    def put_registry(self, registry: RegistryState) -> None:
-        """Keep the members after the newest block."""
-        self._connection.execute("INSERT OR REPLACE INTO meta VALUES ('registry', ?)", (canonical.encode(registry),))
+    def put_registry(self, registry: RegistryState, before: RegistryState | None = None) -> None:
+        """Keep the members after the newest block.
 
-    def registry(self) -> RegistryState | None:
-        """Members after the newest block; None while they are the genesis's.
+        Attendance changes every minute and stands apart: all members are written only if something about them changed.
+
+        Args:
+            registry: after the block.
+            before: what is kept now; None: nothing that counts.
+        """
+        if before is None or registry.with_attendance(before.attendance) != before:
+            self._put_meta("registry", canonical.encode(registry.with_attendance(Attendance())))
+        self._put_meta("attendance", canonical.encode(registry.attendance))
+
+    def registry(self) -> RegistryState:
+        """Members after the newest block.
 
         Raises:
             DamageError: not what was written.
         """
-        row = self._connection.execute("SELECT value FROM meta WHERE name = 'registry'").fetchone()
+        members, attendance = self._meta("registry"), self._meta("attendance")
         try:
-            return canonical.decode(row[0], RegistryState, limit_bytes=MAX_REGISTRY_BYTES) if row is not None else None
+            found = self._founding
+            if members is not None:
+                found = canonical.decode(members, RegistryState, limit_bytes=MAX_REGISTRY_BYTES)
+            if attendance is not None:
+                shown = canonical.decode(attendance, Attendance, limit_bytes=MAX_EPOCH_BYTES)
+                found = found.with_attendance(shown)
         except EncodingError as error:
             raise DamageError(f"member registry: {error.message}", hint=RECOVERY_HINT) from None
+        return found
 
     def offences(self) -> list[OffenceRow]:
         """Every conviction, oldest first."""
@@ -434,6 +458,13 @@ class BlockStore:
         """The newest anchors, newest first."""
         rows = self._connection.execute("SELECT * FROM anchor ORDER BY log_size DESC LIMIT ?", (count,))
         return tuple(AnchorRow(*row) for row in rows)
+
+    def _meta(self, name: str) -> bytes | None:
+        row = self._connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def _put_meta(self, name: str, value: bytes) -> None:
+        self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
 
 
 def _remember(read: dict[Height, R], height: Height, value: R) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -23,6 +23,8 @@ MIN_FREE_PAGES: Final = 256
 """A megabyte."""
 MAX_JOURNAL_BYTES: Final = 16 * 1024 * 1024
 """A write-ahead file that grew beyond this in one large transaction is cut back after it."""
+MAX_IN_ONE: Final = 512
+"""Values that one statement asks for."""
 RECOVERY_HINT: Final = "open with recovery: the file is moved aside and filled again from peers"
 
 
@@ -125,6 +127,13 @@ def atomic(connection: sqlite3.Connection) -> Generator[None]:
         if connection.in_transaction:  # SQLite itself rolls back on some errors, a full disk among them
             connection.execute("ROLLBACK")
         raise
+
+
+def in_parts(values: Sequence[bytes]) -> Iterator[tuple[str, Sequence[bytes]]]:
+    """(question marks, values) for `IN (…)`, some hundred at a time: a statement costs more than a value."""
+    for start in range(0, len(values), MAX_IN_ONE):
+        part = values[start : start + MAX_IN_ONE]
+        yield ",".join("?" * len(part)), part
 
 
 def is_damage(error: sqlite3.DatabaseError) -> bool:

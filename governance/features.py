@@ -7,6 +7,7 @@ numbers. Plugin workers hold no models: this is all they get beside the text.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Annotated, Final
 
@@ -107,5 +108,5 @@ def _within(value: float, low: float, high: float) -> float:
 
 
 def _cosine_ppm(left: Sequence[float], right: Sequence[float]) -> int:
-    dot = math.fsum(a * b for a, b in zip(left, right, strict=True))
+    dot = sum(map(operator.mul, left, right))
     return round(_within(dot, -1.0, 1.0) * PPM_ONE)

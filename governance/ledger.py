@@ -28,6 +28,7 @@ from nsllm.consensus.settlement import Terms
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.crypto import MemberKey
 from nsllm.databases import ON_DISK, Databases
+from nsllm.governance.checked import Checked
 from nsllm.governance.errors import LedgerError
 from nsllm.governance.genesis import Genesis
 from nsllm.governance.ledger_state import LedgerState
@@ -270,9 +271,8 @@ class Ledger:
             DivergenceError: this ledger has halted.
         """
         self._check_running()
-        pool = self._pending.pool
-        checked = {id(each.signed) for each in block.body.batches if pool.holds(each.signed)}
-        await self._run(lambda: self._state.check(block, now_ms=now_ms, known=lambda signed: id(signed) in checked))
+        checked = Checked.of(block.body, self._pending.pool)
+        await self._run(lambda: self._state.check(block, now_ms=now_ms, checked=checked))
         if round_ == 0 and self._key is not None:
             await self._look_up()
             age_s = min(max(0, now_ms - block.header.time_ms), MAX_BEHIND_MS) / 1000
@@ -308,7 +308,7 @@ class Ledger:
             if committed.epoch is not None:
                 self._pending.begin_epoch(self._state.rules)
             self._pending.judged(self._state, Height(self.height + 1))
-        self.proofs.settled(committed.settled)
+        self.proofs.settled(decided, committed.leaves, committed.settled)
         for observer in tuple(self._observers):
             observer(decided)
 
@@ -394,8 +394,8 @@ class Ledger:
 
     async def unsettled(self, records: Sequence[Digest]) -> list[Digest]:
         """Those of `records` that no block has scored or settled as unscored, however long ago."""
-        store = self._state.store
-        found = await self._run(lambda: [record for record in records if not store.is_settled(record)])
+        settled = await self._run_on_state(lambda state: state.settled_among(records))
+        found = [record for record in records if record not in settled]
         for record in found:
             self._pending.looked_up(record, settled=False)
         return found
@@ -454,10 +454,9 @@ class Ledger:
         """Drop pending records that were settled so long ago that memory does not know them."""
         unknown = self._pending.to_look_up()
         if unknown:
-            store = self._state.store
-            found = await self._run(lambda: [store.is_settled(record) for record in unknown])
-            for record, settled in zip(unknown, found, strict=True):
-                self._pending.looked_up(record, settled=settled)
+            settled = await self._run_on_state(lambda state: state.settled_among(unknown))
+            for record in unknown:
+                self._pending.looked_up(record, settled=record in settled)
 
     def _check_running(self) -> None:
         if self.halted is not None:

@@ -6,7 +6,7 @@ A decided block is one transaction over all of them: after a crash either everyt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,7 +14,6 @@ from typing import Final
 from msgspec.structs import replace
 
 from nsllm import canonical
-from nsllm.consensus.batch import SignedCommit
 from nsllm.consensus.block import Block, Body, DecidedBlock
 from nsllm.consensus.errors import BlockError, DivergenceError
 from nsllm.consensus.evidence import offence_of
@@ -29,6 +28,7 @@ from nsllm.governance.anchors import Anchors
 from nsllm.governance.block_rules import BlockRules, Outcome, Parent, compare_headers
 from nsllm.governance.block_store import BlockStore, EpochRow
 from nsllm.governance.chain import EmbeddedChain
+from nsllm.governance.checked import Checked
 from nsllm.governance.database import RECOVERY_HINT, Database
 from nsllm.governance.errors import ChainError, DamageError, LedgerError, LogError
 from nsllm.governance.genesis import Genesis
@@ -49,6 +49,8 @@ class Committed:
     """What a commit changed: stored already, adopted by `LedgerState.adopt`."""
 
     decided: DecidedBlock
+    leaves: tuple[ScoreLeaf, ...]
+    """Scores that it certifies."""
     settled: tuple[Digest, ...]
     """Records that the block scores or settles as unscored."""
     admissions: tuple[Admission, ...]
@@ -91,7 +93,7 @@ class LedgerState:
                 self._enter(row)
             self._chain = self._open_chain()
             self.tip: DecidedBlock | None = self.store.tip()
-            self.registry.state = self.store.registry() or self.registry.state
+            self.registry.state = self.store.registry()
             self.parent: Parent = self._load_parent()
             self.offences: dict[tuple[Address, Epoch], OffenceRow] = {
                 (row.validator, row.epoch): row for row in self.store.offences()
@@ -149,9 +151,9 @@ class LedgerState:
         """Close the file."""
         self._database.close()
 
-    def is_settled(self, record: Digest) -> bool:
-        """Has a block scored this record, or settled that it stays unscored?"""
-        return self.store.is_settled(record)
+    def settled_among(self, records: Sequence[Digest]) -> set[Digest]:
+        """Those that a block has scored, or settled that they stay unscored."""
+        return self.store.settled_among(records)
 
     def member(self, address: Address) -> Member | None:
         """The member with this address after the last block."""
@@ -201,7 +203,7 @@ class LedgerState:
             outcome = self.rules.outcome(self.parent, body, proposer, time_ms)
             return Block(header=self._header(body, outcome, proposer, time_ms), body=body)
 
-    def check(self, block: Block, *, now_ms: TimeMs, known: Callable[[SignedCommit], bool]) -> None:
+    def check(self, block: Block, *, now_ms: TimeMs, checked: Checked) -> None:
         """Pass silently if honest validators may prevote `block`.
 
         Raises:
@@ -209,7 +211,7 @@ class LedgerState:
         """
         with self._database.guarded():
             state_root = self._chain.state_root()
-            self.rules.check(block, self.parent, self, state_root=state_root, now_ms=now_ms, known=known)
+            self.rules.check(block, self.parent, self, state_root=state_root, now_ms=now_ms, checked=checked)
             self._anchors.check(block.body.transactions, block.header)
 
     def commit(self, decided: DecidedBlock) -> Committed | None:
@@ -334,7 +336,7 @@ class LedgerState:
         wanted = self.past.write_wanted()
         self.store.put(decided, outcome.leaves, outcome.unscored, self.parent.log.size)
         if outcome.registry is not self.parent.registry:
-            self.store.put_registry(outcome.registry)
+            self.store.put_registry(outcome.registry, self.parent.registry)
         motions = [e.transaction.motion for e in map(decode_entry, body.entries) if isinstance(e, GovernanceEntry)]
         digests = tuple(motion.digest(self.rules.network) for motion in motions)
         if motions:
@@ -355,6 +357,7 @@ class LedgerState:
         proved = [offence_of(entry.evidence) for entry in entries if isinstance(entry, EvidenceEntry)]
         return Committed(
             decided=decided,
+            leaves=outcome.leaves,
             settled=outcome.settled,
             admissions=tuple(entry.admission for entry in entries if isinstance(entry, AdmissionEntry)),
             offences=tuple(OffenceRow(o.validator, o.epoch, o.kind, o.height, header.height) for o in proved),

@@ -7,10 +7,10 @@ own rows (out of time or not what was committed to), or both of its batches that
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from nsllm.consensus.batch import BatchReveal, Row, SignedCommit, check_row, unpack_rows
+from nsllm.consensus.batch import BatchReveal, Excerpt, Row, SignedCommit, check_row, unpack_rows
 from nsllm.consensus.batch_conflict import BatchConflict, conflict_of, contradict
 from nsllm.consensus.errors import BatchEquivocationError, ObservationError
 from nsllm.consensus.observation import Subject, unpack_subjects
@@ -144,6 +144,26 @@ class ObservationPool:
         """Is exactly this commit, signature included, in the pool (so that it was checked before)?"""
         held = self._lanes.get(signed.commit.validator, signed.commit.number)
         return held is not None and held.signed == signed
+
+    def has_opened(self, excerpt: Excerpt, scored: Mapping[Digest, Subject]) -> bool:
+        """Are exactly these rows of a commit that is in the pool opened here (so that they were checked before)?
+
+        Args:
+            excerpt: of a block; the pool `holds` its commit.
+            scored: what the block scores, by record.
+        """
+        commit = excerpt.signed.commit
+        records = commit.record_digests
+        for row in excerpt.opened(len(self._terms.dimensions)):
+            record = records[row.position] if row.position < len(records) else None
+            case = self._cases.get(record) if record is not None else None
+            place = case.committed.get(commit.validator) if case is not None else None
+            opened = case.opened.get(commit.validator) if case is not None else None
+            if record is None or place is None or opened is None or place.number != commit.number:
+                return False
+            if opened.row != row or opened.subject != scored.get(record):
+                return False
+        return True
 
     def case(self, record: Digest) -> RecordCase | None:
         """What is known of a record."""

@@ -126,7 +126,7 @@ class Past:
             UnscoredError: it stays unscored, or what scored it was never here.
         """
         with self._database.guarded():
-            unscored, settled = self._store.unscored(record), self._store.is_settled(record)
+            unscored, settled = self._store.unscored(record), bool(self._store.settled_among([record]))
         if unscored is not None:
             names = ", ".join(hex0x(address) for address in unscored.abstainers)
             raise UnscoredError(f"record {hex0x(record)} stays unscored: {names} abstained")
@@ -266,7 +266,7 @@ class Past:
         registry = self._store.registry()
         if (log_now.size, log_now.root()) != (header.log_size, header.log_root):
             raise SnapshotError(f"snapshot {header.height} leads to log root {hex0x(log_now.root())}")
-        if registry is None or registry.digest(self._genesis.network_id()) != header.registry_hash:
+        if registry.digest(self._genesis.network_id()) != header.registry_hash:
             raise SnapshotError(f"snapshot {header.height} holds another registry than block {header.height} certifies")
         self._put_retractions(registry, retractions, epochs)
         taken = self.snapshots.take(header, log_before, registry, self._store, chain())

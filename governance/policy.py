@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated
 
 from msgspec import Meta
@@ -21,7 +22,7 @@ class RuleSet(Value, frozen=True, kw_only=True):
     digest: DigestField
 
 
-class Rubric(Value, frozen=True, kw_only=True):
+class Rubric(Value, frozen=True, kw_only=True, dict=True):
     """What validators score with, everything pinned by digest."""
 
     scorer_model: DigestField
@@ -42,7 +43,11 @@ class Rubric(Value, frozen=True, kw_only=True):
         return bool(names) and names == wanted
 
     def digest(self) -> Digest:
-        """What observations are bound to; the same rubric has the same digest on every network."""
+        """What observations are bound to; the same rubric has the same digest on every network. Computed once."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> Digest:
         return canonical.digest("rubric", b"", self)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from nsllm.consensus.block import DecidedBlock
 from nsllm.consensus.certificate import Certificate
 from nsllm.consensus.certified import CertifiedRecord, Inclusion
 from nsllm.consensus.observation import ScoreLeaf
 from nsllm.governance.ledger_state import LedgerState
+from nsllm.governance.newest_scores import NewestScores
 from nsllm.governance.record_proof import RecordProof
 from nsllm.governance.retraction import RetractionNotice
 from nsllm.governance.turn import Run
@@ -22,6 +24,7 @@ class Proofs:
     def __init__(self, run: Run) -> None:
         """Use `Ledger.proofs` instead."""
         self._run = run
+        self._newest = NewestScores()
         self._waiters = Waiters()
 
     async def of(self, record: Digest) -> RecordProof | None:
@@ -49,7 +52,10 @@ class Proofs:
                 state.past.check_scorable(record)
             return found
 
-        leaf, inclusion, certificate = await self._waiters.until(record, lambda: self._run(find))
+        async def ask() -> tuple[ScoreLeaf, Inclusion, Certificate] | None:
+            return self._newest.find(record) or await self._run(find)
+
+        leaf, inclusion, certificate = await self._waiters.until(record, ask)
         return CertifiedRecord(signed=signed, leaf=leaf, inclusion=inclusion, certificate=certificate)
 
     @property
@@ -57,8 +63,9 @@ class Proofs:
         """Whether somebody waits for a record to be certified."""
         return bool(self._waiters)
 
-    def settled(self, records: Iterable[Digest]) -> None:
-        """A block settled these records: whoever waits for one looks again."""
+    def settled(self, decided: DecidedBlock, leaves: Sequence[ScoreLeaf], records: Iterable[Digest]) -> None:
+        """A block certified these leaves and settled these records: whoever waits for one looks again."""
+        self._newest.add(decided, leaves)
         self._waiters.wake(records)
 
     def replaced(self) -> None:

@@ -60,8 +60,9 @@ def select(
     entries += _motions(draft.motions, rules, registry, admissions, height)
     selection = Selection(BODY_BUDGET_BYTES - sum(len(entry) + FRAMING_BYTES for entry in (*entries, *convicting)))
     joining = {admission.member.address for admission in admissions}
+    settled = history.settled_among([record_of(each) for each in draft.records])
     for each in draft.records:
-        if history.is_settled(record_of(each)):
+        if record_of(each) in settled:
             continue
         generator = each.subject.generator if isinstance(each, Candidate) else None
         if generator is None or generator in joining or history.member(generator) is not None:

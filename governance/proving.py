@@ -7,7 +7,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from nsllm import canonical, merkle
+from nsllm import canonical
 from nsllm.consensus.block import DecidedBlock
 from nsllm.consensus.certificate import Certificate
 from nsllm.consensus.certified import Inclusion
@@ -92,8 +92,7 @@ def prove_scores(store: BlockStore, record: Digest) -> tuple[ScoreLeaf, Inclusio
     if found is None:
         return None
     height, position = found
-    hashes = store.leaf_hashes(height)
-    inclusion = Inclusion(index=position, size=len(hashes), path=merkle.inclusion_path(hashes, position))
+    inclusion = store.score_inclusion(height, position)
     return store.leaves(height)[position], inclusion, _stored(store, height).certificate
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from nsllm.consensus.batch import Row
 from nsllm.consensus.observation import Subject
@@ -20,8 +20,7 @@ COPIED_AFTER_S: Final = 1.0
 """A commit this long after the first opened row is late by every honest validator's watch."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a validator's row of the record stands."""
 
     number: int
@@ -30,8 +29,7 @@ class Place:
     """When the commit came."""
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(NamedTuple):
     """A row that was opened."""
 
     subject: Subject
@@ -58,6 +56,8 @@ class RecordCase:
     enough_committed_s: float | None = None
     enough_opened_s: float | None = None
     first_opened_s: float | None = None
+    _agreeing: Mapping[Address, Opened] | None = None
+    """As it was asked for last, while nothing has changed."""
 
     def commit(self, validator: Address, place: Place) -> None:
         """Note a commit.
@@ -68,6 +68,7 @@ class RecordCase:
         """
         if self.first_opened_s is not None and len(self.committed) >= self.enough and self._waited_for_all(place.at_s):
             self.late[validator] = place.at_s - self.first_opened_s
+            self._agreeing = None
         self.committed[validator] = place
         if self.enough_committed_s is None and len(self.committed) >= self.enough:
             self.enough_committed_s = place.at_s
@@ -81,15 +82,17 @@ class RecordCase:
     def open(self, validator: Address, opened: Opened) -> None:
         """Note an opened row of a validator that committed."""
         self.opened[validator] = opened
+        self._agreeing = None
         if self.first_opened_s is None:
             self.first_opened_s = opened.at_s
-        if self.enough_opened_s is None and len(self.agreeing()) >= self.enough:
+        if self.enough_opened_s is None and len(self.opened) >= self.enough <= len(self.agreeing()):
             self.enough_opened_s = opened.at_s
 
     def forget(self, validator: Address) -> None:
         """Take back all that a validator said."""
         self.committed.pop(validator, None)
         self.opened.pop(validator, None)
+        self._agreeing = None
         self.abstained.pop(validator, None)
         self.late.pop(validator, None)
         if len(self.abstained) <= self.faults:
@@ -101,12 +104,14 @@ class RecordCase:
 
     def agreeing(self) -> Mapping[Address, Opened]:
         """The largest set of rows in time that are about one subject."""
-        groups: dict[Subject, dict[Address, Opened]] = {}
-        for validator in sorted(self.opened):
-            if validator not in self.late:
-                opened = self.opened[validator]
-                groups.setdefault(opened.subject, {})[validator] = opened
-        return max(groups.values(), key=len, default=dict[Address, Opened]())
+        if self._agreeing is None:
+            groups: dict[Subject, dict[Address, Opened]] = {}
+            for validator in sorted(self.opened):
+                if validator not in self.late:
+                    opened = self.opened[validator]
+                    groups.setdefault(opened.subject, {})[validator] = opened
+            self._agreeing = max(groups.values(), key=len, default=dict[Address, Opened]())
+        return self._agreeing
 
     def may_open(self, now: float) -> bool:
         """May an honest validator show its row: have enough committed, and all or for long enough?"""

@@ -176,7 +176,7 @@ class SnapshotStore:
         """
         for table in STATE_TABLES:
             self._connection.execute(f"DELETE FROM {table}")  # noqa: S608 - our own names
-        self._connection.execute("DELETE FROM meta WHERE name IN ('registry', 'last_transaction_ms')")
+        self._connection.execute("DELETE FROM meta WHERE name IN ('registry', 'attendance', 'last_transaction_ms')")
         registry: list[bytes] = []
         frontier: Frontier | None = None
         for part in self.incoming(manifest):

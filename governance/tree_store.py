@@ -62,13 +62,10 @@ class TreeStore:
 
     def extend(self, frontier: Frontier, leaves: Sequence[Digest]) -> Frontier:
         """Store `leaves` (leaf hashes) after `frontier`, which must be the stored tree's; returns the next one."""
-        rows: list[tuple[int, int, Digest]] = []
-        for leaf in leaves:
-            frontier, nodes = frontier.grow(leaf)
-            rows.extend((node.level, node.index, node.hash) for node in nodes)
+        frontier, nodes = frontier.grow(leaves)
         self._connection.executemany(
             f"INSERT INTO {self._table} (level, position, hash) VALUES (?, ?, ?)",  # noqa: S608
-            rows,
+            nodes,
         )
         return frontier
 

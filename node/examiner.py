@@ -27,9 +27,9 @@ from nsllm.record import SignedRecord
 
 log = logging.getLogger(__name__)
 
-DESK_LIMIT: Final = 512
+DESK_LIMIT: Final = 2048
 """Records that wait to be scored or to be certified; beyond it submissions are refused."""
-GENERATOR_LIMIT: Final = 128
+GENERATOR_LIMIT: Final = 512
 """Of these, records of one generator: one that floods crowds out its own records, not the others'."""
 DESK_BYTES: Final = 64 * 1024 * 1024
 SCORE_DEADLINE_S: Final = 60.0

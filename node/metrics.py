@@ -19,6 +19,8 @@ class PeerMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
         self._events = Counter("nsllm_events", "What happened in this peer, by kind", ["kind"], registry=registry)
+        self._counters: dict[str, Counter] = {}
+        """By kind."""
         self._height = Gauge("nsllm_consensus_height", "Height of the last committed block", registry=registry)
         self._halted = Gauge("nsllm_consensus_halted", "1 if consensus has halted here, else 0", registry=registry)
         self._log_size = Gauge("nsllm_network_log_size", "Entries of the network log", registry=registry)
@@ -32,7 +34,10 @@ class PeerMetrics:
 
     def count(self, event: PeerEvent) -> None:
         """A tap for `nsllm.node.events.EventBus`."""
-        self._events.labels(kind=event.kind).inc()
+        counter = self._counters.get(event.kind)
+        if counter is None:
+            counter = self._counters[event.kind] = self._events.labels(kind=event.kind)
+        counter.inc()
 
     def watch(
         self,

@@ -93,9 +93,10 @@ def test_every_way_to_the_root_agrees(size: int) -> None:
     expected = recursive_root(hashes)
     frontier, stored = Frontier(), dict[tuple[int, int], Digest]()
     for leaf in hashes:
-        frontier, nodes = frontier.grow(leaf)
-        stored.update({(node.level, node.index): node.hash for node in nodes})
+        frontier, nodes = frontier.grow([leaf])
+        stored.update({(node.level, node.position): node.hash for node in nodes})
     assert merkle.root(hashes) == expected == frontier.root()
+    assert Frontier().grow(hashes) == (frontier, [Node(*place, digest) for place, digest in stored.items()])
     assert merkle.root_from(lambda level, index: stored[level, index], size) == expected
     assert Frontier.from_bytes(frontier.to_bytes()) == frontier
     # Each leaf completes one node a level at most, n - popcount(n) inner nodes in all.
@@ -193,8 +194,13 @@ def test_damaged_frontiers_are_refused(data: bytes) -> None:
         Frontier.from_bytes(data)
 
 
+def test_a_leaf_that_is_no_hash_is_refused() -> None:
+    with pytest.raises(ValueError, match="32 bytes; got 31"):
+        Frontier().extend([*leaves(1), Digest(bytes(31))])
+
+
 def test_grow_names_completed_nodes() -> None:
     a, b = leaves(2)
-    frontier, nodes = Frontier().append(a).grow(b)
-    assert nodes == (Node(0, 1, b), Node(1, 0, node_hash(a, b)))
+    frontier, nodes = Frontier().append(a).grow([b])
+    assert nodes == [Node(0, 1, b), Node(1, 0, node_hash(a, b))]
     assert frontier.peaks == (node_hash(a, b),)

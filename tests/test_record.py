@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nsllm.content import Text, redact
 from nsllm.crypto import MemberKey
@@ -65,6 +69,13 @@ def test_embeddings_are_rounded_and_clipped() -> None:
     assert list(memoryview(quantized).cast("b")[:4]) == [127, -127, 64, -64]
     with pytest.raises(ValueError, match="383"):
         quantize_embedding([0.0] * 383)
+    with pytest.raises(ValueError, match="not numbers"):
+        quantize_embedding([math.nan] + [0.0] * 383)
+
+
+@given(st.lists(st.floats(-1.0, 1.0), min_size=384, max_size=384))
+def test_quantized_numbers_are_rounded_half_to_even(vector: list[float]) -> None:
+    assert list(memoryview(quantize_embedding(vector)).cast("b")) == [round(x * 127) for x in vector]
 
 
 def test_content_shows_as_length_and_digest() -> None:

@@ -172,8 +172,13 @@ def digest(domain: str, network: NetworkId | bytes, value: msgspec.Struct | byte
         value: a struct, or bytes that are canonical already.
     """
     body = value if isinstance(value, bytes) else encode(value)
-    head = DOMAIN_PREFIX + domain.encode() + b"\0" + len(network).to_bytes(1, "big") + network
-    return Digest(hashlib.sha256(head + body).digest())
+    return Digest(hashlib.sha256(_head(domain, network) + body).digest())
+
+
+@lru_cache(maxsize=256)
+def _head(domain: str, network: NetworkId | bytes) -> bytes:
+    """What stands before a value in its digest."""
+    return DOMAIN_PREFIX + domain.encode() + b"\0" + len(network).to_bytes(1, "big") + network
 
 
 def to_json(value: msgspec.Struct) -> str:

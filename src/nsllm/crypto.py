@@ -94,4 +94,10 @@ def verify(digest: Digest, signature: Signature, signer: Address) -> None:
 
 
 def _address(point: coincurve.PublicKey) -> Address:
-    return Address(keccak256(point.format(compressed=False)[1:])[12:])
+    return _address_of(point.format(compressed=False))
+
+
+@lru_cache(maxsize=1024)
+def _address_of(point: bytes) -> Address:
+    """Hashed once for those who sign again and again."""
+    return Address(keccak256(point[1:])[12:])

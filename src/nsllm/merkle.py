@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from nsllm.errors import PeerFault
 from nsllm.ids import Digest
@@ -38,12 +38,11 @@ class MerkleError(PeerFault):
     code = "bad_merkle_proof"
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(NamedTuple):
     """A complete subtree: what a log stores, and what a `NodeSource` answers with."""
 
     level: int
-    index: int
+    position: int
     hash: Digest
 
 
@@ -72,7 +71,7 @@ def inclusion_path(leaf_hashes: Sequence[Digest], index: int) -> tuple[Digest, .
     Raises:
         ValueError: no such leaf.
     """
-    return inclusion_path_from(_complete_nodes(leaf_hashes), index, len(leaf_hashes))
+    return inclusion_path_from(complete_nodes(leaf_hashes), index, len(leaf_hashes))
 
 
 def consistency_path(leaf_hashes: Sequence[Digest], old_size: int) -> tuple[Digest, ...]:
@@ -81,7 +80,16 @@ def consistency_path(leaf_hashes: Sequence[Digest], old_size: int) -> tuple[Dige
     Raises:
         ValueError: `old_size` is 0 (nothing to prove) or beyond the tree.
     """
-    return consistency_path_from(_complete_nodes(leaf_hashes), old_size, len(leaf_hashes))
+    return consistency_path_from(complete_nodes(leaf_hashes), old_size, len(leaf_hashes))
+
+
+def complete_nodes(leaf_hashes: Sequence[Digest]) -> NodeSource:
+    """The nodes over leaf hashes, computed once for any number of paths."""
+    levels: list[Sequence[Digest]] = [leaf_hashes]
+    while len(levels[-1]) > 1:
+        below = levels[-1]
+        levels.append([node_hash(below[at], below[at + 1]) for at in range(0, len(below) - 1, 2)])
+    return lambda level, index: levels[level][index]
 
 
 def root_from(nodes: NodeSource, size: int) -> Digest:
@@ -195,26 +203,33 @@ class Frontier:
         if any(len(peak) != HASH_BYTES for peak in self.peaks):
             raise ValueError("a peak is a hash of 32 bytes")
 
-    def grow(self, leaf: Digest) -> tuple[Frontier, tuple[Node, ...]]:
-        """The frontier with one more leaf hash, and the nodes that this leaf completes (level 0 first) to store."""
-        peaks, level, index = list(self.peaks), 0, self.size
-        nodes = [Node(0, index, leaf)]
-        while index & 1:
-            level, index = level + 1, index >> 1
-            nodes.append(Node(level, index, node_hash(peaks.pop(), nodes[-1].hash)))
-        peaks.append(nodes[-1].hash)
-        return Frontier(self.size + 1, tuple(peaks)), tuple(nodes)
+    def grow(self, leaves: Iterable[Digest]) -> tuple[Frontier, list[Node]]:
+        """The frontier with these leaf hashes appended in order, and the nodes that they complete, to store.
+
+        Raises:
+            ValueError: a leaf that is no hash.
+        """
+        peaks, size = list(self.peaks), self.size
+        nodes: list[Node] = []
+        for leaf in leaves:
+            if len(leaf) != HASH_BYTES:
+                raise ValueError(f"a leaf hash has {HASH_BYTES} bytes; got {len(leaf)}")
+            level, index, computed = 0, size, leaf
+            nodes.append(Node(0, index, leaf))
+            while index & 1:
+                level, index, computed = level + 1, index >> 1, node_hash(peaks.pop(), computed)
+                nodes.append(Node(level, index, computed))
+            peaks.append(computed)
+            size += 1
+        return Frontier(size, tuple(peaks)), nodes
 
     def append(self, leaf: Digest) -> Frontier:
         """The frontier with one more leaf hash."""
-        return self.grow(leaf)[0]
+        return self.extend((leaf,))
 
     def extend(self, leaves: Iterable[Digest]) -> Frontier:
         """The frontier with these leaf hashes appended in order."""
-        frontier = self
-        for leaf in leaves:
-            frontier = frontier.append(leaf)
-        return frontier
+        return self.grow(leaves)[0]
 
     def root(self) -> Digest:
         """Merkle tree hash of the leaves so far."""
@@ -278,14 +293,6 @@ def _range_root(nodes: NodeSource, start: int, end: int) -> Digest:
         return nodes(level, start >> level)
     middle = start + _split(count)
     return node_hash(_range_root(nodes, start, middle), _range_root(nodes, middle, end))
-
-
-def _complete_nodes(leaf_hashes: Sequence[Digest]) -> NodeSource:
-    levels: list[Sequence[Digest]] = [leaf_hashes]
-    while len(levels[-1]) > 1:
-        below = levels[-1]
-        levels.append([node_hash(below[at], below[at + 1]) for at in range(0, len(below) - 1, 2)])
-    return lambda level, index: levels[level][index]
 
 
 def _check_hashes(hashes: Iterable[bytes]) -> None:

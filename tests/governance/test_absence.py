@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
 import msgspec
 import pytest
 import trio
@@ -163,8 +167,21 @@ async def test_attendance_survives_a_restart(roll, autojump_clock, tmp_path) -> 
     assert before.minutes > 0
     assert five.net.keys[2].address not in before.seen
     await kept.close()
+    assert kept_in(tmp_path) == {"attendance"}, "members are written when something about them changes"
     five.ledgers[-1] = kept = await five.net.open(tmp_path / "ledger.sqlite", by=3)
     assert kept.registry.state.attendance == before
     for _ in range(11):
         await five.decide()
     assert kept.validators.epoch == 1
+    state = kept.registry.state
+    await kept.close()
+    assert kept_in(tmp_path) == {"attendance", "registry"}
+    kept = await five.net.open(tmp_path / "ledger.sqlite", by=3)
+    assert kept.registry.state == state
+
+
+def kept_in(folder: Path) -> set[str]:
+    """What the ledger's file holds of the registry."""
+    with closing(sqlite3.connect(folder / "ledger.sqlite")) as file:
+        query = "SELECT name FROM meta WHERE name IN ('attendance', 'registry')"
+        return {name for (name,) in file.execute(query)}
