@@ -113,15 +113,15 @@ BEYOND: Final = (
     Mutant(
         "median averaged",
         OBSERVATION,
-        "sorted(values)[(len(values) * quarter + 3) // 4 - 1]",
-        "sum(values) // len(values)",
+        "ascending[(len(ascending) * quarter + 3) // 4 - 1]",
+        "sum(ascending) // len(ascending)",
         ("liars_do_not_move_a_score",),
     ),
     Mutant(
         "highest score taken",
         OBSERVATION,
-        "sorted(values)[(len(values) * quarter + 3) // 4 - 1]",
-        "max(values)",
+        "ascending[(len(ascending) * quarter + 3) // 4 - 1]",
+        "max(ascending)",
         ("liars_do_not_move_a_score",),
     ),
     Mutant(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import trio
 from msgspec.structs import replace
@@ -14,6 +12,7 @@ from nsllm.consensus.errors import BlockError
 from nsllm.consensus.observation import pack_subjects
 from nsllm.consensus.registry import admit
 from nsllm.crypto import keccak256
+from nsllm.governance.checked import Checked
 from nsllm.governance.errors import LedgerError
 from nsllm.governance.ledger import Ledger
 from nsllm.governance.log_entry import admission_entry, checkpoint_entry
@@ -112,7 +111,7 @@ BROKEN_BODIES = {
             1,
             *n.batch(
                 n.keys[1],
-                dataclasses.replace(n.subject(n.record("first")), generator=n.keys[0].address),
+                n.subject(n.record("first"))._replace(generator=n.keys[0].address),
             ),
         ),
         "not what was committed to",
@@ -258,6 +257,28 @@ async def test_a_body_that_breaks_one_rule_is_refused(net, autojump_clock, name)
     body = replace(body, **{**empty, **change(net)})
     block = remade(net, ledger, body) if name not in HEADERLESS else replace(await net.propose(ledger), body=body)
     with pytest.raises(BlockError, match=message):
+        await ledger.validate(block, net.clock.now_ms(), Round(0))
+
+
+FALSIFIED = {
+    "a score": lambda subjects, rows: (subjects, rows[:-4] + (7).to_bytes(4, "big")),
+    "a salt": lambda subjects, rows: (subjects, rows[:2] + bytes(16) + rows[18:]),
+    "a request": lambda subjects, rows: (subjects[:-32] + bytes(32), rows),
+}
+
+
+@pytest.mark.parametrize("what", FALSIFIED)
+async def test_knowing_the_rows_saves_no_check_of_others(net, autojump_clock, what: str) -> None:
+    """Commits and rows are here already; the block's commits are the same, something else in it is not."""
+    ledger = await net.open()
+    net.observe_all(ledger, net.record("first"))
+    body = (await net.propose(ledger)).body
+    checked = Checked.of(body, ledger._pending.pool)
+    assert all(checked.signed(each.signed) and checked.opened(each) for each in body.batches)
+    subjects, rows = FALSIFIED[what](body.subjects, body.batches[1].rows)
+    batches = (body.batches[0], replace(body.batches[1], rows=rows), *body.batches[2:])
+    block = remade(net, ledger, replace(body, subjects=subjects, batches=batches))
+    with pytest.raises(BlockError, match="not what was committed to"):
         await ledger.validate(block, net.clock.now_ms(), Round(0))
 
 

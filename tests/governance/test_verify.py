@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -224,7 +223,7 @@ async def test_scores_under_a_wrong_name_are_refused_even_if_a_quorum_signed_the
     signed = net.record("one")
     wrong = {"generator": net.keys[0].address, "request_key": keccak256(b"another question")}[field]
     for key in net.keys:
-        signed_commit, reveal = net.batch(key, dataclasses.replace(net.subject(signed), **{field: wrong}))
+        signed_commit, reveal = net.batch(key, net.subject(signed)._replace(**{field: wrong}))
         ledger.add_commit(signed_commit)
         ledger.add_reveal(reveal)
     await net.decide(ledger)
