@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -54,6 +56,8 @@ class Extent:
     """Of each load."""
     rounds: int
     """Loads of each kind; their median counts."""
+    splits: bool
+    """Whether CPU time is counted by kind of work, under loads of their own."""
     paced: int
     """Real answers, one a second."""
     busy_s: float
@@ -62,10 +66,36 @@ class Extent:
     """Whether whole networks run in this process."""
     disk: tuple[int, int]
     """Answers before the databases are measured first and last."""
+    real_by_s: float = math.inf
+    disk_by_s: float = math.inf
+    """What would begin later than this after the start is left out: a busy machine makes a quick run no longer."""
 
 
-FULL: Final = Extent(SIZES, {4: 200, 7: 70, 16: 32}, 6.0, 3, paced=30, busy_s=30.0, memory=True, disk=(20, 60))
-QUICK: Final = Extent((4,), {4: 40, 7: 21, 16: 16}, 3.0, 1, paced=4, busy_s=4.0, memory=False, disk=(4, 12))
+FULL: Final = Extent(
+    sizes=SIZES,
+    answers={4: 200, 7: 70, 16: 32},
+    seconds=6.0,
+    rounds=3,
+    splits=True,
+    paced=30,
+    busy_s=30.0,
+    memory=True,
+    disk=(20, 60),
+)
+QUICK: Final = Extent(
+    sizes=(4,),
+    answers={4: 40, 7: 21, 16: 16},
+    seconds=3.0,
+    rounds=1,
+    splits=False,
+    paced=4,
+    busy_s=6.0,
+    memory=False,
+    disk=(4, 12),
+    real_by_s=30.0,
+    disk_by_s=52.0,
+)
+REAL: Final = ("real_answers_scored_per_s", "real_certificate_p50_ms")
 
 
 def among(count: int, extent: Extent) -> dict[str, Any]:
@@ -79,7 +109,8 @@ def among(count: int, extent: Extent) -> dict[str, Any]:
         one = [network.load(seconds, batch=1, lanes=1) for _ in range(rounds)]
         scores = partial(network.load, seconds, batch=validators.BATCH, lanes=validators.LANES)
         many = [scores() for _ in range(rounds)]
-        splits = [network.split(task) for task in (partial(network.latencies_s, max(count, answers // 4)), scores)]
+        tasks = (partial(network.latencies_s, max(count, answers // 4)), scores)
+        splits = [network.split(task) if extent.splits else None for task in tasks]
     found = {
         "p50_ms": quantile(latencies_ms, 0.5),
         "p99_ms": quantile(latencies_ms, 0.99),
@@ -147,17 +178,26 @@ def main() -> int:
     parser.add_argument("--sizes", type=int, nargs="+", choices=SIZES, help="numbers of validators, instead of all")
     options = parser.parse_args()
     extent = QUICK if options.quick else FULL
-    about = machine()
+    about, began = machine(), time.perf_counter()
+
+    def told(what: str) -> float:
+        """Seconds since the start, which standard error hears of."""
+        seconds = time.perf_counter() - began
+        print(f"{seconds:.0f} s: {what}", file=sys.stderr, flush=True)
+        return seconds
+
     wanted = options.sizes or extent.sizes
     sizes = {count: among(count, extent) for count in wanted if count == min(SIZES)}
-    real = {"real_answers_scored_per_s": None, "real_certificate_p50_ms": None}
-    if not options.without_models:  # what has goals comes first
+    real: dict[str, Any] = dict.fromkeys(REAL)
+    if told("real answers") < extent.real_by_s and not options.without_models:  # what has goals comes first
         real = real_answers.measured(1.0, extent.paced, extent.busy_s)
     sizes |= {count: among(count, extent) for count in wanted if count not in sizes}
     result: dict[str, Any] = flat(sizes)
     result["memory"] = _memory(IN_MEMORY, 6) if extent.memory else []
-    result |= in_memory.disk(*extent.disk)
+    left_out = told("disk") >= extent.disk_by_s
+    result |= {"disk_mb_per_1000_answers": None, "disk_mb_by_table": {}} if left_out else in_memory.disk(*extent.disk)
     result |= real
+    told("done")
     result["goals"] = goals.judged(goals.CONSENSUS, result)
     result["machine"] = about | {"load_at_end": [round(load, 2) for load in os.getloadavg()]}
     print(json.dumps(result, indent=1) if options.json else markdown(result))
