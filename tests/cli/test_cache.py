@@ -105,6 +105,7 @@ def test_an_existing_file_is_kept_and_a_foreign_one_refused(
     assert file.read_bytes() == b"SQLite format 3\0"
     assert "cannot read" in failing("cache", "import", tmp_path / "missing", status=2).err
     assert "cannot write" in failing("cache", "export", tmp_path / "missing" / "file", status=2).err
+    assert "device" in failing("cache", "export", "/dev/null", "--force", status=2).err
     assert len(admin.stored) == 100
     nsllm("cache", "export", file, "--force")
     assert file.read_bytes().startswith(b'{"format":"nsllm-records/1"')

@@ -47,6 +47,8 @@ def export_records(*, file: Path, force: bool, data_dir: Path | None, api: str |
     """  # noqa: D205 - help text
     from nsllm.cli.administering import admin_of
 
+    if file.exists() and not file.is_file():
+        raise UsageError(f"{file} is a device or a pipe", hint="name a file: it is replaced whole once it is written")
     if file.exists() and not force:
         raise UsageError(f"{file} is there already", hint="choose another name, or say --force")
     written = _export(admin_of(data_dir_or_default(data_dir), api), file)
