@@ -20,8 +20,10 @@ from nsllm.ids import hex0x
 from nsllm.simulations.devnet import Devnet, Report, stop_all
 from nsllm.simulations.errors import ScenarioError
 from nsllm.simulations.inspection import inspect
+from nsllm.simulations.observer import Observer
 from nsllm.simulations.signatures import Signatures
 from nsllm.simulations.switchboard_process import SwitchboardProcess
+from nsllm.simulations.timeline import Timeline
 from nsllm.simulations.twin import Twin, listening
 from nsllm.simulations.twisted import EQUIVOCATES, HABITS
 
@@ -43,6 +45,9 @@ REFUSALS: Final = ("event=guard_refused", "consensus_halted")
 """What no honest peer's log may say."""
 ACCUSED: Final = "event=offence"
 """What it may say only where somebody is Byzantine."""
+
+BUCKET_S: Final = 2.0
+"""Messages are counted by protocol in steps of so many seconds."""
 
 Seen = dict[str, str | int | float]
 
@@ -185,7 +190,7 @@ ORDEALS: Final[dict[str, Ordeal]] = {
 }
 
 
-async def run_ordeal(devnet: Devnet, name: str, *, seed: int, report: Report) -> Seen:
+async def run_ordeal(devnet: Devnet, name: str, *, seed: int, report: Report, timeline: Timeline | None = None) -> Seen:
     """Start a devnet's peers, put them through an ordeal, stop them, and check what they left on their disks.
 
     Args:
@@ -193,6 +198,7 @@ async def run_ordeal(devnet: Devnet, name: str, *, seed: int, report: Report) ->
         name: one of `ORDEALS`.
         seed: of faults and questions.
         report: told what happens to peers.
+        timeline: filled with what happens to them, with their heights and what they send; None: nobody reads that.
 
     Raises:
         ScenarioError: what must hold did not; `InvariantError` if it is a promise of agreement.
@@ -207,20 +213,8 @@ async def run_ordeal(devnet: Devnet, name: str, *, seed: int, report: Report) ->
     signatures = Signatures(devnet.genesis.network_id(), liars)
     board = await SwitchboardProcess.start(listening(devnet), seed)
     async with httpx.AsyncClient(trust_env=False) as client:
-        twin = Twin(devnet, rng, report, client, board, signatures, habits)
-        try:
-            for peer in devnet.peers:
-                await twin.start(peer.index)
-            await twin.ready(*twin.honest)
-            await twin.ask(rng.choice(twin.honest))
-            seen = await ordeal.play(twin)
-            settled_s = await twin.level()
-        finally:
-            for process in twin.processes.values():
-                if process.returncode is None:
-                    process.send_signal(signal.SIGCONT)
-            await stop_all(list(twin.processes.values()))
-            await board.stop()
+        twin = Twin(devnet, rng, report, client, board, signatures, timeline or Timeline(BUCKET_S), habits)
+        seen = await _observed(twin, ordeal, watched=timeline is not None)
     _read_logs(twin, sizes)
     left = {devnet.peers[index].data_dir: devnet.peers[index].address for index in twin.honest}
     look = partial(inspect, devnet.genesis, left, byzantine=liars, signatures=signatures)
@@ -229,15 +223,51 @@ async def run_ordeal(devnet: Devnet, name: str, *, seed: int, report: Report) ->
         "scenario": name,
         "peers": twin.count,
         "seed": seed,
+        "seconds": round(trio.current_time() - twin.began_s, 3),
         "questions": twin.asked,
         **seen,
-        "settled_after_s": settled_s,
         "receipts_checked": len(twin.promised),
         "height": inspected.height,
         "blocks_checked": inspected.blocks,
         "signatures_checked": inspected.signatures,
         "log_root": hex0x(inspected.log_root),
     }
+
+
+async def _observed(twin: Twin, ordeal: Ordeal, *, watched: bool) -> Seen:
+    """Play, and have somebody look on if that is wanted. What goes wrong is raised as it is, out of the nursery."""
+    seen: Seen = {}
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        if watched:
+            urls = [peer.url for peer in twin.devnet.peers]
+            nursery.start_soon(Observer(urls, twin.client, twin.timeline, twin.began_s).run)
+        try:
+            seen = await _played(twin, ordeal)
+        except Exception as error:  # noqa: BLE001 - raised below
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return seen
+
+
+async def _played(twin: Twin, ordeal: Ordeal) -> Seen:
+    """Start all, play, wait until all is level, stop all."""
+    try:
+        for peer in twin.devnet.peers:
+            await twin.start(peer.index)
+        await twin.ready(*twin.honest)
+        await twin.ask(twin.rng.choice(twin.honest))
+        seen = await ordeal.play(twin)
+        settled_s = await twin.level()
+        return {**seen, "settled_after_s": settled_s, "link_bytes": await twin.board.passed_bytes()}
+    finally:
+        for process in twin.processes.values():
+            if process.returncode is None:
+                process.send_signal(signal.SIGCONT)
+        await stop_all(list(twin.processes.values()))
+        await twin.board.stop()
 
 
 def _habits(rng: random.Random, count: int, seed: int) -> dict[int, str]:

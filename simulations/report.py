@@ -7,7 +7,8 @@ from html import escape
 from typing import Final
 
 from nsllm.simulations.comparison import Comparison, measured
-from nsllm.simulations.trace import BUCKET_S, Trace
+from nsllm.simulations.timeline import Timeline
+from nsllm.simulations.trace import Trace
 
 STAND_INS: Final = (
     ("network", "libp2p over TCP", "messages in this process, with seeded delays, cuts and crashes"),
@@ -31,6 +32,14 @@ WIDTH: Final = 900
 HEIGHT: Final = 220
 LEFT: Final = 60
 PALETTE: Final = ("#4363d8", "#e6194b", "#3cb44b", "#f58231", "#911eb4", "#46b1c9", "#808000", "#a9a9a9", "#9a6324")
+TICKS: Final = {
+    "killed": "#c00",
+    "stopped": "#e80",
+    "suspended": "#e80",
+    "started": "#080",
+    "resumed": "#080",
+}
+"""Marks of a peer, and their colours."""
 CURVES: Final = 32
 """Peers whose height is drawn; of more, every n-th."""
 STYLE: Final = (
@@ -43,32 +52,56 @@ STYLE: Final = (
 
 
 def render(result: Mapping[str, str | int | float], trace: Trace) -> str:
-    """The page."""
+    """The page of a simulated run."""
     end_s = max(float(result["virtual_s"]), 1.0)
-    name = escape(str(result["scenario"]))
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>nsllm sim {name}</title><style>{STYLE}</style>'
-        f"<h1>{name}: {result['peers']} peers, seed {result['seed']}</h1>"
+    intro = (
         f"<p>{result['messages']} messages in {end_s:.0f} virtual seconds."
         f" The model is a {escape(str(result['model']))}.</p>"
-        f"<h2>Heights</h2>{_heights(trace, end_s)}"
-        f"<h2>Messages by protocol, every {BUCKET_S:.0f} virtual seconds</h2>{_messages(trace, end_s)}"
-        f"<h2>What was done to the network</h2>{_marks(trace)}"
-        f"<h2>Result</h2>{_table(result.items())}"
-        f"<h2>What stands in for what</h2>{_stand_ins()}"
-        f"<h2>Simulated and real peers</h2>{_comparison(measured())}</html>"
+    )
+    rest = f"<h2>What stands in for what</h2>{_stand_ins()}<h2>Simulated and real peers</h2>{_comparison(measured())}"
+    return _page("nsllm sim", result, trace, end_s, intro=intro, clock="virtual seconds", rest=rest)
+
+
+def render_real(result: Mapping[str, str | int | float], timeline: Timeline) -> str:
+    """The page of a run on real processes, also of one that failed."""
+    end_s = max(float(result["seconds"]), 1.0)
+    intro = (
+        f"<p>Real processes on one machine, {end_s:.0f} seconds. Heights and message counts are the peers' own metrics,"
+        " read every second from those that answered; what a peer counted last before it was killed is not in them.</p>"
+    )
+    return _page("nsllm devnet --scenario", result, timeline, end_s, intro=intro, clock="seconds", rest="")
+
+
+def _page(
+    command: str,
+    result: Mapping[str, str | int | float],
+    timeline: Timeline,
+    end_s: float,
+    *,
+    intro: str,
+    clock: str,
+    rest: str,
+) -> str:
+    name = escape(str(result["scenario"]))
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{command} {name}</title><style>{STYLE}</style>'
+        f"<h1>{name}: {result['peers']} peers, seed {result['seed']}</h1>{intro}"
+        f"<h2>Heights</h2>{_heights(timeline, end_s)}"
+        f"<h2>Messages by protocol, every {timeline.bucket_s:.0f} {clock}</h2>{_messages(timeline, end_s)}"
+        f"<h2>What was done to the network</h2>{_marks(timeline)}"
+        f"<h2>Result</h2>{_table(result.items())}{rest}</html>"
     )
 
 
-def _heights(trace: Trace, end_s: float) -> str:
-    top = max((height for _, _, height in trace.heights), default=1)
-    peers = sorted({peer for _, peer, _ in trace.heights})
+def _heights(timeline: Timeline, end_s: float) -> str:
+    top = max((height for _, _, height in timeline.heights), default=1)
+    peers = sorted({peer for _, peer, _ in timeline.heights})
     shown = peers[:: max(1, -(-len(peers) // CURVES))]
     lines: list[str] = []
     for peer in shown:
         points = [f"{LEFT},{HEIGHT}"]
         last = 0
-        for at_s, whose, height in trace.heights:
+        for at_s, whose, height in timeline.heights:
             if whose == peer:
                 points += [f"{_x(at_s, end_s):.1f},{_y(last, top):.1f}", f"{_x(at_s, end_s):.1f},{_y(height, top):.1f}"]
                 last = height
@@ -78,21 +111,24 @@ def _heights(trace: Trace, end_s: float) -> str:
             f'<polyline fill="none" stroke="{colour}" stroke-opacity=".6" points="{" ".join(points)}">'
             f"<title>peer {peer}</title></polyline>"
         )
-    note = f"<p>{len(shown)} of {len(peers)} peers; grey: cut links; marks: a peer killed, stopped or started.</p>"
-    return f"{_frame(_bands(trace, end_s) + ''.join(lines) + _ticks(trace, end_s), end_s, top, 'height')}{note}"
+    note = (
+        f"<p>{len(shown)} of {len(peers)} peers; grey: cut links, yellow: slow ones;"
+        " ticks: a peer killed, stopped, suspended, started or resumed.</p>"
+    )
+    return f"{_frame(_bands(timeline, end_s) + ''.join(lines) + _ticks(timeline, end_s), end_s, top, 'height')}{note}"
 
 
-def _messages(trace: Trace, end_s: float) -> str:
-    names = [name for name, _ in trace.by_protocol.most_common()]
-    top = max((sum(counts.values()) for counts in trace.over_time.values()), default=1)
-    width = (WIDTH - LEFT) * BUCKET_S / end_s
+def _messages(timeline: Timeline, end_s: float) -> str:
+    names = [name for name, _ in timeline.by_protocol.most_common()]
+    top = max((sum(counts.values()) for counts in timeline.over_time.values()), default=1)
+    width = (WIDTH - LEFT) * timeline.bucket_s / end_s
     bars: list[str] = []
-    for step, counts in sorted(trace.over_time.items()):
+    for step, counts in sorted(timeline.over_time.items()):
         below = 0
         for order, name in enumerate(names):
             count = counts[name]
             if count:
-                x, y = _x(step * BUCKET_S, end_s), _y(below + count, top)
+                x, y = _x(step * timeline.bucket_s, end_s), _y(below + count, top)
                 wide = max(0.5, min(width - 0.5, WIDTH - x))
                 bars.append(
                     f'<rect x="{x:.1f}" y="{y:.1f}" width="{wide:.2f}" height="{_y(below, top) - y:.2f}"'
@@ -101,43 +137,43 @@ def _messages(trace: Trace, end_s: float) -> str:
                 below += count
     key = "".join(
         f'<span class="key" style="background:{PALETTE[order % len(PALETTE)]}"></span>{escape(name)} '
-        f"{trace.by_protocol[name]}"
+        f"{timeline.by_protocol[name]}"
         for order, name in enumerate(names)
     )
-    return f"{_frame(_bands(trace, end_s) + ''.join(bars), end_s, top, 'messages')}<p>{key}</p>"
+    return f"{_frame(_bands(timeline, end_s) + ''.join(bars), end_s, top, 'messages')}<p>{key}</p>"
 
 
-def _bands(trace: Trace, end_s: float) -> str:
-    """The times during which links were cut."""
+def _bands(timeline: Timeline, end_s: float) -> str:
+    """The times during which links were cut, or slow."""
     bands: list[str] = []
-    since_s: float | None = None
-    for mark in trace.marks:
-        if mark.what == "parted" and since_s is None:
-            since_s = mark.at_s
-        elif mark.what == "healed" and since_s is not None:
-            bands.append(_band(since_s, mark.at_s, end_s))
-            since_s = None
-    if since_s is not None:
-        bands.append(_band(since_s, end_s, end_s))
+    for begins, what, colour in (("slowed", "slow", "#fdf0d5"), ("parted", "cut", "#ddd")):
+        since_s: float | None = None
+        for mark in timeline.marks:
+            if mark.what == begins and since_s is None:
+                since_s = mark.at_s
+            elif mark.what == "healed" and since_s is not None:
+                bands.append(_band(since_s, mark.at_s, end_s, what, colour))
+                since_s = None
+        if since_s is not None:
+            bands.append(_band(since_s, end_s, end_s, what, colour))
     return "".join(bands)
 
 
-def _band(begin_s: float, until_s: float, end_s: float) -> str:
+def _band(begin_s: float, until_s: float, end_s: float, what: str, colour: str) -> str:
     x = _x(begin_s, end_s)
     width = _x(until_s, end_s) - x
     return (
-        f'<rect x="{x:.1f}" y="10" width="{width:.1f}" height="{HEIGHT - 10}" fill="#ddd">'
-        f"<title>links cut {begin_s:.1f} to {until_s:.1f} s</title></rect>"
+        f'<rect x="{x:.1f}" y="10" width="{width:.1f}" height="{HEIGHT - 10}" fill="{colour}">'
+        f"<title>links {what} {begin_s:.1f} to {until_s:.1f} s</title></rect>"
     )
 
 
-def _ticks(trace: Trace, end_s: float) -> str:
-    colours = {"killed": "#c00", "stopped": "#e80", "started": "#080"}
+def _ticks(timeline: Timeline, end_s: float) -> str:
     return "".join(
         f'<line x1="{_x(mark.at_s, end_s):.1f}" x2="{_x(mark.at_s, end_s):.1f}" y1="{HEIGHT - 8}" y2="{HEIGHT}"'
-        f' stroke="{colours[mark.what]}"><title>peer {mark.peers[0]} {mark.what} at {mark.at_s:.1f} s</title></line>'
-        for mark in trace.marks
-        if mark.what in colours
+        f' stroke="{TICKS[mark.what]}"><title>peer {mark.peers[0]} {mark.what} at {mark.at_s:.1f} s</title></line>'
+        for mark in timeline.marks
+        if mark.what in TICKS
     )
 
 
@@ -164,13 +200,14 @@ def _y(value: float, top: int) -> float:
     return HEIGHT - (HEIGHT - 10) * value / top
 
 
-def _marks(trace: Trace) -> str:
-    if not trace.marks:
+def _marks(timeline: Timeline) -> str:
+    if not timeline.marks:
         return "<p>Nothing.</p>"
     rows = (
-        (f"{mark.at_s:.1f} s", f"{mark.what} {', '.join(map(str, mark.peers))}".strip()) for mark in trace.marks[:200]
+        (f"{mark.at_s:.1f} s", f"{mark.what} {', '.join(map(str, mark.peers))}".strip())
+        for mark in timeline.marks[:200]
     )
-    more = f"<p>and {len(trace.marks) - 200} more</p>" if len(trace.marks) > 200 else ""
+    more = f"<p>and {len(timeline.marks) - 200} more</p>" if len(timeline.marks) > 200 else ""
     return _table(rows) + more
 
 

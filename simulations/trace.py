@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -12,23 +11,10 @@ import trio
 
 from nsllm.node.service import PeerEvent
 from nsllm.p2p.memory_world import TraceEvent
+from nsllm.simulations.timeline import Mark, Timeline
 
 BUCKET_S: Final = 10.0
 """Messages are counted by protocol in steps of so many virtual seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """Something that a scenario did to the network."""
-
-    at_s: float
-    what: str
-    """Such as `killed`, `stopped`, `started`, `parted`, `healed`."""
-    peers: tuple[int, ...]
-    """Numbers of those whom it befell."""
-
-    def __str__(self) -> str:
-        return f"{self.at_s:9.3f} s  {self.what} {', '.join(map(str, self.peers))}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +31,7 @@ class Happened:
         return f"{self.at_s:9.3f} s  peer {self.peer:<4} {self.kind}  {said}".rstrip()
 
 
-class Trace:
+class Trace(Timeline):
     """Digest over everything that happened: messages and state changes, each with its virtual time, in order."""
 
     def __init__(self, *, keep_events: bool = False, progress: Callable[[float], None] | None = None) -> None:
@@ -55,6 +41,7 @@ class Trace:
             keep_events: keep every event of every peer, to be read one by one.
             progress: told of every virtual second in which something is said; a task that did it would change the run.
         """
+        super().__init__(BUCKET_S)
         self._progress = progress
         self._second = 0
         self._hash = hashlib.sha256()
@@ -62,13 +49,6 @@ class Trace:
         self.messages = 0
         self.message_bytes = 0
         self.changes = 0
-        self.by_protocol: Counter[str] = Counter()
-        """Messages by protocol, or `gossip`."""
-        self.over_time: dict[int, Counter[str]] = {}
-        """The same for each step of `BUCKET_S`."""
-        self.heights: list[tuple[float, int, int]] = []
-        """(virtual seconds, peer, height) of every committed block."""
-        self.marks: list[Mark] = []
         self.events: list[Happened] = []
 
     def message(self, event: TraceEvent) -> None:
@@ -81,9 +61,7 @@ class Trace:
         self.message_bytes += size_bytes
         if kind in {"data", "gossip"}:
             name = label.split("/")[2] if kind == "data" else "gossip"
-            self.by_protocol[name] += 1
-            step = int(at_us / 1e6 / BUCKET_S)
-            self.over_time.setdefault(step, Counter())[name] += 1
+            self.count(at_us / 1e6, name)
         self._hash.update(repr(event).encode())
 
     def change(self, peer: int, event: PeerEvent) -> None:

@@ -17,11 +17,12 @@ import httpx
 import psutil
 import trio
 
-from nsllm.simulations.devnet import PEER_COMMAND, Devnet, DevnetEvent, Report, readiness, start_peer
+from nsllm.simulations.devnet import PEER_COMMAND, Devnet, DevnetEvent, Report, log_tail, readiness, start_peer
 from nsllm.simulations.errors import ScenarioError
 from nsllm.simulations.signatures import Signatures
 from nsllm.simulations.switchboard import HOST
 from nsllm.simulations.switchboard_process import SwitchboardProcess
+from nsllm.simulations.timeline import Mark, Timeline
 
 READY_S: Final = 300.0
 ANSWER_S: Final = 180.0
@@ -45,12 +46,15 @@ class Twin:
     board: SwitchboardProcess
     signatures: Signatures
     """Found in what killed peers left."""
+    timeline: Timeline
+    """What befalls the peers, in seconds since the twin was made."""
     habits: Mapping[int, str]
     """Byzantine peers, and what they do; see `nsllm.simulations.twisted`."""
     processes: dict[int, trio.Process] = field(default_factory=dict[int, trio.Process])
     promised: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
     """(peer, completion) of answers that are to have a receipt."""
     asked: int = 0
+    began_s: float = field(default_factory=trio.current_time)
 
     @property
     def count(self) -> int:
@@ -77,6 +81,8 @@ class Twin:
         doors = [f"/ip4/{HOST}/tcp/{door}" for door in self.board.doors]
         others = [f"{doors[peer.index]}/p2p/{peer.peer_id}" for peer in peers if peer.index != index]
         reached = [part for other in others for part in ("--bootstrap", other)]
+        if index in self.processes:
+            self._mark("started", index)
         process = await start_peer(peers[index], (*command, "--announce", doors[index], *reached))
         self.processes[index] = process
         await self.board.know({number: running.pid for number, running in self.processes.items()})
@@ -88,6 +94,7 @@ class Twin:
         Raises:
             InvariantError: it signed twice.
         """
+        self._mark("killed", index)
         self.processes[index].kill()
         await self.processes[index].wait()
         peer = self.devnet.peers[index]
@@ -96,17 +103,20 @@ class Twin:
 
     def suspend(self, index: int) -> None:
         """SIGSTOP."""
+        self._mark("suspended", index)
         self.processes[index].send_signal(signal.SIGSTOP)
         self.report(DevnetEvent("exited", index, "suspended"))
 
     def resume(self, index: int) -> None:
         """SIGCONT."""
+        self._mark("resumed", index)
         self.processes[index].send_signal(signal.SIGCONT)
         self.report(DevnetEvent("starting", index, "goes on"))
 
     async def part(self, one: Iterable[int], other: Iterable[int]) -> None:
         """Nothing that one group of peers says reaches the other, or the other way round."""
         one, other = sorted(one), sorted(other)
+        self._mark("parted", *one)
         await self.board.part(one, other)
         for index in one:
             self.report(DevnetEvent("parted", index, f"from {', '.join(map(str, other))}"))
@@ -114,12 +124,14 @@ class Twin:
     async def slow(self, delay_s: float, spread_s: float, peers: Iterable[int] | None = None) -> None:
         """Everything that these peers (or all) say or hear arrives so late."""
         slowed = range(self.count) if peers is None else sorted(peers)
+        self._mark("slowed", *slowed)
         await self.board.slow(delay_s, spread_s, slowed)
         for index in slowed:
             self.report(DevnetEvent("slowed", index, f"by {delay_s:g} to {delay_s + spread_s:g} s each way"))
 
     async def heal(self) -> None:
         """Everything arrives again, what was held back first, and at once."""
+        self._mark("healed")
         await self.board.heal()
         await self.board.slow(0.0, 0.0, range(self.count))
         for index in range(self.count):
@@ -131,12 +143,11 @@ class Twin:
         """Wait until these peers are ready.
 
         Raises:
-            ScenarioError: one is not in time.
+            ScenarioError: one is not in time, or has exited.
         """
         for index in indices:
-            url = self.devnet.peers[index].url
-            await self.until(lambda url=url: self._is_ready(url), f"peer {index} ready", READY_S)  # type: ignore[misc]
-            self.report(DevnetEvent("ready", index, url))
+            await self.until(lambda index=index: self._is_ready(index), f"peer {index} ready", READY_S)  # type: ignore[misc]
+            self.report(DevnetEvent("ready", index, self.devnet.peers[index].url))
 
     async def ask(self, index: int) -> str | None:
         """A question that nobody asked before; its completion, if that was promised a receipt.
@@ -241,8 +252,15 @@ class Twin:
             if any(connection.raddr and connection.raddr.port in ports for connection in connections):
                 raise ScenarioError(f"peer {index} reaches another one beside the switchboard")
 
-    async def _is_ready(self, url: str) -> bool:
-        return (await readiness(self.client, url))[0]
+    def _mark(self, what: str, *indices: int) -> None:
+        self.timeline.marks.append(Mark(round(trio.current_time() - self.began_s, 3), what, indices))
+
+    async def _is_ready(self, index: int) -> bool:
+        peer, status = self.devnet.peers[index], self.processes[index].returncode
+        if status is not None:
+            tail = await trio.to_thread.run_sync(log_tail, peer.log)
+            raise ScenarioError(f"peer {index} exited with status {status}; the end of {peer.log}:\n{tail}")
+        return (await readiness(self.client, peer.url))[0]
 
     async def _is_level(self) -> bool:
         views = [await self.status(index) for index in self.honest]

@@ -22,6 +22,7 @@ SEEN = {
     "partition": lambda result: 0 < result["decided_after_s"] < 60 and result["cut_off"] == 1,
     "delay": lambda result: 1.0 < result["all_late_certified_after_s"] < 120,
 }
+DRAWN = {"churn": " killed at ", "suspended": " suspended at ", "partition": "links cut ", "delay": "links slow "}
 SHORT = "churn"
 
 
@@ -33,7 +34,7 @@ def test_a_scenario_on_real_processes(lay_out_tiny, tiny_models, tmp_path, nsllm
     port = net.url(0).rpartition(":")[2]
     done = nsllm(
         "devnet", "--scenario", scenario, "--seed", "3", "--json", "--base-port", port, "--data-dir",
-        str(tmp_path / "net"), timeout=800,
+        str(tmp_path / "net"), "--report", str(tmp_path / "run.html"), timeout=800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -41,6 +42,10 @@ def test_a_scenario_on_real_processes(lay_out_tiny, tiny_models, tmp_path, nsllm
     assert result["blocks_checked"] == 4 * result["height"] > 0
     assert result["receipts_checked"] == result["questions"] > 0
     assert SEEN[scenario](result), result
+    html = (tmp_path / "run.html").read_text()
+    assert html.count("<polyline") == 4
+    assert "</span>mesh " in html
+    assert DRAWN[scenario] in html
 
     # The inspection can fail: one ledger without its last block, and one with a certificate cut short.
     genesis = load_genesis(net.genesis)

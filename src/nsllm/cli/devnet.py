@@ -12,6 +12,7 @@ from nsllm.cli.terminal import emit, escape, examples, fetching, json_option, no
 if TYPE_CHECKING:
     from nsllm.governance.policy import Policy
     from nsllm.simulations.devnet import Devnet, DevnetEvent
+    from nsllm.simulations.timeline import Timeline
 
 DEFAULT_FOLDER = Path("nsllm-devnet")
 
@@ -22,7 +23,7 @@ DEFAULT_FOLDER = Path("nsllm-devnet")
         "nsllm devnet                                     # four peers, pages on 8700 to 8703",
         "nsllm devnet --peers 7 --base-port 9100 --data-dir /tmp/seven",
         "nsllm devnet --scenario churn --seed 1 --data-dir /tmp/churn",
-        "nsllm devnet --scenario partition --seed 1 --data-dir /tmp/parted --json",
+        "nsllm devnet --scenario partition --seed 1 --data-dir /tmp/parted --report parted.html",
         "nsllm ask 'Why is the sky blue?' --api http://127.0.0.1:8700 --receipt r.json",
         "nsllm verify r.json --genesis nsllm-devnet/genesis.json",
     ),
@@ -42,18 +43,32 @@ DEFAULT_FOLDER = Path("nsllm-devnet")
     help="Put the processes through something instead of serving on, and check what they leave on their disks.",
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="With --scenario: of faults and questions.")
+@click.option(
+    "--report", type=click.Path(dir_okay=False, path_type=Path), help="With --scenario: write the run as one HTML file."
+)
 @json_option
-def devnet(*, peers: int, base_port: int, data_dir: Path, scenario: str | None, seed: int, as_json: bool) -> None:
+def devnet(
+    *,
+    peers: int,
+    base_port: int,
+    data_dir: Path,
+    scenario: str | None,
+    seed: int,
+    report: Path | None,
+    as_json: bool,
+) -> None:
     """Run a network of real peers on loopback until SIGINT or SIGTERM. A new folder gets keys and a genesis in which
     every peer has all roles and requests are public unless they say otherwise. With --json, one line is printed once
     all peers are ready.
     """  # noqa: D205 - help text
     from nsllm.cli.lifetime import serve
 
+    if report is not None and scenario is None:
+        raise click.UsageError("--report is of a run with --scenario")
     laid = lay_out_devnet(peers, base_port, data_dir)
     if scenario is not None:
         name = scenario
-        if serve(lambda: _play(laid, name, seed, as_json=as_json), stop_s=DEVNET_STOP_S):
+        if serve(lambda: _play(laid, name, seed, page=report, as_json=as_json), stop_s=DEVNET_STOP_S):
             raise click.Abort
         return
     serve(lambda: _run(laid, as_json=as_json), stop_s=DEVNET_STOP_S)
@@ -108,15 +123,42 @@ async def _run(laid: Devnet, *, as_json: bool) -> None:
             _announce(laid)
 
 
-async def _play(laid: Devnet, name: str, seed: int, *, as_json: bool) -> None:
-    from nsllm.simulations.ordeals import run_ordeal
+async def _play(laid: Devnet, name: str, seed: int, *, page: Path | None, as_json: bool) -> None:
+    import trio
 
-    result = await run_ordeal(laid, name, seed=seed, report=tell)
+    from nsllm.errors import NsllmError
+    from nsllm.simulations.ordeals import BUCKET_S, run_ordeal
+    from nsllm.simulations.timeline import Timeline
+
+    timeline = None if page is None else Timeline(BUCKET_S)
+    began_s = trio.current_time()
+    try:
+        result = await run_ordeal(laid, name, seed=seed, report=tell, timeline=timeline)
+    except NsllmError as error:
+        if page is not None and timeline is not None:
+            seconds = round(trio.current_time() - began_s, 3)
+            failed: dict[str, str | int | float] = {
+                "scenario": name,
+                "peers": len(laid.peers),
+                "seed": seed,
+                "seconds": seconds,
+            }
+            _write(page, {**failed, "failed": error.message}, timeline)
+        raise
+    if page is not None and timeline is not None:
+        _write(page, result, timeline)
     if as_json:
         emit(result)
     else:
         for key, value in result.items():
             note(f"{key:>20}  {escape(str(value))}")
+
+
+def _write(page: Path, result: dict[str, str | int | float], timeline: Timeline) -> None:
+    from nsllm.files import write_atomic
+    from nsllm.simulations.report import render_real
+
+    write_atomic(page, render_real(result, timeline).encode(), mode=0o644)
 
 
 def describe(laid: Devnet, pids: tuple[int, ...]) -> dict[str, object]:
