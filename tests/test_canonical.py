@@ -87,6 +87,7 @@ def test_no_byte_changes_unnoticed(value: Outer, data: st.DataObject) -> None:
 
 
 KEY = b"\1" * 32
+GOOD = canonical.encode(Outer(key=KEY, items=()))
 
 
 @pytest.mark.parametrize(
@@ -98,13 +99,15 @@ KEY = b"\1" * 32
         (msgpack.packb({"key": KEY, "surprise": 1}), "surprise"),
         (msgpack.packb({"key": KEY, "score": 0.5}), "float"),
         (msgpack.packb({"key": KEY, "score": True}), "score"),
-        (msgpack.packb({1: 2}), "MessagePack"),
+        (msgpack.packb({1: 2}), "`str`, got `int` - at `key`"),
         (b"\xc1", "MessagePack"),
         (b"", "MessagePack"),
-        (b"\xdd\xff\xff\xff\xff", "MessagePack"),
-        (b"\x91" * 600, "MessagePack"),
-        (msgpack.packb(0) + b"\0", "MessagePack"),
-        (b"\xc7\x01\x05\x00", "MessagePack"),
+        (b"\xdd\xff\xff\xff\xff", "`array`"),
+        (b"\x91" * 600, "`array`"),
+        (msgpack.packb(0) + b"\0", "`int`"),
+        (b"\xc7\x01\x05\x00", "`ext`"),
+        (GOOD + b"\0", "MessagePack"),
+        (GOOD[:-1], "MessagePack"),
         (bytes(5000), "limit is 4096"),
     ],
 )
