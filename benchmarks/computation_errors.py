@@ -102,7 +102,7 @@ def read_again(backend: Backend, claims: Sequence[Claim], *, exact: bool = False
 
     scheduler = Scheduler(backend, take)
     for job, claim in enumerate(claims):
-        scheduler.handle(Retrace(job, claim))
+        scheduler.handle(Retrace(job, claim, claim.sampling))  # its model's card says so
         while scheduler.busy:
             scheduler.side()
     return traces

@@ -223,7 +223,7 @@ class BenchValidator:
         }
 
     def _accept(self, record: SignedRecord) -> None:
-        examiner = self.parts._examiner  # noqa: SLF001 - as the publisher does with its own records
+        examiner = self.parts.examiner  # as the publisher does with its own records
         assert examiner is not None
         if (reason := examiner.accept(record)) is not None:
             raise SystemExit(f"a record was refused: {reason}")

@@ -72,7 +72,7 @@ class BatchCommit(Value, frozen=True, kw_only=True, dict=True):
     validator: AddressField
     epoch: EpochField
     number: CountField
-    """Of this validator's batches in this epoch, rising; never bound to a height or round."""
+    """Of this validator's batches in this epoch, rising with its clock (ms); never bound to a height or round."""
     rubric: DigestField
     """Digest of the rubric that the records were scored with."""
     records: _Column

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from nsllm import canonical
 from nsllm.canonical import Value
 from nsllm.consensus.batch import BatchCommit, SignedCommit
-from nsllm.consensus.errors import ObservationError
+from nsllm.consensus.errors import EvidenceError
 from nsllm.ids import Address, NetworkId, hex0x
 
 
-class BatchConflict(Value, frozen=True, kw_only=True):
-    """Two signed commits of one validator that contradict each other, the one with the smaller signature first."""
+class BatchConflict(Value, frozen=True, kw_only=True, tag_field="type", tag="double_batch"):
+    """Two signed commits of one validator that contradict each other, in ascending order of their canonical bytes.
+
+    A commit's signature covers all of it, so both stand here whole: about 20 kB for the largest pair.
+    """
 
     first: SignedCommit
     second: SignedCommit
@@ -23,20 +27,21 @@ class BatchConflict(Value, frozen=True, kw_only=True):
         """Pass silently if this proves equivocation.
 
         Raises:
-            ObservationError: the commits agree, or do not stand in canonical order.
+            EvidenceError: the commits agree, or do not stand in canonical order.
+            ObservationError: a commit that is malformed.
             SignatureError: the validator did not sign both.
         """
-        if self.first.signature >= self.second.signature:
-            raise ObservationError("conflicting batches do not stand in canonical order")
+        if canonical.encode(self.first) >= canonical.encode(self.second):
+            raise EvidenceError("conflicting batches do not stand in canonical order")
         if not contradict(self.first.commit, self.second.commit):
-            raise ObservationError(f"two batches of {hex0x(self.offender)} that do not contradict each other")
+            raise EvidenceError(f"two batches of {hex0x(self.offender)} that do not contradict each other")
         self.first.check(network)
         self.second.check(network)
 
 
 def conflict_of(one: SignedCommit, other: SignedCommit) -> BatchConflict:
     """The proof, in canonical order."""
-    first, second = sorted((one, other), key=lambda signed: signed.signature)
+    first, second = sorted((one, other), key=canonical.encode)
     return BatchConflict(first=first, second=second)
 
 

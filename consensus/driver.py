@@ -142,6 +142,13 @@ class Driver:
         self._agenda.ask()
         self._wake.set()
 
+    def accuse(self, evidence: Evidence) -> None:
+        """The application has found evidence by itself: the others shall have it, and a block is due."""
+        LOGGER.warning("event=offence height=%d kind=%s", self._state.height, type(evidence).__name__)
+        self._observer(OffenceSeen(evidence))
+        self._say(self._others, evidence)
+        self.poke()
+
     def announce(self, height: Height) -> None:
         """Somebody says that `height` is decided. Unproved, so we look a little later, unless we are there by then."""
         if self._hearsay.claim(height, self._tip.height):
@@ -341,10 +348,7 @@ class Driver:
             self._blame(sender, error)
             return
         if news:
-            LOGGER.warning("event=offence height=%d kind=%s", self._state.height, type(evidence).__name__)
-            self._observer(OffenceSeen(evidence))
-            self._say(self._others, evidence)
-            self._agenda.ask()
+            self.accuse(evidence)
 
     def _blame(self, sender: Address | None, error: PeerFault) -> None:
         name = short(sender) if sender is not None else "source"

@@ -1,6 +1,8 @@
 """Evidence: two signed messages of one validator that no honest validator signs both. Checked purely, by anybody.
 
 * `DoubleVote`, `DoubleProposal`: equivocation, two different messages of one slot (height, round, kind).
+* `BatchConflict`: equivocation about observations, two batches of one number, two rows of one record, or a row and an
+  abstention (`nsllm.consensus.batch_conflict`). It names an epoch and no height: batches have none.
 * `Amnesia`: a precommit of round r, and a prevote of a later round r' whose stated lock contradicts it. Whoever
   precommits a value is locked on it from then on (the paper's lines 38-40), and a lock is only ever replaced by one of
   a later round. So in r' an honest validator states a lock of r on that very value, or of a round after r; and if it
@@ -20,6 +22,8 @@ from typing import Final, Literal, assert_never
 
 from nsllm import canonical, crypto
 from nsllm.canonical import Value
+from nsllm.consensus.batch import SignedCommit
+from nsllm.consensus.batch_conflict import BatchConflict
 from nsllm.consensus.errors import EvidenceError
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.consensus.vote import Proposal, ProposalBody, Vote, check_signature
@@ -39,10 +43,12 @@ from nsllm.ids import (
     hex0x,
 )
 
-MAX_EVIDENCE_BYTES: Final = 1024
-"""Canonical bytes of the largest evidence, two prevotes with locks, and room to spare."""
+MAX_VOTE_EVIDENCE_BYTES: Final = 1024
+"""Canonical bytes of the largest evidence about votes and proposals, two prevotes with locks, and room to spare."""
+MAX_EVIDENCE_BYTES: Final = 24 * 1024
+"""Canonical bytes of the largest evidence, two batches of 64 abstentions with their reasons, and room to spare."""
 
-OffenceKind = Literal["double_vote", "double_proposal", "amnesia"]
+OffenceKind = Literal["double_vote", "double_proposal", "double_batch", "amnesia"]
 
 
 class SignedProposal(Value, frozen=True, kw_only=True):
@@ -89,7 +95,7 @@ class Amnesia(Value, frozen=True, kw_only=True, tag_field="type", tag="amnesia")
     prevote: Vote
 
 
-Evidence = DoubleVote | DoubleProposal | Amnesia
+Evidence = DoubleVote | DoubleProposal | BatchConflict | Amnesia
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +104,10 @@ class Offence:
 
     validator: Address
     epoch: Epoch
-    height: Height
-    round: Round
-    """Of amnesia, the prevote's."""
+    height: Height | None
+    """None of batches, which are of an epoch."""
+    round: Round | None
+    """Of amnesia, the prevote's; None of batches."""
     kind: OffenceKind
 
 
@@ -143,6 +150,8 @@ def offence_of(evidence: Evidence) -> Offence:
             return Offence(first.validator, first.epoch, first.height, first.round, "double_vote")
         case DoubleProposal(first=proposal):
             return Offence(proposal.proposer, proposal.epoch, proposal.height, proposal.round, "double_proposal")
+        case BatchConflict(first=SignedCommit(commit=commit)):
+            return Offence(commit.validator, commit.epoch, None, None, "double_batch")
         case Amnesia(prevote=prevote):
             return Offence(prevote.validator, prevote.epoch, prevote.height, prevote.round, "amnesia")
         case _:
@@ -159,6 +168,7 @@ def check_evidence(evidence: Evidence, network: NetworkId, validators: Validator
 
     Raises:
         EvidenceError: other epoch's, not a validator's, not one validator's slot, no contradiction, or out of order.
+        ObservationError: a batch that is malformed.
         SignatureError: a message that the named validator did not sign.
     """
     offence = offence_of(evidence)
@@ -182,6 +192,8 @@ def check_evidence(evidence: Evidence, network: NetworkId, validators: Validator
             _check_pair(one, other, one=same, differ=differ)
             for proposal in (one, other):
                 crypto.verify(proposal.digest(network), proposal.signature, proposal.proposer)
+        case BatchConflict():
+            evidence.check(network)
         case Amnesia(precommit=precommit, prevote=prevote):
             _check_amnesia(precommit, prevote)
             for vote in (precommit, prevote):

@@ -7,10 +7,9 @@ from typing import Final
 from nsllm import canonical
 from nsllm.canonical import Value
 from nsllm.consensus.batch import BatchReveal, SignedCommit
-from nsllm.consensus.batch_conflict import BatchConflict
 
-MAX_OBSERVATION_BYTES: Final = 32 * 1024
-"""Two of the largest commits, of 64 abstentions with their reasons, are about 20 kB."""
+MAX_OBSERVATION_BYTES: Final = 16 * 1024
+"""The largest commit, of 64 abstentions with their reasons, is about 10 kB."""
 
 
 class Commit(Value, frozen=True, kw_only=True, tag_field="type", tag="commit"):
@@ -25,13 +24,7 @@ class Reveal(Value, frozen=True, kw_only=True, tag_field="type", tag="reveal"):
     reveal: BatchReveal
 
 
-class Conflict(Value, frozen=True, kw_only=True, tag_field="type", tag="conflict"):
-    """Proof that a validator equivocated, passed on by whoever noticed: its batches are left out from then on."""
-
-    conflict: BatchConflict
-
-
-ObservationBody = Commit | Reveal | Conflict
+ObservationBody = Commit | Reveal
 
 
 class ObservationMessage(Value, frozen=True, kw_only=True):

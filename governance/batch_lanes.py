@@ -14,10 +14,10 @@ MAX_OUTSTANDING: Final = 256
 """Batches of one validator that are not settled: beyond it the oldest is dropped."""
 MAX_ROWS: Final = 4096
 """Rows of one validator, over all of its batches: about two megabytes."""
-MAX_NUMBERS_AHEAD: Final = 1024
-"""A number this far from those that are held is junk. A validator of which nothing is held may begin anywhere."""
-MAX_BANNED: Final = 1024
 EXPIRY_S: Final = 600.0
+MAX_NUMBERS_AHEAD: Final = 3_600_000
+"""A number this far from those that are held is junk: they count milliseconds, and none is held so long. A validator of
+which nothing is held may begin anywhere."""
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class Held:
 class _Lane:
     batches: OrderedDict[int, Held] = field(default_factory=OrderedDict[int, Held])
     rows: int = 0
-    banned: OrderedDict[int, None] = field(default_factory=OrderedDict[int, None])
+    banned: bool = False
 
 
 class BatchLanes:
@@ -53,14 +53,14 @@ class BatchLanes:
         lane = self._lanes.get(validator)
         if lane is None:
             return True
-        if number in lane.banned:
+        if lane.banned:
             return False
         return not lane.batches or abs(number - max(lane.batches)) <= MAX_NUMBERS_AHEAD
 
-    def banned(self, validator: Address, number: int) -> bool:
-        """Is this batch part of an equivocation?"""
+    def banned(self, validator: Address) -> bool:
+        """Did the validator equivocate?"""
         lane = self._lanes.get(validator)
-        return lane is not None and number in lane.banned
+        return lane is not None and lane.banned
 
     def put(self, signed: SignedCommit, records: set[Digest], now: float) -> list[Held]:
         """Keep a batch; returns what it pushes out."""
@@ -72,13 +72,11 @@ class BatchLanes:
             pushed.append(self._drop(lane, next(iter(lane.batches))))
         return pushed
 
-    def ban(self, validator: Address, number: int) -> Held | None:
-        """Take no batch of this number any more; returns the one that was held."""
+    def ban(self, validator: Address) -> list[Held]:
+        """Take no batch of the validator any more; returns those that were held."""
         lane = self._lanes.setdefault(validator, _Lane())
-        lane.banned[number] = None
-        if len(lane.banned) > MAX_BANNED:
-            lane.banned.popitem(last=False)
-        return self._drop(lane, number) if number in lane.batches else None
+        lane.banned = True
+        return [self._drop(lane, number) for number in list(lane.batches)]
 
     def settled(self, validator: Address, number: int, record: Digest) -> None:
         """A block has the record; a batch of which all are settled is forgotten."""

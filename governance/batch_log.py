@@ -83,11 +83,12 @@ class BatchLog:
             database.close()
             raise
 
-    def next_number(self, epoch: Epoch) -> int:
-        """The number of this epoch's next batch, from 1."""
-        with self._database.guarded():
-            row = self._connection.execute("SELECT number FROM counter WHERE epoch = ?", (epoch,)).fetchone()
-        return 1 if row is None else row[0] + 1
+    def next_number(self, epoch: Epoch, now_ms: TimeMs) -> int:
+        """The number of this epoch's next batch: above the last one, and not below the clock.
+
+        So a log that was restored from a backup takes no number again, unless the clock went back too.
+        """
+        return max(self._last_number(epoch) + 1, now_ms)
 
     def fresh(self, epoch: Epoch, records: Sequence[Digest]) -> list[Digest]:
         """Those of `records` that this validator has neither observed nor abstained from in this epoch."""
@@ -102,13 +103,14 @@ class BatchLog:
         """Keep a batch with all of its rows; on return it is on disk and may be sent.
 
         Raises:
-            GuardError: its number or one of its records was committed to before. It must not be sent.
+            GuardError: its number is not above the last one, or one of its records was committed to before. It must
+                not be sent.
             StorageError: no space; nothing was kept, and it must not be sent.
         """
         commit = signed.commit
         records = sorted((*commit.record_digests, *commit.abstained))
         with self._database.transaction():
-            if commit.number != self.next_number(commit.epoch) or self.fresh(commit.epoch, records) != records:
+            if commit.number <= self._last_number(commit.epoch) or self.fresh(commit.epoch, records) != records:
                 raise GuardError(
                     f"refused to commit to batch {commit.number} of epoch {commit.epoch}: "
                     "its number or a record of it was committed to before",
@@ -152,6 +154,11 @@ class BatchLog:
                 left = "SELECT 1 FROM entry WHERE epoch = ?1 AND number = ?2 LIMIT 1"
                 if self._connection.execute(left, (epoch, number)).fetchone() is None:
                     self._connection.execute("DELETE FROM batch WHERE epoch = ? AND number = ?", (epoch, number))
+
+    def _last_number(self, epoch: Epoch) -> int:
+        with self._database.guarded():
+            row = self._connection.execute("SELECT number FROM counter WHERE epoch = ?", (epoch,)).fetchone()
+        return 0 if row is None else row[0]
 
     def close(self) -> None:
         """Close the file; what was put stays."""

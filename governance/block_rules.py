@@ -83,6 +83,10 @@ class History(Protocol):
         """The validator set of an epoch; None if there was none yet."""
         ...
 
+    def ended(self, epoch: Epoch) -> Height | None:
+        """Height of the epoch's last block; None while it goes on."""
+        ...
+
     def is_convicted(self, validator: Address, epoch: Epoch) -> bool:
         """Does an earlier block hold evidence against the validator, of this epoch?"""
         ...
@@ -293,7 +297,7 @@ class BlockRules:
         """The offence that `evidence` proves, if a block of `height` may hold it.
 
         Raises:
-            EvidenceError, SignatureError: see `check_offence`.
+            EvidenceError, ObservationError, SignatureError: see `check_offence`.
         """
         return check_offence(
             evidence, history, network=self.network, height=height, expires_heights=self._evidence_heights

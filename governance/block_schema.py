@@ -56,7 +56,7 @@ CREATE TABLE IF NOT EXISTS offence (
     validator BLOB NOT NULL,
     epoch INTEGER NOT NULL,
     kind TEXT NOT NULL,
-    offence_height INTEGER NOT NULL,
+    offence_height INTEGER,
     height INTEGER NOT NULL,
     PRIMARY KEY (validator, epoch)
 ) WITHOUT ROWID;

@@ -1,7 +1,8 @@
 """The hybrid score: what one validator measures of a record, dimension by dimension, under the rubric in force.
 
-A validator that lacks what the rubric pins (scorer model, encoder, rule sets, a plugin's dimension) abstains and says
-why: a number measured with something else would only look like an observation.
+The rubric may change from one epoch to the next, and a model that it names may be loaded at any time: both are looked
+at for each record. A validator that lacks what the rubric pins (scorer model, encoder, rule sets, a plugin's dimension)
+abstains and says why: a number measured with something else would only look like an observation.
 """
 
 from __future__ import annotations
@@ -65,23 +66,28 @@ class AnswerScorers(Protocol):
 class HybridScorer:
     """Scores records with the models, rule sets and plugins in hand."""
 
-    def __init__(
-        self, models: JudgeModels, plugins: AnswerScorers, rubric: Rubric, *, scorer_model: Digest, encoder: Digest
-    ) -> None:
-        """Take the rubric in force and the digests of the models behind `models`."""
+    def __init__(self, models: JudgeModels, plugins: AnswerScorers, *, encoder: Digest) -> None:
+        """Take what there is to measure with, and the digest of the encoder behind `models`."""
         self._models = models
         self._plugins = plugins
-        self._rubric = rubric
-        self._scorer_model = scorer_model
         self._encoder = encoder
 
-    @property
-    def rubric(self) -> Rubric:
-        """What observations of this scorer are bound to."""
-        return self._rubric
+    def lacks(self, rubric: Rubric) -> str | None:
+        """What a rubric pins and this validator has not (now), for people; None if it has everything."""
+        if self._models.judging(rubric.scorer_model) is None:
+            return f"the rubric's scorer model is {rubric.scorer_model.hex()[:16]}, which is not loaded here"
+        if self._encoder != rubric.encoder:
+            return f"the rubric's encoder is {rubric.encoder.hex()[:16]}, this peer has {self._encoder.hex()[:16]}"
+        have_rules = {rules.name: rules.digest for rules in self._plugins.rule_sets()}
+        for rules in rubric.rule_sets:
+            held = have_rules.get(rules.name)
+            if held != rules.digest:
+                mine = "none" if held is None else held.hex()[:16]
+                return f"the rubric's rule set {rules.name} is {rules.digest.hex()[:16]}, this peer has {mine}"
+        return None
 
-    async def observe(self, record: Record) -> Observed:
-        """The rubric's dimensions of a record.
+    async def observe(self, record: Record, rubric: Rubric) -> Observed:
+        """A rubric's dimensions of a record.
 
         An answer of the rubric's own scorer model is read once, for its likelihood and for `computation`.
 
@@ -89,35 +95,37 @@ class HybridScorer:
             AbstainError: this validator lacks something that the rubric pins and that is not for an optional
                 dimension alone; the message is the reason.
         """
-        self._check_means()
+        reason, models = self.lacks(rubric), self._models.judging(rubric.scorer_model)
+        if reason is not None or models is None:
+            raise AbstainError(reason or "the rubric's scorer model is not loaded here")
         found: dict[str, Ppm] = {}
         missing: dict[str, str] = {}
         given: Likelihood | None = None
-        if COMPUTATION in self._rubric.dimensions:
+        if COMPUTATION in rubric.dimensions:
             try:
                 trace = await self._retrace(record)
             except AbstainError as error:
                 missing[COMPUTATION] = error.message
             else:
                 found[COMPUTATION] = computation_ppm(trace)
-                given = trace.likelihood if record.request.model_digest == self._scorer_model else None
+                given = trace.likelihood if record.request.model_digest == rubric.scorer_model else None
         features = await measure_answer(
-            self._models, record.request.messages, record.text, passages.texts(record.evidence), given=given
+            models, record.request.messages, record.text, passages.texts(record.evidence), given=given
         )
         item = AnswerItem(question=record.request.question(), answer=record.text, features=features)
         try:
             found = {**await self._plugins.score(item), **found}
         except SafetyUnavailableError as error:
             raise AbstainError(f"the built-in scorers cannot answer: {error.message}") from None
-        for name in self._rubric.dimensions:
+        for name in rubric.dimensions:
             if name not in found:
                 missing.setdefault(
                     name, NO_EVIDENCE if name == SUPPORT else f"no scorer here measures dimension {name}"
                 )
-                if name not in self._rubric.optional:
+                if name not in rubric.optional:
                     raise AbstainError(missing[name], hint="enable the plugin that the rubric names")
-        row = tuple(int(found[name]) if name in found else MISSING for name in self._rubric.dimensions)
-        return Observed(row, {name: missing[name] for name in self._rubric.dimensions if name not in found})
+        row = tuple(int(found[name]) if name in found else MISSING for name in rubric.dimensions)
+        return Observed(row, {name: missing[name] for name in rubric.dimensions if name not in found})
 
     async def _retrace(self, record: Record) -> Trace:
         model = record.request.model_digest
@@ -127,19 +135,3 @@ class HybridScorer:
             return await self._models.retrace(Claim.of(record))
         except NsllmError as error:
             raise AbstainError(f"the answer cannot be read again: {error.message}") from None
-
-    def _check_means(self) -> None:
-        for name, have, want in (
-            ("scorer model", self._scorer_model, self._rubric.scorer_model),
-            ("encoder", self._encoder, self._rubric.encoder),
-        ):
-            if have != want:
-                raise AbstainError(f"the rubric's {name} is {want.hex()[:16]}, this peer has {have.hex()[:16]}")
-        have_rules = {rules.name: rules.digest for rules in self._plugins.rule_sets()}
-        for rules in self._rubric.rule_sets:
-            held = have_rules.get(rules.name)
-            if held != rules.digest:
-                mine = "none" if held is None else held.hex()[:16]
-                raise AbstainError(
-                    f"the rubric's rule set {rules.name} is {rules.digest.hex()[:16]}, this peer has {mine}"
-                )

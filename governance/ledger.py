@@ -16,10 +16,9 @@ import trio
 from nsllm import canonical
 from nsllm.clock import Clock
 from nsllm.consensus.batch import BatchReveal, SignedCommit
-from nsllm.consensus.batch_conflict import BatchConflict
 from nsllm.consensus.block import MAX_BLOCK_BYTES, Block, DecidedBlock
 from nsllm.consensus.certificate import Certificate
-from nsllm.consensus.errors import DivergenceError, OmissionError
+from nsllm.consensus.errors import BatchEquivocationError, DivergenceError, OmissionError
 from nsllm.consensus.evidence import Evidence
 from nsllm.consensus.header import Header
 from nsllm.consensus.observation import ScoreLeaf
@@ -71,12 +70,15 @@ class Ledger:
         self._offload = offload
         self._key = key
         self._lock = trio.Lock()
+        self._moving = trio.Lock()
+        """Held by whoever adds a motion."""
         self._pending = self._begin_pending(recent)
         self.proofs = Proofs(self._run_on_state)
         """What this ledger proves of records."""
         self.snapshots = Snapshots(self._run_on_state, lambda: self._state, self._install)
         """What this ledger hands out to peers that are far behind, and takes in when it is."""
         self._observers: list[Callable[[DecidedBlock], None]] = []
+        self._accusers: list[Callable[[Evidence], None]] = []
         self.halted: str | None = None
         """Why this ledger takes no further blocks; None while it does."""
 
@@ -138,9 +140,13 @@ class Ledger:
         Raises:
             ObservationError: another epoch or rubric, no validator's, or malformed.
             SignatureError: not its signer's.
-            BatchEquivocationError: it contradicts an earlier one; carries the proof.
+            BatchEquivocationError: it contradicts an earlier one; carries the proof, which the next block shall hold.
         """
-        return self._pending.add_commit(signed, trio.current_time())
+        try:
+            return self._pending.add_commit(signed, trio.current_time())
+        except BatchEquivocationError as error:
+            self._convict(error.conflict)
+            raise
 
     def add_reveal(self, reveal: BatchReveal) -> bool:
         """Take opened rows of a batch that was committed to; True if one of them is new.
@@ -149,14 +155,6 @@ class Ledger:
             ObservationError: malformed, or not what was committed to.
         """
         return self._pending.add_reveal(reveal, trio.current_time())
-
-    def add_conflict(self, conflict: BatchConflict) -> bool:
-        """Take a proof that a validator contradicted itself; True if it is news. Both batches are left out.
-
-        Raises:
-            ObservationError, SignatureError: it proves nothing.
-        """
-        return self._pending.add_conflict(conflict)
 
     def openable(self) -> list[Digest]:
         """Records whose rows of ours may be shown now: enough validators have committed to them."""
@@ -196,17 +194,27 @@ class Ledger:
         Evidence of heights that this ledger has not come to is not kept.
 
         Raises:
-            EvidenceError, SignatureError: too old, or it proves nothing.
+            EvidenceError, ObservationError, SignatureError: too old, or it proves nothing.
         """
         return self._pending.add_evidence(evidence, self._state, Height(self.height + 1))
 
-    def add_motion(self, transaction: GovernanceTransaction) -> bool:
+    async def add_motion(self, transaction: GovernanceTransaction) -> bool:
         """Take a motion, or further approvals of one; True if any is new. A block follows once it is carried.
 
+        When this returns, what is new is on disk: no crash loses it.
+
         Raises:
-            MotionError, SignatureError: see `MotionPool.add`.
+            MotionError, SignatureError: see `MotionPool.merged`.
+            StorageError: no space; nothing was taken.
         """
-        return self._pending.motions.add(transaction, self._clock.now_ms())
+        async with self._moving:  # so that nobody overwrites what another has just added
+            now_ms = self._clock.now_ms()
+            merged = self._pending.motions.merged(transaction, now_ms)
+            if merged is None:
+                return False
+            await self._run_on_state(lambda state: state.keep_motion(merged, now_ms))
+            self._pending.motions.keep(merged)
+            return True
 
     def motions(self) -> tuple[GovernanceTransaction, ...]:
         """Motions that no block holds yet, oldest first."""
@@ -299,6 +307,7 @@ class Ledger:
             if committed is None:
                 return
             self._state.adopt(committed)
+            contradictions = self._pending.contradictions(decided.block.body.batches)
             for record in committed.settled:
                 self._pending.settled(record)
             for admission in committed.admissions:
@@ -309,6 +318,8 @@ class Ledger:
                 self._pending.begin_epoch(self._state.rules)
             self._pending.judged(self._state, Height(self.height + 1))
         self.proofs.settled(decided, committed.leaves, committed.settled)
+        for conflict in contradictions:
+            self._convict(conflict)
         for observer in tuple(self._observers):
             observer(decided)
 
@@ -419,8 +430,17 @@ class Ledger:
         self._observers.append(observer)
         return lambda: self._observers.remove(observer)
 
+    def on_offence(self, accuser: Callable[[Evidence], None]) -> None:
+        """Call `accuser`, in trio's thread, with evidence that this ledger has found itself: the others lack it."""
+        self._accusers.append(accuser)
+
+    def _convict(self, evidence: Evidence) -> None:
+        if self.add_evidence(evidence):
+            for accuser in tuple(self._accusers):
+                accuser(evidence)
+
     async def _install(self, proved: Proved, retractions: Sequence[RetractionProof]) -> None:
-        """See `Snapshots.install`. What waits for a block is forgotten: senders send again."""
+        """See `Snapshots.install`. What waits for a block is forgotten, but for motions: senders send again."""
         self._check_running()
 
         def work() -> tuple[LedgerState, list[Digest]]:
@@ -436,7 +456,7 @@ class Ledger:
 
     def _begin_pending(self, recent: Sequence[Digest]) -> Pending:
         state = self._state
-        motions = MotionPool(state.rules, [motion for motion, _ in state.store.decided_motions()])
+        motions = MotionPool(state.rules, [motion for motion, _ in state.store.decided_motions()], state.waiting)
         me = self._key.address if self._key is not None else None
         return Pending(state.rules, state.registry, recent, motions, me)
 

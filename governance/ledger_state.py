@@ -34,6 +34,8 @@ from nsllm.governance.errors import ChainError, DamageError, LedgerError, LogErr
 from nsllm.governance.genesis import Genesis
 from nsllm.governance.light_client import LightClient
 from nsllm.governance.log_entry import AdmissionEntry, Checkpoint, EvidenceEntry, GovernanceEntry, decode_entry
+from nsllm.governance.motion import GovernanceTransaction
+from nsllm.governance.motion_store import MotionStore
 from nsllm.governance.offences import OffenceRow
 from nsllm.governance.past import Past
 from nsllm.governance.policy import Policy
@@ -99,6 +101,9 @@ class LedgerState:
                 (row.validator, row.epoch): row for row in self.store.offences()
             }
             """Every conviction, oldest first."""
+            self.motions: Final = MotionStore(database.connection, genesis.network_id())
+            self.waiting: Final = tuple(self.motions.all())
+            """Motions that waited when this state was opened."""
             self._anchors = Anchors(self._chain, self.store, self)
             self._check_tip()
 
@@ -168,6 +173,10 @@ class LedgerState:
         if epoch == 0:
             return self._genesis.registry().validators()
         return self.epochs[epoch - 1].change.validators if epoch <= len(self.epochs) else None
+
+    def ended(self, epoch: int) -> Height | None:
+        """Height of an epoch's last block; None while it goes on."""
+        return self.epochs[epoch].boundary if epoch < len(self.epochs) else None
 
     def policy_of(self, epoch: int) -> Policy | None:
         """The policy of an epoch up to the present one."""
@@ -264,6 +273,16 @@ class LedgerState:
         """
         return check_offer(offer, handovers, self._light)
 
+    def keep_motion(self, transaction: GovernanceTransaction, time_ms: TimeMs) -> None:
+        """Keep a waiting motion: on disk when this returns.
+
+        Raises:
+            StorageError: no space; nothing was kept.
+        """
+        with self._database.transaction():
+            if not self.store.is_decided(transaction.motion.digest(self.rules.network)):
+                self.motions.put(transaction, time_ms)
+
     def install(self, proved: Proved, retractions: Sequence[RetractionProof]) -> LedgerState:
         """Replace the state by a snapshot that was taken in as a whole; this object is of no use then.
 
@@ -342,10 +361,12 @@ class LedgerState:
         if motions:
             expiries = [(digest, motion.expires_ms) for digest, motion in zip(digests, motions, strict=True)]
             self.store.put_motions(expiries, header.height, header.time_ms)
+            self.motions.forget(digests)
         epoch = None
         if outcome.change is not None:
             epoch = EpochRow(header.height, outcome.change, outcome.policy, decided.certificate)
             self.store.put_epoch(epoch)
+            self.motions.keep_of(outcome.change.validators.members)
         self.store.log.append(self.parent.log, header.height, outcome.entries)
         # This header certifies the present state root, so anchors executed below it are provable now.
         for log_size in self.store.unproved_anchors():

@@ -1,13 +1,13 @@
 """Observations that wait for a block: commits, opened rows and abstentions by record. Bounded, in memory only.
 
 Validators send theirs again until a block has them. What a faulty one sends costs its own place (`batch_lanes`), its
-own rows (out of time or not what was committed to), or both of its batches that contradict each other.
+own rows (out of time or not what was committed to), or, once two of its batches contradict each other, all of them.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nsllm.consensus.batch import BatchReveal, Excerpt, Row, SignedCommit, check_row, unpack_rows
@@ -47,7 +47,11 @@ class Standing:
     abstained: int = 0
     reason: str | None = None
     """Of its last abstention."""
-    equivocated: int = 0
+    uncommitted: int = 0
+    """Rows that it showed of records which waited for a block, without a commit of its own that had come: lost, or
+    copied."""
+    equivocated: bool = False
+    """All of its batches are left out."""
 
 
 class ObservationPool:
@@ -78,7 +82,7 @@ class ObservationPool:
         Raises:
             ObservationError: another epoch or rubric, no validator's, or malformed.
             SignatureError: not the validator's.
-            BatchEquivocationError: it contradicts an earlier one; both are left out from now on.
+            BatchEquivocationError: it contradicts an earlier one; carries the proof, `ban` whom it names.
         """
         commit = signed.commit
         self._check_terms(commit.validator, commit.epoch, commit.rubric)
@@ -90,9 +94,8 @@ class ObservationPool:
         if not fresh:
             return False
         signed.check(self._terms.network)
-        conflict = self._contradiction(signed, held)
+        conflict = self.contradiction(signed)
         if conflict is not None:
-            self.ban(conflict)
             raise BatchEquivocationError(conflict)
         self._enter(signed, fresh, now)
         return True
@@ -105,12 +108,13 @@ class ObservationPool:
         """
         self._check_terms(reveal.validator, reveal.epoch, self._terms.rubric)
         held = self._lanes.get(reveal.validator, reveal.number)
-        if held is None:
-            return False
         rows = unpack_rows(reveal.rows, len(self._terms.dimensions))
         subjects = unpack_subjects(reveal.subjects)
         if len(rows) != len(subjects):
             raise ObservationError(f"{len(rows)} rows with {len(subjects)} subjects")
+        if held is None:
+            self._note_uncommitted(reveal.validator, subjects)
+            return False
         new = False
         for row, subject in zip(rows, subjects, strict=True):
             case = self._cases.get(subject.record)
@@ -122,23 +126,11 @@ class ObservationPool:
             new = True
         return new
 
-    def ban(self, conflict: BatchConflict) -> bool:
-        """Leave out both batches of a proved equivocation; False if they are left out already."""
-        offender = conflict.offender
-        numbers = {conflict.first.commit.number, conflict.second.commit.number}
-        if all(self._lanes.banned(offender, number) for number in numbers):
-            return False
-        self.standings[offender].equivocated += 1
-        for number in numbers:
-            held = self._lanes.ban(offender, number)
-            if held is not None:
-                self._forget(held)
-        return True
-
-    def knows(self, conflict: BatchConflict) -> bool:
-        """Are both batches left out already?"""
-        numbers = {conflict.first.commit.number, conflict.second.commit.number}
-        return all(self._lanes.banned(conflict.offender, number) for number in numbers)
+    def ban(self, validator: Address) -> None:
+        """Leave out all batches of a validator that equivocated, those to come too."""
+        self.standings[validator].equivocated = True
+        for held in self._lanes.ban(validator):
+            self._forget(held)
 
     def holds(self, signed: SignedCommit) -> bool:
         """Is exactly this commit, signature included, in the pool (so that it was checked before)?"""
@@ -171,7 +163,7 @@ class ObservationPool:
 
     def is_banned(self, signed: SignedCommit) -> bool:
         """Is the batch left out because its validator equivocated?"""
-        return self._lanes.banned(signed.commit.validator, signed.commit.number)
+        return self._lanes.banned(signed.commit.validator)
 
     # Our own rows
 
@@ -251,11 +243,10 @@ class ObservationPool:
         if rubric != self._terms.rubric:
             raise ObservationError(f"observations under rubric {hex0x(rubric)}, not {hex0x(self._terms.rubric)}")
 
-    def _contradiction(self, signed: SignedCommit, held: Held | None) -> BatchConflict | None:
-        if held is not None:
-            return conflict_of(held.signed, signed)
+    def contradiction(self, signed: SignedCommit) -> BatchConflict | None:
+        """The proof that a commit contradicts one that is here; None if it contradicts none."""
         commit = signed.commit
-        numbers: set[int] = set()
+        numbers = {commit.number}
         for record in (*commit.record_digests, *commit.abstained):
             case = self._cases.get(record)
             if case is not None:
@@ -263,10 +254,15 @@ class ObservationPool:
                 numbers |= {place.number} if place is not None else set()
                 numbers |= {case.abstained[commit.validator]} if commit.validator in case.abstained else set()
         for number in sorted(numbers):
-            other = self._signed(commit.validator, number)
-            if contradict(other.commit, commit):
-                return conflict_of(other, signed)
+            held = self._lanes.get(commit.validator, number)
+            if held is not None and contradict(held.signed.commit, commit):
+                return conflict_of(held.signed, signed)
         return None
+
+    def _note_uncommitted(self, validator: Address, subjects: Sequence[Subject]) -> None:
+        """Rows without a commit are no use to anybody; of records that others speak of, they are odd."""
+        waiting = [case for subject in subjects if (case := self._cases.get(subject.record)) is not None]
+        self.standings[validator].uncommitted += sum(validator not in case.committed for case in waiting)
 
     def _enter(self, signed: SignedCommit, fresh: set[Digest], now: float) -> None:
         commit = signed.commit

@@ -1,4 +1,4 @@
-"""What waits for a block: observations, admissions, checkpoints, evidence. In memory, bounded; senders send again."""
+"""What waits for a block: observations, admissions, checkpoints, evidence, motions. Bounded; senders send again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
 
-from nsllm.consensus.batch import BatchReveal, SignedCommit
+from nsllm.consensus.batch import BatchReveal, Excerpt, SignedCommit
 from nsllm.consensus.batch_conflict import BatchConflict
 from nsllm.consensus.block import Body
 from nsllm.consensus.evidence import Evidence, offence_of
@@ -80,12 +80,10 @@ class Pending:
         """See `Ledger.add_reveal`."""
         return self.pool.add_reveal(reveal, now)
 
-    def add_conflict(self, conflict: BatchConflict) -> bool:
-        """See `Ledger.add_conflict`."""
-        if conflict.offender not in self._rules.validators or self.pool.knows(conflict):
-            return False
-        conflict.check(self._rules.network)
-        return self.pool.ban(conflict)
+    def contradictions(self, batches: Sequence[Excerpt]) -> list[BatchConflict]:
+        """Proofs that batches of a block contradict what their validators said here."""
+        found = (self.pool.contradiction(excerpt.signed) for excerpt in batches)
+        return [conflict for conflict in found if conflict is not None]
 
     def add_admission(self, admission: Admission) -> bool:
         """See `Ledger.add_admission`."""
@@ -114,10 +112,13 @@ class Pending:
         """See `Ledger.add_evidence`."""
         offence = offence_of(evidence)
         about = (offence.validator, offence.epoch)
-        if about in self._evidence or history.is_convicted(*about) or offence.height > height:
+        if about in self._evidence or history.is_convicted(*about) or (offence.height or 0) > height:
             return False
         self._rules.check_evidence(evidence, history, height)
         self._evidence[about] = evidence
+        validators = self._rules.validators
+        if isinstance(evidence, BatchConflict) and offence.epoch == validators.epoch and len(validators.members) > 1:
+            self.pool.ban(offence.validator)
         return True
 
     def is_recent(self, record: Digest) -> bool:

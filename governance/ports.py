@@ -81,7 +81,11 @@ class Trace:
 
 
 class JudgeModels(Protocol):
-    """The rubric's scorer model and encoder, and whatever other text models are at hand."""
+    """A scorer model, an encoder, and whatever other text models are at hand."""
+
+    def judging(self, scorer: Digest) -> JudgeModels | None:
+        """These models, with the text model of exactly this digest as the scorer; None: it is not at hand (now)."""
+        ...
 
     async def embed(self, texts: Sequence[str]) -> list[tuple[float, ...]]:
         """Unit vectors, 384 floats a text."""

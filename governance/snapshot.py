@@ -105,7 +105,7 @@ class Conviction(Value, frozen=True, kw_only=True):
     validator: AddressField
     epoch: EpochField
     kind: OffenceKind
-    offence_height: HeightField
+    offence_height: HeightField | None
     height: HeightField
 
 

@@ -56,7 +56,10 @@ class Validator:
     """Judges what users ask and what models answer."""
 
     def __init__(self, models: JudgeModels, layers: ValidationLayers) -> None:
-        """Take the rubric's models and the layers; both are shared, neither is closed here."""
+        """Take models and layers; both are shared, neither is closed here.
+
+        Where the rubric's scorer model is not at hand, another one judges: of what is published validators judge again.
+        """
         self._models = models
         self._layers = layers
 
@@ -100,7 +103,8 @@ class Validator:
         """
         features: AnswerFeatures | None = None
         if publishing:
-            features = await measure_answer(self._models, messages, answer, evidence)
+            models = self._models.judging(policy.rubric.scorer_model) or self._models
+            features = await measure_answer(models, messages, answer, evidence)
             embedding = features.embedding
         elif not embed:
             embedding = NOT_EMBEDDED

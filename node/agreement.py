@@ -21,7 +21,7 @@ from nsllm.consensus.events import (
     RoundEntered,
     SigningRefused,
 )
-from nsllm.consensus.evidence import offence_of
+from nsllm.consensus.evidence import Evidence, offence_of
 from nsllm.consensus.follower import Follower
 from nsllm.consensus.guard import SignerGuard
 from nsllm.consensus.timeouts import Timeouts
@@ -83,6 +83,7 @@ class Agreement:
         self._wal: WriteAheadLog | None = None
         self.halted: str | None = None
         """Why this peer takes no part in agreement: for good if its state diverged, else until a try succeeds."""
+        ledger.on_offence(self._accuse)
         self._take_up()
 
     async def run(self) -> None:
@@ -193,6 +194,7 @@ class Agreement:
                     "validator": hex0x(address),
                     "observed": standing.observed,
                     "late": standing.late,
+                    "uncommitted": standing.uncommitted,
                     "abstained": standing.abstained,
                     "reason": standing.reason,
                     "equivocated": standing.equivocated,
@@ -209,6 +211,11 @@ class Agreement:
         if not self._calm() or self._ledger.proofs.awaited:
             return 0.0
         return self._context.rng.uniform(GATHER_S / 2, GATHER_S)
+
+    def _accuse(self, evidence: Evidence) -> None:
+        """The ledger has found somebody out."""
+        if self._driver is not None:
+            self._driver.accuse(evidence)
 
     def _resumed(self) -> None:
         """Something was written again after a fault of our own."""

@@ -34,6 +34,7 @@ LOGGED: Final = frozenset(
         "record_rejected",
         "record_removed",
         "removal_contradicted",
+        "rubric_changed",
         "scored",
         "submission_refused",
         "unpublished",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import trio
@@ -32,12 +32,11 @@ from nsllm.consensus.batch import (
     sign_commit,
     unpack_rows,
 )
-from nsllm.consensus.errors import BatchEquivocationError, ObservationError
+from nsllm.consensus.errors import ObservationError
 from nsllm.consensus.observation import Subject, pack_subjects, unpack_subjects
 from nsllm.consensus.observation_message import (
     MAX_OBSERVATION_BYTES,
     Commit,
-    Conflict,
     ObservationBody,
     Reveal,
     decode_observation,
@@ -46,6 +45,7 @@ from nsllm.consensus.observation_message import (
 from nsllm.errors import OwnFault, PeerFault
 from nsllm.governance.batch_log import BatchLog
 from nsllm.governance.ledger import Ledger
+from nsllm.governance.observation_pool import Standing
 from nsllm.ids import Address, Digest, Epoch, hex0x, short
 from nsllm.node.context import PeerContext
 from nsllm.p2p.rates import SlidingWindow
@@ -182,14 +182,12 @@ class Committer:
             log.info("observations_dropped sender=%s bytes=%d", short(sender), len(payload))
             return
         body = decode_observation(payload)
-        if isinstance(body, Conflict):
-            if self._ledger.add_conflict(body.conflict):
-                self._report(body)
-            return
         said_by = body.signed.commit.validator if isinstance(body, Commit) else body.reveal.validator
         if said_by != sender:
             raise ObservationError(f"observations of {hex0x(said_by)} sent by {hex0x(sender)}")
+        before = replace(self._ledger.standings().get(sender, Standing()))
         self._take(body)
+        self._report(sender, before, self._ledger.standings().get(sender, before))
 
     def settled(self, records: Iterable[Digest]) -> None:
         """A block has these records."""
@@ -261,9 +259,10 @@ class Committer:
         abstentions = dict(self._fresh.abstentions.popleft() for _ in range(count - len(taken)))
         terms = self._ledger.terms
         epoch = terms.validators.epoch
+        now_ms = self._context.clock.now_ms()
         wanted = await self._ledger.unsettled([*rows, *(r for r in abstentions if r not in rows)])
         number, fresh = await self._context.offload.run(
-            lambda: (self._log.next_number(epoch), set(self._log.fresh(epoch, wanted)))
+            lambda: (self._log.next_number(epoch, now_ms), set(self._log.fresh(epoch, wanted)))
         )
         if self._ledger.terms is not terms:  # another epoch began meanwhile
             if self._ledger.terms.rubric == terms.rubric and self._validates():
@@ -372,29 +371,19 @@ class Committer:
 
     def _take(self, body: Commit | Reveal) -> None:
         """Into the pool; then something of ours may be opened, or a block be due."""
-        try:
-            if isinstance(body, Commit):
-                new = self._ledger.add_commit(body.signed)
-            else:
-                new = self._ledger.add_reveal(body.reveal)
-        except BatchEquivocationError as error:
-            proof = Conflict(conflict=error.conflict)
-            self._report(proof)
-            self._broadcast(proof)
-            raise
+        new = self._ledger.add_commit(body.signed) if isinstance(body, Commit) else self._ledger.add_reveal(body.reveal)
         if new:
             self._opening.set()
             self._due()
 
-    def _report(self, proof: Conflict) -> None:
-        conflict = proof.conflict
-        log.warning("observation_equivocation validator=%s", hex0x(conflict.offender))
-        self._context.events.emit(
-            "observation_equivocation",
-            validator=hex0x(conflict.offender),
-            first=conflict.first.commit.number,
-            second=conflict.second.commit.number,
-        )
+    def _report(self, validator: Address, before: Standing, after: Standing) -> None:
+        """Say so where a validator may have copied."""
+        late, uncommitted = after.late - before.late, after.uncommitted - before.uncommitted
+        if late or uncommitted:
+            log.warning("observation_suspect validator=%s late=%d uncommitted=%d", hex0x(validator), late, uncommitted)
+            self._context.events.emit(
+                "observation_suspect", validator=hex0x(validator), late=late, uncommitted=uncommitted
+            )
 
     async def _resend(self) -> None:
         while True:

@@ -19,6 +19,7 @@ from nsllm.governance.block_rules import SETTLED_MS
 from nsllm.governance.errors import AbstainError
 from nsllm.governance.hybrid_score import HybridScorer
 from nsllm.governance.ledger import Ledger
+from nsllm.governance.policy import Rubric
 from nsllm.ids import Address, Digest, hex0x, short
 from nsllm.node.committer import Committer
 from nsllm.node.context import PeerContext
@@ -80,6 +81,27 @@ class Examiner:
         self._came = trio.Event()
         self._laid = trio.Event()
         """Set when something lies on the desk."""
+        self._rubric = context.policy.rubric
+
+    def lacks(self) -> str | None:
+        """Why this peer scores nothing under the rubric in force, for people; None if it does, or does not validate."""
+        return self._scorer.lacks(self._context.policy.rubric) if self._context.is_validator else None
+
+    def follow(self) -> None:
+        """Another rubric may be in force: what is on the desk is scored anew then."""
+        rubric = self._context.policy.rubric
+        if rubric == self._rubric:
+            return
+        self._rubric = rubric
+        for digest, case in self._cases.items():
+            case.tries = 0
+            self._line_up(digest, case.signed.record.generator)
+        reason, name = self.lacks(), rubric.digest()
+        if reason is None:
+            log.info("rubric_changed rubric=%s", short(name))
+        else:
+            log.warning("rubric_changed rubric=%s abstaining=%s", short(name), reason)
+        self._context.events.emit("rubric_changed", rubric=hex0x(name), lacks=reason)
 
     def accept(self, signed: SignedRecord) -> str | None:
         """Take a record; None if it is on the desk (also if it was before), else the reason of the refusal."""
@@ -153,23 +175,30 @@ class Examiner:
                 self._drop(digest)
                 continue
             case.tries += 1
+            rubric = self._context.policy.rubric
+            found, reason = None, ""
             try:
                 with trio.fail_after(SCORE_DEADLINE_S):
-                    subject, ppm = await self._observe(digest, case.signed)
+                    found = await self._observe(digest, case.signed, rubric)
             except AbstainError as error:
-                self._abstain(digest, error.message)
+                reason = error.message
             except trio.TooSlowError:
-                self._abstain(digest, "too slow")
+                reason = "too slow"
             except NsllmError as error:
                 # our engine's trouble, not the record's; what it says may name our paths
-                if case.tries >= TRIES:
-                    self._abstain(digest, error.code)
-                elif self._cases.get(digest) is case:
+                reason = error.code
+                if case.tries < TRIES:
                     await trio.sleep(RETRY_S)
-                    self._line_up(digest, case.signed.record.generator)
+                    if self._cases.get(digest) is case:  # others may have settled it meanwhile
+                        self._line_up(digest, case.signed.record.generator)
+                    continue
+            if rubric != self._context.policy.rubric:  # it waits in line again, see `follow`
+                continue
+            if found is None:
+                self._abstain(digest, reason)
             else:
                 self._context.events.emit("scored", record=short(digest))
-                self._committer.observed(subject, ppm, more=bool(self._turns))
+                self._committer.observed(*found, more=bool(self._turns))
 
     def _abstain(self, digest: Digest, reason: str) -> None:
         """Say that we will not score it, and why: the others have a quorum without us, or know that there is none."""
@@ -203,13 +232,10 @@ class Examiner:
             self._turns.pop(generator, None)
         return case
 
-    async def _observe(self, digest: Digest, signed: SignedRecord) -> tuple[Subject, tuple[int, ...]]:
+    async def _observe(self, digest: Digest, signed: SignedRecord, rubric: Rubric) -> tuple[Subject, tuple[int, ...]]:
         record = signed.record
-        measured, wanted = self._scorer.rubric.digest(), self._ledger.terms.rubric
-        if measured != wanted:
-            raise AbstainError(f"the rubric in force is {wanted.hex()[:16]}, this peer measures {measured.hex()[:16]}")
         subject = Subject(digest, record.generator, record.key())
-        observed = await self._scorer.observe(record)
+        observed = await self._scorer.observe(record, rubric)
         for name, reason in observed.missing.items():
             log.info("dimension_left_out record=%s dimension=%s reason=%s", short(digest), name, reason)
         return subject, observed.row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -9,7 +10,7 @@ import trio
 
 from nsllm import canonical
 from nsllm.consensus.registry import Member
-from nsllm.errors import EncodingError, NsllmError
+from nsllm.errors import EncodingError, OwnFault, PeerFault
 from nsllm.governance.ledger import Ledger
 from nsllm.governance.motion import (
     Action,
@@ -24,16 +25,18 @@ from nsllm.governance.motion import (
     approve,
     check_possible,
 )
+from nsllm.governance.motion_store import MAX_MOTION_BYTES
 from nsllm.governance.policy import Policy
 from nsllm.ids import Address, Digest, TimeMs, hex0x
 from nsllm.node.context import PeerContext
 from nsllm.node.errors import InvalidRequestError
 from nsllm.node.service import Wish
 
+log = logging.getLogger(__name__)
+
 TERM_MS: Final = 7 * 24 * 3600 * 1000
 """A motion that nobody carries within a week is forgotten."""
 RESEND_S: Final = 15.0
-MAX_MOTION_BYTES: Final = 128 * 1024
 MAX_POLICY_BYTES: Final = 64 * 1024
 
 
@@ -61,19 +64,26 @@ class Motions:
         self._share = share
         self._due = due
 
-    def hear(self, payload: bytes) -> None:
-        """Take another validator's motion or approval.
+    async def hear(self, payload: bytes) -> None:
+        """Take another validator's motion or approval; on disk when this returns.
+
+        Where our disk refuses, it is not taken: its sender tells it again.
 
         Raises:
             PeerFault: malformed, or not signed by validators.
         """
         transaction = canonical.decode(payload, GovernanceTransaction, limit_bytes=MAX_MOTION_BYTES)
-        if self._ledger.add_motion(transaction):
+        try:
+            new = await self._ledger.add_motion(transaction)
+        except OwnFault as error:
+            log.error("motion_not_kept motion=%s error=%s", self._name(transaction.motion), error)
+            return
+        if new:
             self._context.events.emit("motion_heard", motion=self._name(transaction.motion))
             self._due()
 
-    def propose(self, wish: Wish) -> Digest:
-        """Make a motion, approve it and tell the others; its digest.
+    async def propose(self, wish: Wish) -> Digest:
+        """Make a motion, approve it and tell the others; its digest. No crash loses it once this returns.
 
         Raises:
             InvalidRequestError: we do not validate, or the wish is malformed or cannot be done.
@@ -83,11 +93,11 @@ class Motions:
         motion = Motion(
             action=action, proposer=self._context.address, created_ms=now_ms, expires_ms=TimeMs(now_ms + TERM_MS)
         )
-        self._sign(motion)
+        await self._sign(motion)
         return motion.digest(self._context.network_id)
 
-    def approve(self, digest: str) -> None:
-        """Approve a waiting motion.
+    async def approve(self, digest: str) -> None:
+        """Approve a waiting motion. No crash loses the approval once this returns.
 
         Args:
             digest: 0x and hex digits, or the first eight or more of them.
@@ -100,7 +110,7 @@ class Motions:
             raise InvalidRequestError(
                 f"{len(found)} waiting motions begin with {digest[:66]}", hint="see `nsllm governance list`"
             )
-        self._sign(found[0].motion)
+        await self._sign(found[0].motion)
 
     async def view(self) -> dict[str, Any]:
         """Motions that wait and those decided lately, members, and the policy in force."""
@@ -145,15 +155,15 @@ class Motions:
                 if any(approval.validator == self._context.address for approval in transaction.approvals):
                     self._tell(transaction)
 
-    def _sign(self, motion: Motion) -> None:
+    async def _sign(self, motion: Motion) -> None:
         context = self._context
         if not context.is_validator:
             raise InvalidRequestError("only validators move and approve", hint="ask one of the network's validators")
         approval = approve(context.key, context.network_id, motion)
         try:
             check_possible(motion.action, context.registry.state, context.policy)
-            self._ledger.add_motion(GovernanceTransaction(motion=motion, approvals=(approval,)))
-        except NsllmError as error:
+            await self._ledger.add_motion(GovernanceTransaction(motion=motion, approvals=(approval,)))
+        except PeerFault as error:
             raise InvalidRequestError(error.message, hint=error.hint) from None
         name = self._name(motion)
         for transaction in self._ledger.motions():

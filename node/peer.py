@@ -251,13 +251,13 @@ class Peer:
         """Motions, members and the policy in force."""
         return await self.parts.motions.view()
 
-    def propose_motion(self, wish: Wish) -> Digest:
+    async def propose_motion(self, wish: Wish) -> Digest:
         """Make a motion and approve it."""
-        return self.parts.motions.propose(wish)
+        return await self.parts.motions.propose(wish)
 
-    def approve_motion(self, digest: str) -> None:
+    async def approve_motion(self, digest: str) -> None:
         """Approve a waiting motion."""
-        self.parts.motions.approve(digest)
+        await self.parts.motions.approve(digest)
 
     async def standing(self, record: str) -> dict[str, Any]:
         """What is decided about a record."""
@@ -282,6 +282,8 @@ class Peer:
         found = list(self.stores.notices())
         if self.parts.agreement.halted is not None:
             found.append(f"consensus halted: {self.parts.agreement.halted}")
+        if (reason := self.parts.examiner.lacks()) is not None:
+            found.append(f"this validator abstains from every score: {reason}")
         if validators.size == 1:
             found.append("a network of one: certificates are self-certified")
         elif validators.faults == 0:

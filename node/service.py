@@ -437,11 +437,11 @@ class PeerService(Protocol):
         """Motions, members and the policy in force; needs the admin key at the HTTP side."""
         ...
 
-    def propose_motion(self, wish: Wish) -> Digest:
+    async def propose_motion(self, wish: Wish) -> Digest:
         """Make a motion and approve it; needs the admin key at the HTTP side. Raises `ServiceError` if we cannot."""
         ...
 
-    def approve_motion(self, digest: str) -> None:
+    async def approve_motion(self, digest: str) -> None:
         """Approve a waiting motion; needs the admin key at the HTTP side. Raises `ServiceError` if we cannot."""
         ...
 

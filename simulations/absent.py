@@ -78,11 +78,11 @@ async def _admit(network: SimulatedNetwork, here: list[int], number: int) -> Non
     """
     address = network.peers[number].settled.identity.address
     voters = [peer for each in here if each < network.validators and (peer := network.peers[each].peer) is not None]
-    motion = voters[0].propose_motion(Wish(kind="admit", address=hex0x(address)))
+    motion = await voters[0].propose_motion(Wish(kind="admit", address=hex0x(address)))
     for voter in voters[1:]:
         ledger = voter.ledger
         await until(lambda its=ledger: its.motions() or address in its.validators, "the motion is known")  # type: ignore[misc]
         if ledger.motions():
-            voter.approve_motion(hex0x(motion))
+            await voter.approve_motion(hex0x(motion))
     peers = network.running()
     await until(lambda: all(address in peer.ledger.validators for peer in peers), f"peer {number} validates again")

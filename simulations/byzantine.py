@@ -1,4 +1,4 @@
-"""Scenario `byzantine`: f validators equivocate, stay silent or flood, on a whole network."""
+"""Scenario `byzantine`: f validators equivocate, stay silent, flood or commit twice, on a whole network."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from typing import Final
 
 import trio
 
+from nsllm.governance.ledger import Ledger
+from nsllm.ids import Address
 from nsllm.simulations.network import SimulatedNetwork
 from nsllm.simulations.questions import TOPICS, Given, all_anchored, ask, outcome, start_all, until
-from nsllm.simulations.twisted import HABITS, twist
+from nsllm.simulations.twisted import COMMITS_TWICE, HABITS, twist
 from nsllm.simulations.virtual import seeded
 
 QUESTIONS: Final = 6
 
 
 async def byzantine(network: SimulatedNetwork, nursery: trio.Nursery) -> dict[str, str | int | float]:
-    """A third of the validators, f, equivocates, is silent or floods: the others agree, and accuse nobody honest.
+    """A third of the validators, f, has a bad habit: the others agree, accuse nobody honest, convict who commits twice.
 
     Raises:
         ScenarioError: what must hold did not.
@@ -38,6 +40,11 @@ async def byzantine(network: SimulatedNetwork, nursery: trio.Nursery) -> dict[st
         given.append(await ask(number, peers[number], f"What should I know about {rng.choice(TOPICS)} {count}?"))
     await all_anchored(peers, given)
     good = [peers[number] for number in honest]
+    liars = [network.peers[number].settled.identity.address for number in habits if habits[number] == COMMITS_TWICE]
+    await until(
+        lambda: all(_weight_of(peer.ledger, liar) == 0 for peer in good for liar in liars),
+        "every honest ledger convicts whoever committed twice",
+    )
     await until(lambda: len({peer.ledger.height for peer in good}) == 1, "one height on every honest peer")
     return {
         "questions": len(given),
@@ -45,6 +52,12 @@ async def byzantine(network: SimulatedNetwork, nursery: trio.Nursery) -> dict[st
         "offences_seen": network.watch.accusations,
         **outcome(good),
     }
+
+
+def _weight_of(ledger: Ledger, address: Address) -> int:
+    """What a member's voice counts."""
+    member = ledger.registry.get(address)
+    return 0 if member is None else member.weight
 
 
 def _twisting(network: SimulatedNetwork, number: int, habit: str) -> Callable[..., None]:

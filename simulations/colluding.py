@@ -111,8 +111,8 @@ async def _within_honest_range(
 async def _observed(network: SimulatedNetwork, number: int, signed: SignedRecord) -> dict[str, int]:
     """What one validator measures of a record; the same each time."""
     peer = network.peers[number].peer
-    examiner = peer.parts._examiner if peer is not None else None  # noqa: SLF001 - its scorer is asked once more
-    if examiner is None:
-        raise ScenarioError(f"peer {number} does not validate")
-    scorer = examiner._scorer  # noqa: SLF001
-    return dict(zip(scorer.rubric.dimensions, (await scorer.observe(signed.record)).row, strict=True))
+    if peer is None:
+        raise ScenarioError(f"peer {number} does not run")
+    scorer = peer.parts.examiner._scorer  # noqa: SLF001 - it is asked once more
+    rubric = peer.parts.context.policy.rubric
+    return dict(zip(rubric.dimensions, (await scorer.observe(signed.record, rubric)).row, strict=True))

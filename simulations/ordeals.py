@@ -25,7 +25,7 @@ from nsllm.simulations.signatures import Signatures
 from nsllm.simulations.switchboard_process import SwitchboardProcess
 from nsllm.simulations.timeline import Timeline
 from nsllm.simulations.twin import Twin, listening
-from nsllm.simulations.twisted import EQUIVOCATES, HABITS
+from nsllm.simulations.twisted import CONVICTED, HABITS
 
 DECIDE_S: Final = 60.0
 """After peers go on or hear each other again, the next block is decided within this time."""
@@ -127,14 +127,14 @@ async def partition(twin: Twin) -> Seen:
 
 
 async def byzantine(twin: Twin) -> Seen:
-    """A third of the peers, f, equivocates, is silent or floods: the others go on, and convict who equivocates."""
+    """A third of the peers, f, has a bad habit: the others go on, and convict who equivocates or commits twice."""
     slowest_s = 0.0
     for _ in range(QUESTIONS):
         index = twin.rng.choice(twin.honest)
         completion = await twin.ask(index)
         if completion is not None:
             slowest_s = max(slowest_s, await twin.receipt(index, completion, "certified", SLOW_S))
-    guilty = {hex0x(twin.devnet.peers[index].address) for index, habit in twin.habits.items() if habit == EQUIVOCATES}
+    guilty = {hex0x(twin.devnet.peers[index].address) for index, habit in twin.habits.items() if habit in CONVICTED}
 
     async def are_convicted() -> bool:
         views = [await twin.status(index) for index in twin.honest]

@@ -130,6 +130,10 @@ class StandInEngine:
         await trio.sleep(0.01 * len(items))
         return [_likelihood(messages, text) for messages, text in items]
 
+    def judging(self, scorer: Digest) -> StandInEngine | None:
+        """Itself, where the rubric names a stand-in."""
+        return self if scorer == stand_in_digest("text") else None
+
     def holds(self, model: Digest) -> bool:
         """Its own answers only."""
         return model == stand_in_digest("text")

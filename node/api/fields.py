@@ -9,13 +9,13 @@ from typing import Any, Final
 import msgspec
 
 from nsllm.node.api.openai_errors import bad_request, unsupported
+from nsllm.node.engine.declared import MOST_BIAS
 from nsllm.record import MAX_BAD_WORD_CHARS, MAX_BAD_WORDS, Visibility
 
 MICRO: Final = 1_000_000
 MAX_STOPS: Final = 4
 MAX_STOP_CHARS: Final = 256
 MAX_BIASES: Final = 1024
-MAX_BIAS: Final = 100
 MAX_TOKEN: Final = 2**31 - 1
 MAX_MODEL_CHARS: Final = 256
 
@@ -140,7 +140,7 @@ def logit_bias(biases: Mapping[str, float] | None) -> tuple[tuple[int, int], ...
             raise bad_request(f"'logit_bias' names {key[:32]!r}, which is no token id", param="logit_bias")
         if int(key) in found:
             raise bad_request(f"'logit_bias' names token {int(key)} twice", param="logit_bias")
-        value = micro("logit_bias", bias, -MAX_BIAS, MAX_BIAS)
+        value = micro("logit_bias", bias, -MOST_BIAS, MOST_BIAS)
         assert value is not None
         found[int(key)] = value
     return tuple((token, bias) for token, bias in sorted(found.items()) if bias)

@@ -48,7 +48,7 @@ async def propose(request: web.Request) -> web.Response:
         policy=body.policy,
         record=body.record,
     )
-    digest = await context.bridge.call_sync(partial(context.service.propose_motion, wish))
+    digest = await context.bridge.call(partial(context.service.propose_motion, wish))
     return web.json_response({"object": "motion", "motion": hex0x(digest)})
 
 
@@ -56,5 +56,5 @@ async def approve(request: web.Request) -> web.Response:
     """Approve a waiting motion."""
     context = request.app[CONTEXT]
     body = decode(await read_body(request), ApprovalBody)
-    await context.bridge.call_sync(partial(context.service.approve_motion, body.motion))
+    await context.bridge.call(partial(context.service.approve_motion, body.motion))
     return web.json_response({"object": "motion", "motion": body.motion})

@@ -12,6 +12,7 @@ from msgspec import Struct
 from nsllm.node.api.fields import bad_words, integer, logit_bias, micro, refuse_unless, stops, token_ids
 from nsllm.node.api.formats import FormatFields
 from nsllm.node.api.openai_errors import bad_request
+from nsllm.node.engine.declared import MOST_PENALTY, MOST_TEMPERATURE
 from nsllm.node.service import ChatCommand
 from nsllm.record import MAX_STOP_TOKENS, Sampling
 
@@ -124,14 +125,14 @@ def sampling(body: SamplingFields, max_tokens: int | None, limit_name: str = "ma
     if min_tokens is not None and max_tokens is not None and min_tokens > max_tokens:
         raise bad_request(f"'min_tokens' is {min_tokens}, more than {limit_name!r}", param="min_tokens")
     return Sampling(
-        temperature_micro=micro("temperature", body.temperature, 0, 2),
+        temperature_micro=micro("temperature", body.temperature, 0, MOST_TEMPERATURE),
         top_p_micro=micro("top_p", body.top_p, 0, 1, open_below=True),
         top_k=integer("top_k", 0 if body.top_k == -1 else body.top_k, 0, 1_000_000),  # -1: vLLM's "all tokens"
         min_p_micro=micro("min_p", body.min_p, 0, 1),
-        repetition_penalty_micro=micro("repetition_penalty", body.repetition_penalty, 0, 2, open_below=True),
+        repetition_penalty_micro=micro("repetition_penalty", body.repetition_penalty, 0, MOST_PENALTY, open_below=True),
         # No model card has values of these three: zero says no more than nothing.
-        presence_penalty_micro=micro("presence_penalty", body.presence_penalty, -2, 2) or None,
-        frequency_penalty_micro=micro("frequency_penalty", body.frequency_penalty, -2, 2) or None,
+        presence_penalty_micro=micro("presence_penalty", body.presence_penalty, -MOST_PENALTY, MOST_PENALTY) or None,
+        frequency_penalty_micro=micro("frequency_penalty", body.frequency_penalty, -MOST_PENALTY, MOST_PENALTY) or None,
         logit_bias=logit_bias(body.logit_bias),
         seed=integer("seed", body.seed, -(2**63), 2**63 - 1),
         max_tokens=max_tokens,

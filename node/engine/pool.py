@@ -1,7 +1,8 @@
 """The engine of a peer that loads, switches and unloads text models while it runs, within a memory budget.
 
-One engine, the base, is there from start to end: its encoder and the model that judges are the ones that the rubric
-names. Each further model has a worker of its own. A request says by digest which model it is for.
+One engine, the base, is there from start to end: its encoder is the one that the rubric names, and its model judges
+where the rubric names no other one that is loaded. Each further model has a worker of its own. A request says by digest
+which model it is for.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
-from nsllm.governance.ports import JUDGED_TOKENS, Claim, Likelihood, Trace
+from nsllm.governance.ports import JUDGED_TOKENS, Claim, JudgeModels, Likelihood, Trace
 from nsllm.ids import Digest
+from nsllm.node.engine.judging import Judging
 from nsllm.node.engine.port import Done, Engine, EngineInfo, EngineRequest, LoadedModel, Piece
 from nsllm.node.errors import (
     EngineError,
@@ -202,6 +204,14 @@ class ModelPool:
     ) -> list[Likelihood]:
         """Likelihoods under the base's judging model."""
         return await self._base.likelihoods(items, most_tokens=most_tokens)
+
+    def judging(self, scorer: Digest) -> JudgeModels | None:
+        """All models, with the loaded one of this digest as the scorer."""
+        if self._base.judging(scorer) is not None:
+            return self
+        loaded = (held.engine for held in self._held.values() if held.digest == scorer and not held.leaving)
+        engine = next(loaded, None)
+        return None if engine is None else Judging(self, engine)
 
     def holds(self, model: Digest) -> bool:
         """Whether any of the models that are loaded is the one."""

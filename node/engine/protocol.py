@@ -15,7 +15,7 @@ from msgspec import Meta
 from nsllm.errors import EncodingError
 from nsllm.governance.ports import JUDGED_TOKENS, Claim, Trace
 from nsllm.node.engine.port import EngineRequest, TokenLogprob
-from nsllm.record import Message
+from nsllm.record import Message, Sampling
 
 HEAD_BYTES: Final = 4
 MAX_FRAME_BYTES: Final = 16 << 20
@@ -56,6 +56,8 @@ class Retrace(msgspec.Struct, frozen=True, tag=True):
 
     job: int
     claim: Claim
+    card: Sampling
+    """Parameters of the model's card."""
 
 
 class Tokenize(msgspec.Struct, frozen=True, tag=True):

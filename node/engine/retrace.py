@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from nsllm.governance.ports import HEAD_TOKENS, JUDGED_TOKENS, Claim, Fault, Likelihood, Trace
 from nsllm.node.engine.backend import Backend, Cache, Eyes, Read, TemplateError
 from nsllm.node.engine.bad_words import spellings
+from nsllm.node.engine.declared import is_possible
 from nsllm.node.engine.sampler import NoChoiceError, Sampler, TokenGuide
 from nsllm.node.engine.strain import Strain
 from nsllm.node.engine.text_stream import TextStream
@@ -32,15 +33,17 @@ class Retracing:
     Args:
         backend: the model that the claim names, in whatever numbers.
         claim: what the record says.
+        card: the model's own parameters.
 
     Raises:
         TemplateError, GuideError: the answer cannot be repeated here: the template or the guide's grammar is refused,
             or it was given to pictures, which records do not hold.
     """
 
-    def __init__(self, backend: Backend, claim: Claim) -> None:
+    def __init__(self, backend: Backend, claim: Claim, card: Sampling) -> None:
         self._backend = backend
         self._claim = claim
+        self._card = card
         self._prompt = _prompt(backend, claim.request)
         self._ends = backend.end_token_ids.union(claim.sampling.stop_token_ids)
         guide = claim.request.guide
@@ -91,7 +94,7 @@ class Retracing:
     def _find_fault(self) -> Fault | None:
         claim, backend = self._claim, self._backend
         limit = claim.sampling.max_tokens
-        if not _as_asked(claim.request.sampling, claim.sampling):
+        if not is_possible(claim.request.sampling, claim.sampling, self._card):
             return "sampling"
         if list(claim.prompt_token_ids) != self._prompt:
             return "prompt"
@@ -163,15 +166,3 @@ def _prompt(backend: Backend, request: Request) -> list[int]:
     if request.attachments and isinstance(backend, Eyes):
         raise TemplateError("the answer was given to pictures, which its record does not hold")
     return backend.chat_tokens(request.messages, tools=request.tools)
-
-
-def _as_asked(asked: Sampling, declared: Sampling) -> bool:
-    """Whether every parameter that the request sets is the declared one; an answer may be shorter than asked.
-
-    What the request leaves open the model's card may say, but for lists (stops, biases): those are the caller's alone.
-    """
-    names = [name for name in Sampling.__struct_fields__ if name != "max_tokens"]
-    wanted = {name: value for name in names if (value := getattr(asked, name)) is not None}
-    if any(getattr(declared, name) != value for name, value in wanted.items()):
-        return False
-    return asked.max_tokens is None or (declared.max_tokens is not None and declared.max_tokens <= asked.max_tokens)

@@ -111,7 +111,7 @@ class SideWork:
 
     def _retracing(self, message: Retrace) -> Generator[None]:
         try:
-            steps = Retracing(self._backend, message.claim).steps()
+            steps = Retracing(self._backend, message.claim, message.card).steps()
         except (TemplateError, GuideError) as error:
             self._send(Refused(job=message.job, kind="invalid", message=str(error), param="messages"))
             return

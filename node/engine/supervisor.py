@@ -245,13 +245,17 @@ class WorkerEngine:
             ]
         return rows
 
+    def judging(self, scorer: Digest) -> WorkerEngine | None:
+        """This engine, if its text model is the one."""
+        return self if scorer == self._text.digest else None
+
     def holds(self, model: Digest) -> bool:
         """Whether these files run here, in whatever numbers."""
         return model == self._text.digest or model in self._text.kin
 
     async def retrace(self, claim: Claim) -> Trace:
         """How an answer's tokens fit the declared sampling. Raises `InvalidRequestError` if that cannot be repeated."""
-        trace = (await self._ask(partial(Retrace, claim=claim), Retraced)).trace
+        trace = (await self._ask(partial(Retrace, claim=claim, card=self._text.defaults), Retraced)).trace
         same = claim.request.model_digest == self._text.digest and self._text.dtype in EXACT
         return replace(trace, exact=same)
 

@@ -205,6 +205,10 @@ class UpstreamEngine:
         """Likelihoods under the local scorer model."""
         return await self._local.likelihoods(items, most_tokens=most_tokens)
 
+    def judging(self, scorer: Digest) -> UpstreamEngine | None:
+        """This engine, if the local scorer model is the one."""
+        return self if self._local.judging(scorer) is not None else None
+
     def holds(self, model: Digest) -> bool:
         """Whether the local scorer model is the one; nobody can tell of the upstream's."""
         return self._local.holds(model)

@@ -8,16 +8,12 @@ from typing import Final
 from nsllm.consensus.attendance import MIN_VALIDATORS, MINUTE_MS, TURNS, Attendance, shown_in
 from nsllm.consensus.batch import BatchCommit, Excerpt, SignedCommit
 from nsllm.consensus.block import Body
-from nsllm.consensus.registry import Member
-from nsllm.crypto import MemberKey
 from nsllm.governance.block_rules import BlockRules
-from nsllm.governance.defaults import default_policy
-from nsllm.governance.genesis import Genesis, Placement
 from nsllm.governance.log_entry import governance_entry
 from nsllm.governance.motion import GovernanceTransaction, Motion, Suspend, approve
-from nsllm.ids import ZERO_DIGEST, Epoch, PeerId, Signature, TimeMs
+from nsllm.ids import ZERO_DIGEST, Epoch, Signature, TimeMs
 from nsllm.simulations.mutants.holds import holds
-from nsllm.simulations.mutants.made import START_MS, make_keys, make_set
+from nsllm.simulations.mutants.made import START_MS, make_genesis, make_keys, make_set
 
 MINUTES: Final = 2
 
@@ -68,7 +64,7 @@ def who_shows_itself_stays() -> None:
 def every_epoch_begins_a_window() -> None:
     """A motion ends an epoch just before a window does."""
     keys = make_keys(7)
-    rules = BlockRules.founding(_genesis(keys))
+    rules = BlockRules.founding(make_genesis(keys))
     nearly = Attendance(since=0, minutes=MINUTES - 1, counted_ms=START_MS, seen=(keys[0].address,))
     first = rules.first_parent()
     parent = replace(first, registry=first.registry.with_attendance(nearly))
@@ -84,12 +80,3 @@ def every_epoch_begins_a_window() -> None:
     begun = outcome.registry.attendance
     holds(outcome.change is not None, "a suspension ends the epoch")
     holds(not begun.seen and not begun.minutes, f"{begun.minutes} minutes of an earlier epoch count in the next")
-
-
-def _genesis(keys: list[MemberKey]) -> Genesis:
-    members = tuple(
-        Member(address=key.address, peer_id=PeerId(f"peer-{number}"), roles=("validator",))
-        for number, key in enumerate(keys)
-    )
-    policy = default_policy(ZERO_DIGEST, ZERO_DIGEST)
-    return Genesis(name="absence", created_ms=START_MS, members=members, policy=policy, placement=Placement())

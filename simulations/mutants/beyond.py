@@ -1,4 +1,4 @@
-"""The catalogue beyond agreement on one height: mutants of epochs, absence, snapshots and scores."""
+"""The catalogue beyond agreement on one height: mutants of epochs, absence, snapshots, scores and batches."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ LIGHT_CLIENT: Final = "nsllm.governance.light_client"
 OBSERVATION: Final = "nsllm.consensus.observation"
 ATTENDANCE: Final = "nsllm.consensus.attendance"
 BLOCK_RULES: Final = "nsllm.governance.block_rules"
+BATCH_CONFLICT: Final = "nsllm.consensus.batch_conflict"
+OFFENCES: Final = "nsllm.governance.offences"
 SETTLEMENT: Final = "nsllm.consensus.settlement"
 SNAPSHOT: Final = "nsllm.governance.snapshot"
 SNAPSHOT_STORE: Final = "nsllm.governance.snapshot_store"
@@ -151,6 +153,56 @@ BEYOND: Final = (
         "        if len(set(by)) <= faults:\n",
         "        if not by:\n",
         ("one_abstention_settles_nothing",),
+    ),
+    # batches
+    Mutant(
+        "two batches of one number go unpunished",
+        BATCH_CONFLICT,
+        "    if one.number == other.number:\n        return True\n",
+        "",
+        ("two_batches_are_an_offence",),
+    ),
+    Mutant(
+        "two rows of a record go unpunished",
+        BATCH_CONFLICT,
+        "    return any(one.commitment_at",
+        "    return False and any(one.commitment_at",
+        ("two_batches_are_an_offence",),
+    ),
+    Mutant(
+        "a row and an abstention go unpunished",
+        BATCH_CONFLICT,
+        "    if one.abstained & other.position_of.keys() or other.abstained & one.position_of.keys():\n",
+        "    if False:\n",
+        ("two_batches_are_an_offence",),
+    ),
+    Mutant(
+        "any two batches convict",
+        BATCH_CONFLICT,
+        "        if not contradict(self.first.commit, self.second.commit):\n",
+        "        if False:\n",
+        ("innocent_batches_prove_nothing",),
+    ),
+    Mutant(
+        "batches convict unsigned",
+        BATCH_CONFLICT,
+        "        self.first.check(network)\n        self.second.check(network)\n",
+        "",
+        ("innocent_batches_prove_nothing",),
+    ),
+    Mutant(
+        "evidence of batches kept for ever",
+        OFFENCES,
+        "else record.ended(offence.epoch)",
+        "else None",
+        ("evidence_of_batches_expires",),
+    ),
+    Mutant(
+        "a conviction costs nothing",
+        BLOCK_RULES,
+        "registry.with_weight(offence_of(evidence).validator, 0)",
+        "registry.with_weight(offence_of(evidence).validator, 1)",
+        ("a_conviction_costs_the_weight",),
     ),
     # snapshots
     Mutant(

@@ -9,10 +9,13 @@ from nsllm import merkle
 from nsllm.consensus.block import Block, Body, DecidedBlock
 from nsllm.consensus.certificate import Certificate, Precommit
 from nsllm.consensus.header import Header, precommit_digest
+from nsllm.consensus.registry import Member
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.consensus.vote import Choice, Proposal, ProposalBody, Vote, VoteBody, VoteKind
 from nsllm.crypto import MemberKey
-from nsllm.ids import ZERO_DIGEST, Address, Digest, Epoch, Height, NetworkId, Round, TimeMs
+from nsllm.governance.defaults import default_policy
+from nsllm.governance.genesis import Genesis, Placement
+from nsllm.ids import ZERO_DIGEST, Address, Digest, Epoch, Height, NetworkId, PeerId, Round, TimeMs
 
 NETWORK: Final = NetworkId(bytes(range(32)))
 START_MS: Final = TimeMs(1_700_000_000_000)
@@ -56,6 +59,16 @@ def make_block(
         registry_hash=ZERO_DIGEST,
     )
     return Block(header=header, body=body)
+
+
+def make_genesis(keys: Sequence[MemberKey]) -> Genesis:
+    """Of a network of these validators."""
+    members = tuple(
+        Member(address=key.address, peer_id=PeerId(f"peer-{number}"), roles=("validator",))
+        for number, key in enumerate(keys)
+    )
+    policy = default_policy(ZERO_DIGEST, ZERO_DIGEST)
+    return Genesis(name="made", created_ms=START_MS, members=members, policy=policy, placement=Placement())
 
 
 def sign_vote(

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Final
 
 from nsllm.simulations.errors import InvariantError
-from nsllm.simulations.mutants import absence, epochs, guided, proofs, restart, rules, scores, snapshots
+from nsllm.simulations.mutants import absence, batches, epochs, guided, proofs, restart, rules, scores, snapshots
 
 Scenario = Callable[[], None]
 
@@ -19,7 +19,7 @@ def _of(module: ModuleType) -> dict[str, Scenario]:
 
 SCENARIOS: Final[dict[str, Scenario]] = {
     name: scenario
-    for module in (guided, rules, restart, proofs, epochs, absence, scores, snapshots)
+    for module in (guided, rules, restart, proofs, epochs, absence, scores, batches, snapshots)
     for name, scenario in _of(module).items()
 }
 

@@ -183,7 +183,13 @@ STATUS = {
         "validators": 4,
         "pending": 0,
         "halted": None,
-        "offences": [{"validator": "0xbad", "kind": "double_vote", "height": 5}],
+        "offences": [
+            {"validator": "0xbad", "kind": "double_vote", "height": 5, "epoch": 0},
+            {"validator": "0xbad", "kind": "double_batch", "height": None, "epoch": 1},
+        ],
+        "observers": [
+            {"validator": "0xbad", "late": 0, "uncommitted": 2, "abstained": 1, "reason": "slow", "equivocated": True}
+        ],
     },
     "logs": {"network_log_size": 5, "network_log_root": "0x" + "ef" * 32},
     "anchors": [{"log_size": 4, "tx": "0xfeed"}],

@@ -27,6 +27,8 @@ def test_status_shows_what_is_known(nsllm: Callable, peer: Any) -> None:
         "ready",
         "height 7, quorum 3 of 4",
         "0xbad: double vote at height 5",
+        "0xbad: double batch in epoch 1",
+        "0xbad 2 uncommitted, 1 abstained, equivocated (slow)",
         "1 connected, 2 known",
         "no rate yet",
         "[odd] notice",

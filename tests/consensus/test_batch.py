@@ -24,12 +24,12 @@ from nsllm.consensus.batch import (
     unpack_rows,
 )
 from nsllm.consensus.batch_conflict import BatchConflict, conflict_of, contradict
-from nsllm.consensus.errors import ObservationError
+from nsllm.consensus.errors import EvidenceError, ObservationError
+from nsllm.consensus.evidence import MAX_EVIDENCE_BYTES
 from nsllm.consensus.observation import Subject
 from nsllm.consensus.observation_message import (
     MAX_OBSERVATION_BYTES,
     Commit,
-    Conflict,
     decode_observation,
     encode_observation,
 )
@@ -185,12 +185,12 @@ def test_the_proof_of_an_equivocation_is_one_value_and_checks_itself(kit):
     assert proof == conflict_of(two, one)
     assert proof.offender == key.address
     proof.check(kit.NETWORK)
-    with pytest.raises(ObservationError, match="canonical order"):
+    with pytest.raises(EvidenceError, match="canonical order"):
         BatchConflict(first=proof.second, second=proof.first).check(kit.NETWORK)
-    with pytest.raises(ObservationError, match="canonical order"):
+    with pytest.raises(EvidenceError, match="canonical order"):
         conflict_of(one, one).check(kit.NETWORK)
     innocent = sign_commit(key, kit.NETWORK, batch(kit, key, subject(2), number=2))
-    with pytest.raises(ObservationError, match="do not contradict"):
+    with pytest.raises(EvidenceError, match="do not contradict"):
         conflict_of(one, innocent).check(kit.NETWORK)
     forged = replace(two, signature=sign_commit(other, kit.NETWORK, two.commit).signature)
     with pytest.raises(SignatureError):
@@ -203,9 +203,10 @@ def test_the_largest_messages_fit_and_longer_ones_are_not_read(kit):
     largest = [
         sign_commit(key, kit.NETWORK, batch(kit, key, abstentions=reasons, number=i)) for i in (2**62, 2**62 - 1)
     ]
-    payload = encode_observation(Conflict(conflict=conflict_of(*largest)))
+    payload = encode_observation(Commit(signed=largest[0]))
     assert len(payload) < MAX_OBSERVATION_BYTES
-    assert decode_observation(payload).conflict.offender == key.address
+    assert decode_observation(payload).signed == largest[0]
+    assert len(canonical.encode(conflict_of(*largest))) < MAX_EVIDENCE_BYTES
     with pytest.raises(EncodingError, match="the limit is"):
         decode_observation(bytes(MAX_OBSERVATION_BYTES + 1))
     with pytest.raises(EncodingError):

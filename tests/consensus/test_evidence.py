@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nsllm import canonical
 from nsllm.consensus.errors import EvidenceError, VoteError
 from nsllm.consensus.evidence import (
-    MAX_EVIDENCE_BYTES,
+    MAX_VOTE_EVIDENCE_BYTES,
     Amnesia,
     DoubleProposal,
     DoubleVote,
@@ -86,7 +86,7 @@ def test_two_proposals_of_a_round(stand):
     assert evidence == double_proposal(other, one)
     assert isinstance(evidence, DoubleProposal)
     check_evidence(evidence, kit.NETWORK, validators)
-    assert len(canonical.encode(evidence)) < MAX_EVIDENCE_BYTES, "no block in it"
+    assert len(canonical.encode(evidence)) < MAX_VOTE_EVIDENCE_BYTES, "no block in it"
     claims = kit.proposal(keys[1], blocks[0], round_=2, valid_round=1)
     check_evidence(double_proposal(one, claims), kit.NETWORK, validators)
     with pytest.raises(EvidenceError, match="say the same"):
@@ -157,7 +157,7 @@ def test_a_strangers_another_epochs_and_another_networks_prove_nothing(stand):
     kit, keys, validators = stand
     for evidence in every_kind(kit, keys, validators):
         check_evidence(evidence, kit.NETWORK, validators)
-        assert len(canonical.encode(evidence)) <= MAX_EVIDENCE_BYTES
+        assert len(canonical.encode(evidence)) <= MAX_VOTE_EVIDENCE_BYTES
         with pytest.raises(SignatureError):
             check_evidence(evidence, bytes(32), validators)
         with pytest.raises(EvidenceError, match="is not a validator"):
@@ -177,7 +177,9 @@ def test_no_byte_of_evidence_changes_unnoticed(kit, data):
     changed[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
     with pytest.raises((EncodingError, EvidenceError, SignatureError)):
         check_evidence(
-            canonical.decode(bytes(changed), type(evidence), limit_bytes=MAX_EVIDENCE_BYTES), kit.NETWORK, validators
+            canonical.decode(bytes(changed), type(evidence), limit_bytes=MAX_VOTE_EVIDENCE_BYTES),
+            kit.NETWORK,
+            validators,
         )
 
 

@@ -54,7 +54,7 @@ class Roll:
         motion = Motion(action=action, proposer=keys[0].address, created_ms=now, expires_ms=now + 60_000)
         approvals = tuple(approve(key, self.net.network, motion) for key in keys)
         for each in self.ledgers:
-            each.add_motion(GovernanceTransaction(motion=motion, approvals=approvals))
+            await each.add_motion(GovernanceTransaction(motion=motion, approvals=approvals))
         await self.decide()
 
 

@@ -70,7 +70,7 @@ class Epochs:
     async def move(self, action, **more):
         transaction = carried(self.net, action, **more)
         for each in self.ledgers:
-            assert each.add_motion(transaction)
+            assert await each.add_motion(transaction)
         assert await self.ledgers[0].due_in() == 0.0
         decided = await self.decide()
         assert transaction not in self.ledgers[0].motions()
@@ -151,7 +151,7 @@ async def test_what_was_decided_survives_a_restart(net, tmp_path, autojump_clock
     assert (ledger.validators, ledger.policy, ledger.registry.state) == (
         before.validators, before.policy, before.registry.state,
     )  # fmt: skip
-    assert not ledger.add_motion(motion_in(decided)), "a motion is decided once"
+    assert not await ledger.add_motion(motion_in(decided)), "a motion is decided once"
     await Epochs(net, ledger).score("after")
 
 
@@ -163,7 +163,7 @@ def motion_in(decided):
 async def test_certificates_of_another_epoch_count_for_nothing(net, epochs, name) -> None:
     ledger = epochs.ledgers[0]
     if name == "new set too early":
-        ledger.add_motion(carried(net, Admit(member=net.member(NEWCOMER, ROLES))))
+        await ledger.add_motion(carried(net, Admit(member=net.member(NEWCOMER, ROLES))))
         block = await ledger.propose(1, net.clock.now_ms(), net.keys[0].address)
         signers = sorted((*net.keys[:3], NEWCOMER), key=lambda key: key.address)
         with pytest.raises(CertificateError, match="not a validator"):
@@ -242,7 +242,7 @@ async def test_a_motion_that_may_not_stand_in_a_block_is_refused_by_name(net, au
         await ledger.validate(block, net.clock.now_ms(), Round(0))
     # Nor does it ever make a proposer propose it.
     try:
-        ledger.add_motion(transaction)
+        await ledger.add_motion(transaction)
     except NsllmError:
         assert ledger.motions() == ()
     assert await ledger.due_in() is None or reason == "not in ascending order"
@@ -254,25 +254,27 @@ async def test_motions_wait_for_approvals_and_are_bounded(net, autojump_clock) -
     for i, approval in enumerate(whole.approvals):
         if approval.validator != net.keys[0].address:
             continue
-        assert ledger.add_motion(replace(whole, approvals=(approval,)))
+        assert await ledger.add_motion(replace(whole, approvals=(approval,)))
         assert i == 0
     assert await ledger.due_in() is None
-    assert not ledger.add_motion(ledger.motions()[0])
+    assert not await ledger.add_motion(ledger.motions()[0])
     for approval in whole.approvals[1:]:
-        assert ledger.add_motion(replace(whole, approvals=(approval,)))
+        assert await ledger.add_motion(replace(whole, approvals=(approval,)))
     assert ledger.motions() == (whole,)
     assert await ledger.due_in() == 0.0
     with pytest.raises(MotionError, match="8 motions"):
         for i in range(9):
-            ledger.add_motion(carried(net, Revoke(address=net.keys[3].address), age_ms=i + 1))
-    assert ledger.add_motion(carried(net, Revoke(address=net.keys[3].address), by=net.keys[1])), "others may still"
+            await ledger.add_motion(carried(net, Revoke(address=net.keys[3].address), age_ms=i + 1))
+    assert await ledger.add_motion(carried(net, Revoke(address=net.keys[3].address), by=net.keys[1])), (
+        "others may still"
+    )
 
 
 async def test_the_last_validator_cannot_go(ledger_network, autojump_clock) -> None:
     net = ledger_network(1)
     ledger = await net.open()
     for action in (Suspend(address=net.keys[0].address), Revoke(address=net.keys[0].address)):
-        ledger.add_motion(carried(net, action))
+        await ledger.add_motion(carried(net, action))
     assert await ledger.due_in() is None
     with pytest.raises(ValueError, match="expires within"):
         motion_of(net, Suspend(address=net.keys[0].address), term_ms=MAX_TERM_MS + 1)
@@ -282,11 +284,11 @@ async def test_a_motion_is_decided_once_and_dies_with_its_proposers_seat(net, ep
     ledger = epochs.ledgers[0]
     decided = await epochs.move(Suspend(address=net.keys[3].address))
     transaction = motion_in(decided)
-    assert not ledger.add_motion(transaction)
+    assert not await ledger.add_motion(transaction)
     assert await ledger.decided_motions() == [(transaction.motion.digest(net.network), 1)]
     await epochs.quiet()
     with pytest.raises(MotionError, match="no validator of epoch 1"):
-        ledger.add_motion(carried(net, Revoke(address=net.keys[0].address), [net.keys[3]], by=net.keys[3]))
+        await ledger.add_motion(carried(net, Revoke(address=net.keys[0].address), [net.keys[3]], by=net.keys[3]))
     # The same words moved again are another motion, and admit again whoever was suspended.
     await epochs.move(Admit(member=net.member(net.keys[3], ROLES)))
     assert ledger.validators.members == net.validators.members
@@ -308,7 +310,7 @@ async def test_several_motions_of_one_block_make_one_change(net, epochs) -> None
     ]
     for i, action in enumerate(actions):
         for each in epochs.ledgers:
-            each.add_motion(carried(net, action, age_ms=i))
+            await each.add_motion(carried(net, action, age_ms=i))
     decided = await epochs.decide()
     assert len(decided.block.body.entries) == 3, "the second suspension has nothing left to do"
     assert ledger.validators.epoch == 1
@@ -337,7 +339,7 @@ async def test_k_comes_from_the_policy(net, epochs) -> None:
     await epochs.move(ChangePolicy(policy=replace(net.genesis.policy, approvals=200)), signers=net.keys[:1])
     await epochs.quiet()
     for each in epochs.ledgers:
-        each.add_motion(carried(net, Suspend(address=net.keys[3].address), age_ms=1))
+        await each.add_motion(carried(net, Suspend(address=net.keys[3].address), age_ms=1))
     assert await epochs.ledgers[0].due_in() is None, "three of four approved, the policy asks for all there are"
     await epochs.move(Suspend(address=net.keys[3].address), signers=net.keys)
 
@@ -440,7 +442,7 @@ async def test_a_follower_proposes_nothing_until_it_validates(net, autojump_cloc
     epochs = Epochs(net, await net.open(), theirs)
     transaction = carried(net, Admit(member=net.member(NEWCOMER, ROLES)))
     for each in epochs.ledgers:
-        each.add_motion(transaction)
+        await each.add_motion(transaction)
     assert await theirs.due_in() is None
     with pytest.raises(LedgerError, match="not a validator"):
         await theirs.propose(1, net.clock.now_ms(), NEWCOMER.address)

@@ -41,6 +41,7 @@ class Models:
     given: float = -0.7
     free: float = -1.3
     held: tuple[Digest, ...] = ()
+    scorers: tuple[Digest, ...] = (SCORER,)
     trace: Trace | Exception | None = None
     calls: list[str] = field(default_factory=list)
 
@@ -52,6 +53,9 @@ class Models:
         self.calls.append(f"likelihoods of {most_tokens}")
         means = [self.free if messages == UNCONDITIONED else self.given for messages, _ in items]
         return [Likelihood(mean_logprob=mean, tokens=9, head_logprob=mean) for mean in means]
+
+    def judging(self, scorer):
+        return self if scorer in self.scorers else None
 
     def holds(self, model):
         return model in self.held
@@ -115,14 +119,13 @@ def record(text="Tides are caused by the Moon.", evidence=()):
     )
 
 
-def scorer(models=None, layers=None, rubric=POLICY.rubric, **digests):
-    held = {"scorer_model": SCORER, "encoder": ENCODER, **digests}
-    return HybridScorer(models or Models(), layers or Layers(), rubric, **held)
+def observe(models=None, layers=None, rubric=POLICY.rubric, *, encoder=ENCODER, of=None):
+    return HybridScorer(models or Models(), layers or Layers(), encoder=encoder).observe(of or record(), rubric)
 
 
 async def test_the_rubrics_dimensions_in_order_in_one_call_a_model():
     models, layers = Models(), Layers(scores={"safety": 1, "relevance": 2, "coherence": 3, "extra.one": 4})
-    scores = await scorer(models, layers).observe(record())
+    scores = await observe(models, layers)
     assert scores.row == (3, MISSING, 2, 1, MISSING)
     assert scores.missing == {
         "computation": "the answer's model is 7373737373737373, which is not loaded here",
@@ -144,11 +147,11 @@ async def test_relevance_may_lean_on_the_conversation():
 async def test_support_is_a_mean_over_sentences_and_left_out_without_evidence():
     dimensions = ("coherence", "support")
     rubric = Rubric(scorer_model=SCORER, encoder=ENCODER, dimensions=dimensions, optional=("support",))
-    observed = await scorer(rubric=rubric).observe(record())
+    observed = await observe(rubric=rubric)
     assert observed.row == (900_000, MISSING)
     assert observed.missing == {"support": NO_EVIDENCE}
     with pytest.raises(AbstainError, match="cites no evidence"):
-        await scorer(rubric=msgspec.structs.replace(rubric, optional=())).observe(record())
+        await observe(rubric=msgspec.structs.replace(rubric, optional=()))
     one, other, said = "Far and wide away.", "It is very near.", "It is near to us. Then it is not."
     vectors = {one: unit(0, 1), other: unit(1, 0), "It is near to us.": unit(1, 0), "Then it is not.": unit(0, 0, 1)}
     features = await measure_answer(Models(vectors=vectors), record().request.messages, said, (one, other))
@@ -171,7 +174,7 @@ async def test_absurd_likelihoods_stay_within_bounds(mean):
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"scorer_model": ENCODER}, "the rubric's scorer model is 7373737373737373, this peer has 6565656565656565"),
+        ({"models": Models(scorers=())}, "the rubric's scorer model is 7373737373737373, which is not loaded here"),
         ({"encoder": SCORER}, "the rubric's encoder is 6565656565656565"),
         ({"layers": Layers(rules=())}, "rule set coherence is [0-9a-f]{16}, this peer has none"),
         ({"layers": Layers(rules=OTHER_RULES)}, "rule set coherence is [0-9a-f]{16}, this peer has 0{16}"),
@@ -181,7 +184,23 @@ async def test_absurd_likelihoods_stay_within_bounds(mean):
 )
 async def test_a_validator_that_lacks_what_the_rubric_pins_abstains(changed, reason):
     with pytest.raises(AbstainError, match=reason):
-        await scorer(**changed).observe(record())
+        await observe(**changed)
+
+
+async def test_another_rubric_is_measured_by_the_same_scorer_once_its_model_is_there():
+    """Nothing is kept of the rubric that was in force before."""
+    models, layers = Models(), Layers()
+    scorer, other = HybridScorer(models, layers, encoder=ENCODER), Digest(b"o" * 32)
+    rubric = Rubric(scorer_model=other, encoder=ENCODER, dimensions=("relevance",))
+    assert scorer.lacks(POLICY.rubric) is None
+    reason = f"the rubric's scorer model is {other.hex()[:16]}, which is not loaded here"
+    assert scorer.lacks(rubric) == reason
+    with pytest.raises(AbstainError, match=reason):
+        await scorer.observe(record(), rubric)
+    models.scorers = (SCORER, other)
+    assert scorer.lacks(rubric) is None
+    assert (await scorer.observe(record(), rubric)).row == (800_000,)
+    assert len((await scorer.observe(record(), POLICY.rubric)).row) == len(POLICY.rubric.dimensions)
 
 
 COMPUTED = Rubric(scorer_model=SCORER, encoder=ENCODER, dimensions=("coherence", "computation"))
@@ -190,7 +209,7 @@ READ = Trace(9, variance=1.0, likelihood=Likelihood(mean_logprob=-0.7, tokens=9,
 
 async def test_an_answer_of_the_scorer_model_is_read_once():
     models, layers = Models(held=(SCORER,), trace=READ), Layers()
-    observed = await scorer(models, layers, COMPUTED).observe(record())
+    observed = await observe(models, layers, COMPUTED)
     assert observed.row[1] > 990_000
     assert not observed.missing
     assert models.calls == ["retrace", "embed 3", "likelihoods of 32"]
@@ -200,7 +219,7 @@ async def test_an_answer_of_the_scorer_model_is_read_once():
 async def test_an_answer_of_another_model_is_read_by_both():
     models = Models(held=(ENCODER,), trace=READ)
     other = msgspec.structs.replace(record().request, model_digest=ENCODER)
-    await scorer(models, rubric=COMPUTED).observe(msgspec.structs.replace(record(), request=other))
+    await observe(models, rubric=COMPUTED, of=msgspec.structs.replace(record(), request=other))
     assert models.calls == ["retrace", "embed 3", "likelihoods of 512", "likelihoods of 32"]
 
 
@@ -213,7 +232,7 @@ async def test_an_answer_of_another_model_is_read_by_both():
 )
 async def test_who_cannot_read_an_answer_again_abstains(models, reason):
     with pytest.raises(AbstainError, match=reason):
-        await scorer(models, rubric=COMPUTED).observe(record())
+        await observe(models, rubric=COMPUTED)
 
 
 async def test_only_answers_that_may_be_published_cost_likelihoods():

@@ -90,8 +90,9 @@ def test_a_batch_opens_row_by_row(net, pool) -> None:
         pool.add_reveal(replace(reveal, subjects=reveal.subjects[:84]), 0.0)
 
 
-def test_two_batches_of_one_number_exclude_both_and_prove_it(net, pool) -> None:
+def test_two_batches_of_one_number_are_proved_and_whoever_signed_them_is_left_out(net, pool) -> None:
     one, two, other = net.record("a"), net.record("b"), net.record("c")
+    liar = net.keys[1].address
     first, reveal = net.batch(net.keys[1], one, number=1)
     second, _ = net.batch(net.keys[1], two, number=1)
     pool.add_commit(first, 0.0, never)
@@ -99,13 +100,39 @@ def test_two_batches_of_one_number_exclude_both_and_prove_it(net, pool) -> None:
         pool.add_commit(second, 0.0, never)
     caught.value.conflict.check(net.network)
     assert caught.value.conflict == conflict_of(first, second)
+    pool.ban(liar)
     assert pool.is_banned(first)
-    assert pool.standings[net.keys[1].address].equivocated == 1
+    assert pool.standings[liar].equivocated
     assert len(pool) == 0
     assert not pool.add_commit(first, 0.0, never)
-    assert not pool.add_commit(second, 0.0, never)
     assert not pool.add_reveal(reveal, 0.0)
-    assert pool.add_commit(net.batch(net.keys[1], other, number=2)[0], 0.0, never), "its other batches count"
+    assert not pool.add_commit(net.batch(net.keys[1], other, number=2)[0], 0.0, never), "its other batches neither"
+    assert pool.add_commit(net.batch(net.keys[2], other, number=2)[0], 0.0, never)
+
+
+def test_the_same_commit_under_another_signature_is_no_equivocation(net, pool) -> None:
+    first, _ = net.batch(net.keys[1], net.record("a"), number=1)
+    pool.add_commit(first, 0.0, never)
+    assert pool.contradiction(replace(first, signature=bytes(65))) is None
+
+
+def test_a_batch_in_a_block_is_held_against_what_is_here(net, pool) -> None:
+    """Also where its record is settled by then: its number stands."""
+    first, _ = net.batch(net.keys[1], net.record("a"), number=1)
+    pool.add_commit(first, 0.0, never)
+    for shown in (
+        net.batch(net.keys[1], net.record("b"), number=1)[0],
+        net.batch(net.keys[1], net.record("a"), number=2, ppm=9)[0],
+        net.batch(net.keys[1], abstain=[net.record("a")], number=2)[0],
+    ):
+        assert pool.contradiction(shown) == conflict_of(first, shown)
+    for innocent in (
+        first,
+        net.batch(net.keys[1], net.record("a"), number=2)[0],
+        net.batch(net.keys[1], net.record("b"), number=2)[0],
+        net.batch(net.keys[2], net.record("a"), number=1, ppm=9)[0],
+    ):
+        assert pool.contradiction(innocent) is None
 
 
 def test_two_rows_for_a_record_are_an_equivocation_and_one_row_twice_is_none(net, pool) -> None:
@@ -118,15 +145,6 @@ def test_two_rows_for_a_record_are_an_equivocation_and_one_row_twice_is_none(net
     pool.add_commit(net.batch(net.keys[2], signed, number=1)[0], 0.0, never)
     with pytest.raises(BatchEquivocationError):
         pool.add_commit(net.batch(net.keys[2], abstain=[signed], number=2)[0], 0.0, never)
-
-
-def test_a_proof_from_elsewhere_excludes_too(net, pool) -> None:
-    proof = conflict_of(*(net.batch(net.keys[1], net.record(name), number=1)[0] for name in "ab"))
-    assert not pool.knows(proof)
-    assert pool.ban(proof)
-    assert pool.knows(proof)
-    assert not pool.ban(proof)
-    assert not pool.add_commit(proof.first, 0.0, never)
 
 
 def test_abstentions_are_counted_and_told(net, pool) -> None:

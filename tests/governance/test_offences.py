@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import trio
 from msgspec.structs import replace
 
+from nsllm.consensus.batch_conflict import BatchConflict, conflict_of
 from nsllm.consensus.block import Block, Body
 from nsllm.consensus.errors import BlockError, EvidenceError
 from nsllm.consensus.evidence import Amnesia, DoubleVote, Evidence, amnesia, double_vote
@@ -131,6 +133,14 @@ BAD: dict[str, tuple[Callable[[Any], dict[str, Any]], str]] = {
         lambda n: {"entries": (evidence_entry(doubled(n, 2)), checkpoint_entry(n.checkpoint(n.generator)))},
         "ascending by whom",
     ),
+    "batches in other order": (
+        lambda n: _entries(BatchConflict(first=observed_twice(n, 2).second, second=observed_twice(n, 2).first)),
+        "canonical order",
+    ),
+    "innocent batches": (
+        lambda n: _entries(conflict_of(*(n.batch(n.keys[2], n.record(each), number=ord(each))[0] for each in "ab"))),
+        "do not contradict",
+    ),
     "no validator's": (lambda n: _entries(strangers(n)), "not a validator of epoch 0"),
 }
 
@@ -155,7 +165,8 @@ async def test_a_block_with_bad_evidence_is_refused(net, autojump_clock, case) -
     make, reason = BAD[case]
     with pytest.raises(BlockError, match=reason):
         await ledger.validate(block_of(net, ledger, Body(**make(net))), net.clock.now_ms(), Round(0))
-    await ledger.validate(block_of(net, ledger, Body(**_entries(doubled(net, 2)))), net.clock.now_ms(), Round(0))
+    for good in (doubled(net, 2), observed_twice(net, 2)):
+        await ledger.validate(block_of(net, ledger, Body(**_entries(good))), net.clock.now_ms(), Round(0))
 
 
 async def test_too_much_evidence_for_a_block_waits(ledger_network, autojump_clock) -> None:
@@ -193,6 +204,70 @@ async def test_evidence_expires(short, autojump_clock) -> None:
         ledger.add_evidence(doubled(net, 2))
     assert not ledger.add_evidence(doubled(net, 2, height=ledger.height + 2)), "of a height that is yet to come"
     assert ledger.add_evidence(doubled(net, 2, height=ledger.height + 1))
+
+
+def observed_twice(net: Any, who: int, **more: Any) -> BatchConflict:
+    """Two batches of one number."""
+    return conflict_of(*(net.batch(net.keys[who], net.record(text), number=1, **more)[0] for text in ("a", "b")))
+
+
+async def test_two_batches_convict_and_every_ledger_holds_the_same_bytes(net, autojump_clock, tmp_path) -> None:
+    ledger, other = await net.open(tmp_path / "ledger"), await net.open(by=1)
+    evidence = observed_twice(net, 2)
+    assert ledger.add_evidence(evidence)
+    assert ledger.standings()[net.keys[2].address].equivocated
+    assert not ledger.add_evidence(evidence)
+    decided = await net.decide(ledger, other)
+    assert [decode_entry(data) for data in decided.block.body.entries] == [EvidenceEntry(evidence=evidence)]
+    row = OffenceRow(net.keys[2].address, Epoch(0), "double_batch", None, Height(1))
+    for each in (ledger, other):
+        assert (await each.summary()).offences == (row,)
+        assert net.keys[2].address not in each.validators
+    await ledger.close()
+    assert (await (await net.open(tmp_path / "ledger")).summary()).offences == (row,)
+
+
+async def test_a_batch_in_a_block_convicts_whoever_showed_us_another(net, autojump_clock) -> None:
+    """Each half of the validators sees one of two batches, and agrees on a block by itself."""
+    ledger, other = await net.open(), await net.open(by=1)
+    record, liar = net.record("a"), net.keys[2]
+    shown, reveal = net.batch(liar, record, number=1)
+    hidden, _ = net.batch(liar, record, number=1, ppm=1)
+    accused: list[Evidence] = []
+    other.on_offence(accused.append)
+    other.add_commit(hidden)
+    said = [(shown, reveal), *(net.batch(key, record, number=1) for key in net.keys[:2])]
+    for commit, _ in said:
+        assert ledger.add_commit(commit)
+    for _, rows in said:
+        assert ledger.add_reveal(rows)
+    await trio.sleep(1)
+    decided = await net.decide(ledger, other)
+    assert liar.address in [each.signed.commit.validator for each in decided.block.body.batches]
+    assert accused == [conflict_of(shown, hidden)]
+    assert await other.due_in() == 0.0
+    convicting = await net.decide(other, ledger, by=1)
+    assert [decode_entry(data) for data in convicting.block.body.entries] == [EvidenceEntry(evidence=accused[0])]
+    assert liar.address not in ledger.validators
+
+
+async def test_evidence_of_batches_expires_with_its_epoch(short, autojump_clock) -> None:
+    net = short
+    ledger = await net.open()
+    for _ in range(3):
+        await busy(net, ledger)
+    late, too_late = observed_twice(net, 2), observed_twice(net, 3)
+    assert ledger.add_evidence(doubled(net, 1, height=ledger.height))
+    ended = (await net.decide(ledger)).block.header
+    assert ended.ends_epoch
+    assert ledger.add_evidence(late), "its epoch has just ended"
+    assert ledger._pending.evidence() == 1
+    while ledger.height < ended.height + 2:
+        await net.decide(ledger)
+    with pytest.raises(EvidenceError, match="expires after 2 heights"):
+        ledger.add_evidence(too_late)
+    with pytest.raises(EvidenceError, match="which has no validators"):
+        ledger.add_evidence(observed_twice(net, 2, epoch=7))
 
 
 async def test_what_proves_nothing_is_said(net, autojump_clock) -> None:

@@ -48,7 +48,7 @@ async def scored(net, ledger, text="rain"):
 
 
 async def retract(net, ledger, record):
-    assert ledger.add_motion(carried(net, Retract(record=record)))
+    assert await ledger.add_motion(carried(net, Retract(record=record)))
     return await net.decide(ledger)
 
 
@@ -76,7 +76,7 @@ async def test_a_receipt_written_later_says_so_and_one_written_before_cannot(net
     assert verify_notice(notice, record, net.genesis) == height
 
     # The proof outlives blocks, anchors and other epochs.
-    assert ledger.add_motion(carried(net, Suspend(address=net.keys[3].address)))
+    assert await ledger.add_motion(carried(net, Suspend(address=net.keys[3].address)))
     await net.decide(ledger)
     await net.run_until_quiet(ledger)
     late = verify_receipt(receipt_text(build_receipt(signed, await ledger.proofs.of(record))), net.genesis, "anchored")
@@ -87,7 +87,7 @@ async def test_a_retraction_in_a_later_epoch_brings_its_handovers(net, autojump_
     ledger = await net.open()
     signed = await scored(net, ledger)
     record = signed.record.digest()
-    assert ledger.add_motion(carried(net, Suspend(address=net.keys[3].address)))
+    assert await ledger.add_motion(carried(net, Suspend(address=net.keys[3].address)))
     await net.decide(ledger)
     decided = await retract(net, ledger, record)
     text = receipt_text(build_receipt(signed, await ledger.proofs.of(record)))
@@ -135,11 +135,11 @@ async def test_a_record_is_retracted_once_by_enough_validators(net, autojump_clo
     await retract(net, ledger, RECORD)
     motion = replace(carried(net, Retract(record=RECORD)).motion, created_ms=net.clock.now_ms() - 1)
     approvals = tuple(approve(key, net.network, motion) for key in net.keys[:3])
-    ledger.add_motion(GovernanceTransaction(motion=motion, approvals=approvals))
+    await ledger.add_motion(GovernanceTransaction(motion=motion, approvals=approvals))
     block = await ledger.propose(ledger.height + 1, net.clock.now_ms(), net.keys[0].address)
     assert block.body.entries == (), "it has nothing left to do"
     few = await net.open()
-    few.add_motion(carried(net, Retract(record=RECORD), signers=2))
+    await few.add_motion(carried(net, Retract(record=RECORD), signers=2))
     assert await few.due_in() is None
 
 
@@ -155,7 +155,7 @@ async def test_what_was_retracted_survives_a_restart_and_is_certified(net, tmp_p
 
 async def test_a_block_that_claims_another_registry_is_refused(net, autojump_clock) -> None:
     ledger = await net.open()
-    assert ledger.add_motion(carried(net, Retract(record=RECORD)))
+    assert await ledger.add_motion(carried(net, Retract(record=RECORD)))
     block = await ledger.propose(1, net.clock.now_ms(), net.keys[0].address)
     silent = replace(block, header=replace(block.header, registry_hash=ledger.registry.state.digest(net.network)))
     with pytest.raises(BlockError, match="registry_hash"):

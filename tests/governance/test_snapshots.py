@@ -121,7 +121,7 @@ async def test_a_snapshot_reaches_over_epochs(net, autojump_clock) -> None:
         expires_ms=now + 60_000,
     )
     approvals = tuple(approve(key, net.network, motion) for key in net.keys[:3])
-    assert first.add_motion(GovernanceTransaction(motion=motion, approvals=approvals))
+    assert await first.add_motion(GovernanceTransaction(motion=motion, approvals=approvals))
     await grow(net, first, to=2 * EVERY + 1, start=50)
     assert first.validators.epoch == 1
     await take(first, late)
@@ -324,7 +324,7 @@ async def test_retractions_outlive_their_blocks_and_are_asked_for_with_a_snapsho
         action = Retract(record=signed.record.digest())
         motion = Motion(action=action, proposer=net.keys[0].address, created_ms=now, expires_ms=now + 60_000)
         approvals = tuple(approve(key, net.network, motion) for key in net.keys[:3])
-        assert first.add_motion(GovernanceTransaction(motion=motion, approvals=approvals))
+        assert await first.add_motion(GovernanceTransaction(motion=motion, approvals=approvals))
         await net.decide(first)
     await grow(net, first, to=5 * EVERY + 1, start=10)
     assert (await first.summary()).kept_from > 4

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from nsllm.consensus.observation import Subject
 from nsllm.governance.errors import AbstainError
@@ -16,9 +17,8 @@ from nsllm.node.examiner import Examiner
 
 
 class FakeLedger:
-    def __init__(self, rubric) -> None:
+    def __init__(self) -> None:
         self.done: set[bytes] = set()
-        self.terms = SimpleNamespace(rubric=rubric.digest())
 
     def is_settled(self, record: bytes) -> bool:
         return record in self.done
@@ -42,21 +42,23 @@ class FakeCommitter:
 
 class Desk:
     def __init__(self, cast) -> None:
-        self.ledger = FakeLedger(cast.context.policy.rubric)
+        self.ledger = FakeLedger()
         self.committer = FakeCommitter()
         self.scored: list[str] = []
         self.takes_s = 0.1
         self.fails: list[Exception] = []
         self.cast = cast
-        rubric = cast.context.policy.rubric
+        self.lacks: str | None = None
+        self.under: list[object] = []
         self.examiner = Examiner(
             context=cast.context,
-            scorer=SimpleNamespace(rubric=rubric, observe=self.observe),
+            scorer=SimpleNamespace(observe=self.observe, lacks=lambda _rubric: self.lacks),
             ledger=self.ledger,
             committer=self.committer,
         )
 
-    async def observe(self, record):
+    async def observe(self, record, rubric):
+        self.under.append(rubric)
         await trio.sleep(self.takes_s)
         if self.fails:
             raise self.fails.pop(0)
@@ -204,3 +206,38 @@ async def test_a_record_of_another_day_is_not_scored(cast, autojump_clock, desk)
         assert (reason is None) == taken
         assert taken or "away from our clock" in reason
     assert abs(now - signed.record.created_ms) < module.MAX_AGE_MS
+
+
+async def test_another_rubric_puts_everything_on_the_desk_in_line_again(cast, autojump_clock, desk) -> None:
+    """One record is scored, one is being scored, one waits: all three are scored under the rubric that is in force."""
+    records = [cast.record(name) for name in "abc"]
+    for signed in records:
+        desk.examiner.accept(signed)
+    await trio.sleep(1.5 * desk.takes_s)
+    assert len(desk.committer.rows) == 1
+    policy = cast.context.standing.policy
+    rubric = replace(policy.rubric, scorer_model=bytes(32))
+    cast.context.standing.policy = replace(policy, rubric=rubric)
+    desk.lacks = "the rubric's scorer model is 00, which is not loaded here"
+    desk.examiner.follow()
+    desk.examiner.follow()
+    assert [event.fields["lacks"] for event in cast.told if event.kind == "rubric_changed"] == [desk.lacks]
+    assert desk.examiner.lacks() == desk.lacks
+    await trio.sleep(1)
+    subjects = [subject.record for subject, _ in desk.committer.rows]
+    assert len(subjects) == 4
+    assert subjects[0] in subjects[1:]
+    assert set(subjects[1:]) == {signed.record.digest() for signed in records}
+    assert desk.under == [policy.rubric] * 2 + [rubric] * 3
+
+
+async def test_an_abstention_under_a_rubric_that_is_no_more_is_not_said(cast, autojump_clock, desk) -> None:
+    desk.fails = [AbstainError("the rubric's scorer model is 00, which is not loaded here")]
+    desk.examiner.accept(cast.record())
+    await trio.sleep(0.5 * desk.takes_s)
+    policy = cast.context.standing.policy
+    cast.context.standing.policy = replace(policy, rubric=replace(policy.rubric, scorer_model=bytes(32)))
+    desk.examiner.follow()
+    await trio.sleep(1)
+    assert desk.committer.abstentions == []
+    assert len(desk.committer.rows) == 1

@@ -17,11 +17,11 @@ from nsllm.node.service import Wish
 async def carry(stage, wish, *approving):
     """The first peer proposes, these approve, and everybody arrives in the next epoch."""
     before, network = stage.peers[0].ledger.validators.epoch, stage.peers[0].parts.context.network_id
-    motion = hex0x(stage.peers[0].propose_motion(wish))
+    motion = hex0x(await stage.peers[0].propose_motion(wish))
     for peer in approving:
         heard = lambda peer=peer: any(hex0x(t.motion.digest(network)) == motion for t in peer.ledger.motions())  # noqa: E731
         await stage.until(heard)
-        peer.approve_motion(motion[:18])
+        await peer.approve_motion(motion[:18])
     await stage.until(lambda: all(peer.ledger.validators.epoch == before + 1 for peer in stage.peers))
     view = await stage.peers[0].governance()
     assert view["waiting"] == []
@@ -44,7 +44,7 @@ def test_a_network_that_changes_its_validators_and_its_policy(on_stage) -> None:
         address = newcomer.settled.identity.address
         await stage.until(lambda: stage.peers[0].ledger.registry.get(address) is not None)
         with pytest.raises(InvalidRequestError, match="only validators"):
-            fifth.propose_motion(Wish("suspend", address=hex0x(stage.peers[1].ledger.validators.members[0])))
+            await fifth.propose_motion(Wish("suspend", address=hex0x(stage.peers[1].ledger.validators.members[0])))
 
         # a fifth validator
         wish = Wish("admit", address=hex0x(address), roles=("contributor", "data", "validator"))
@@ -94,9 +94,35 @@ def test_a_wish_that_cannot_be_is_refused_with_what_to_do(on_stage, name) -> Non
         wish, reason = WRONG[name]
         peer = stage.peers[0]
         with pytest.raises(InvalidRequestError, match=reason):
-            peer.propose_motion(wish)
+            await peer.propose_motion(wish)
         with pytest.raises(InvalidRequestError, match="0 waiting motions"):
-            peer.approve_motion("0x12345678")
+            await peer.approve_motion("0x12345678")
         assert (await peer.governance())["waiting"] == []
 
     on_stage(play, peers=1)
+
+
+def test_a_motion_outlives_the_restart_of_everybody(on_stage) -> None:
+    """Proposed on the first peer, heard by the second only; then all stop, and the others approve after it."""
+
+    async def play(stage) -> None:
+        first, second, *_ = stage.peers
+        for number in (2, 3):
+            stage.network.stop(number)
+        wish = Wish("policy", policy=canonical.to_json(replace(first.parts.context.policy, reuse_min_ppm=1)))
+        motion = hex0x(await first.propose_motion(wish))
+        await stage.until(lambda: bool(second.ledger.motions()))
+        await second.approve_motion(motion[:18])
+        for number in (0, 1):
+            stage.network.stop(number)
+        await trio.sleep(1)
+        await stage.start(0, 1, 2, 3)
+        first, second, third, fourth = stage.peers
+        [waiting] = (await second.governance())["waiting"]
+        assert (waiting["motion"], len(waiting["approvals"])) == (motion, 2)
+        await stage.until(lambda: bool(third.ledger.motions()))
+        await third.approve_motion(motion[:18])
+        await stage.until(lambda: all(peer.parts.context.policy.reuse_min_ppm == 1 for peer in stage.peers))
+        assert (await fourth.governance())["waiting"] == []
+
+    on_stage(play)

@@ -182,10 +182,10 @@ def test_a_group_record_is_revoked_like_any_other(on_stage) -> None:
         await receipt(stage, asked, started)
         await trio.sleep(60)
         record = (await asked.stores.completions.get(started.completion_id)).signed.record.digest()
-        motion = hex0x(asked.propose_motion(Wish("retract", record=hex0x(record))))
+        motion = hex0x(await asked.propose_motion(Wish("retract", record=hex0x(record))))
         for peer in stage.peers[1:3]:
             await stage.until(lambda peer=peer: bool(peer.ledger.motions()))
-            peer.approve_motion(motion[:18])
+            await peer.approve_motion(motion[:18])
         await stage.until(lambda: all(p.parts.context.retracted_at(record) is not None for p in stage.peers))
         await trio.sleep(1)
         assert await sealed_at(stage) == []

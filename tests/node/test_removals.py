@@ -27,12 +27,12 @@ async def certified(stage, peer, question=QUESTION):
 
 async def retract(stage, record, on=None):
     first, *others = on or stage.peers
-    motion = hex0x(first.propose_motion(Wish("retract", record=hex0x(record))))
+    motion = hex0x(await first.propose_motion(Wish("retract", record=hex0x(record))))
     network = first.parts.context.network_id
     for peer in others[:2]:
         heard = lambda peer=peer: any(hex0x(t.motion.digest(network)) == motion for t in peer.ledger.motions())  # noqa: E731
         await stage.until(heard)
-        peer.approve_motion(motion[:18])
+        await peer.approve_motion(motion[:18])
     await stage.until(lambda: all(p.parts.context.retracted_at(record) is not None for p in on or stage.peers))
 
 

@@ -69,7 +69,7 @@ def test_seven_validators_of_which_two_are_byzantine(lay_out_tiny, tiny_models, 
     net = lay_out_tiny(tmp_path / "net", tiny_models, peers=7, first_port=20000)
     port = net.url(0).rpartition(":")[2]
     done = nsllm(
-        "devnet", "--peers", "7", "--scenario", "byzantine", "--seed", "3", "--json", "--base-port", port,
+        "devnet", "--peers", "7", "--scenario", "byzantine", "--seed", "4", "--json", "--base-port", port,
         "--data-dir", str(tmp_path / "net"), timeout=800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

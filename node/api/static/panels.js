@@ -132,24 +132,25 @@ function consensus(c) {
   ]);
 }
 
-const OFFENCES = { double_vote: "voted twice", double_proposal: "proposed twice", amnesia: "broke its lock" };
+const OFFENCES = { double_vote: "voted twice", double_proposal: "proposed twice", double_batch: "observed twice", amnesia: "broke its lock" };
 
 /** Validators that a block convicts, by evidence that anybody can check. */
 function offences(rows) {
   if (!rows) return null;
   if (rows.length === 0) return "none";
   return el("span", { class: "error" }, rows.map((row) => el("div", { title: `${row.validator}, evidence in block ${row.block}` },
-    `${short(row.validator, 8, 4)} ${OFFENCES[row.kind] ?? words(row.kind)} at height ${number(row.height)}`)));
+    `${short(row.validator, 8, 4)} ${OFFENCES[row.kind] ?? words(row.kind)} ${row.height === null ? `in epoch ${number(row.epoch)}` : `at height ${number(row.height)}`}`)));
 }
 
 /* Only what stands out: a validator that observes in time is the rule. */
 function observers(rows) {
-  const odd = rows.filter((row) => row.late || row.abstained || row.equivocated);
+  const odd = rows.filter((row) => row.late || row.uncommitted || row.abstained || row.equivocated);
   const said = (row) => [
     `${row.validator.slice(0, 10)}… observed ${number(row.observed)}`,
     row.late ? `${number(row.late)} late` : null,
+    row.uncommitted ? `${number(row.uncommitted)} without a commit` : null,
     row.abstained ? `abstained ${number(row.abstained)}${row.reason ? ` (${row.reason})` : ""}` : null,
-    row.equivocated ? `contradicted itself ${number(row.equivocated)}` : null,
+    row.equivocated ? "contradicted itself" : null,
   ].filter((part) => part !== null).join(", ");
   if (rows.length === 0) return null;
   return odd.length === 0 ? "all in time" : el("span", {}, odd.map((row) => el("div", {}, said(row))));

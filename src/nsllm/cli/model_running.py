@@ -47,8 +47,8 @@ def load(*, name: str, data_dir: Path | None, api: str | None, as_json: bool) ->
 @click.argument("name")
 @_of_a_peer
 def use(*, name: str, data_dir: Path | None, api: str | None, as_json: bool) -> None:
-    """Let a model answer where a request does not say which; it is loaded if it is not yet. Judging stays with the
-    model of the start, which the network's rubric names.
+    """Let a model answer where a request does not say which; it is loaded if it is not yet. Who judges does not
+    change: that is the model which the network's rubric names.
     """  # noqa: D205 - help text
     _load(name, data_dir, api, as_json=as_json, default=True)
 

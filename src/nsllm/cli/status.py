@@ -75,11 +75,14 @@ def _rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for offence in consensus.get("offences") or []:
         kind = escape(str(offence.get("kind", "")).replace("_", " "))
         who = escape(str(offence.get("validator")))
-        yield "offence", f"[red]{who}: {kind} at height {_shown(offence.get('height'))}[/]"
+        height = offence.get("height")  # batches have none
+        where = f"in epoch {_shown(offence.get('epoch'))}" if height is None else f"at height {_shown(height)}"
+        yield "offence", f"[red]{who}: {kind} {where}[/]"
     for row in consensus.get("observers") or []:
-        odd = {name: row.get(name) for name in ("late", "abstained", "equivocated") if row.get(name)}
+        odd = [f"{row[name]} {name}" for name in ("late", "uncommitted", "abstained") if row.get(name)]
+        odd += ["equivocated"] if row.get("equivocated") else []
         if odd:
-            counts = ", ".join(f"{count} {name}" for name, count in odd.items())
+            counts = ", ".join(odd)
             reason = f" ({escape(str(row['reason']))})" if row.get("reason") else ""
             yield "observer", f"{escape(str(row.get('validator', ''))[:18])} {counts}{reason}"
     hits = f"hits {_shown(cache.get('hits_local'))} local, {_shown(cache.get('hits_remote'))} remote"

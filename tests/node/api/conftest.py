@@ -269,11 +269,11 @@ class FakeService:
         await trio.lowlevel.checkpoint()
         return {"object": "governance", "waiting": [repr(wish) for wish in self.wishes]}
 
-    def propose_motion(self, wish):
+    async def propose_motion(self, wish):
         self.wishes.append(wish)
         return bytes(32)
 
-    def approve_motion(self, digest):
+    async def approve_motion(self, digest):
         self.approved.append(digest)
 
     async def standing(self, record: str) -> dict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -96,6 +97,9 @@ class Fake:
     async def likelihoods(self, items, *, most_tokens=512):
         return [self.model.name for _ in items]
 
+    def judging(self, scorer):
+        return self if scorer == self.model.digest else None
+
     def holds(self, model):
         return model in (self.model.digest, *self.model.kin)
 
@@ -176,6 +180,23 @@ async def test_each_request_goes_to_the_model_that_it_names(house, autojump_cloc
     assert info.named("default") == model("base")
     assert info.named("third") is None
     assert info.serving(model("second").digest).model.name == "second"
+
+
+async def test_a_loaded_model_judges_where_the_rubric_names_it(house, autojump_clock):
+    pool, second = house.pool, Fake("second").model.digest
+    assert pool.judging(house.base.model.digest) is pool
+    assert pool.judging(second) is None
+    await pool.load("second")
+    models = pool.judging(second)
+    assert await models.likelihoods([()]) == ["second"]
+    assert await models.embed(["x"]) == await pool.embed(["x"])
+    assert models.holds(house.base.model.digest)
+    claim = SimpleNamespace(request=SimpleNamespace(model_digest=house.base.model.digest))
+    assert await models.retrace(claim) == "base"
+    assert models.judging(house.base.model.digest) is pool
+    assert await pool.likelihoods([()]) == ["base"]
+    await pool.unload("second")
+    assert pool.judging(second) is None
 
 
 async def test_another_model_answers_by_default_and_the_first_goes_on_judging(house, autojump_clock):

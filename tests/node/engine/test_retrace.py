@@ -71,7 +71,7 @@ def reply(backend, message):
 
 
 def trace(backend, claim):
-    found = reply(backend, Retrace(1, claim))
+    found = reply(backend, Retrace(1, claim, Sampling()))
     assert isinstance(found, Retraced), found
     return found.trace
 
@@ -162,6 +162,7 @@ def test_what_cannot_be_is_found_before_anything_is_read(backend, monkeypatch):
             dataclasses.replace(one, sampling=msgspec.structs.replace(sampling, stop_token_ids=(one.token_ids[-1],))),
             dataclasses.replace(one, sampling=msgspec.structs.replace(sampling, logit_bias=((70, 1_000_000),))),
             dataclasses.replace(one, sampling=msgspec.structs.replace(sampling, stop=("x",))),
+            dataclasses.replace(one, sampling=msgspec.structs.replace(sampling, presence_penalty_micro=100_000)),
         ],
         "tokens": [
             dataclasses.replace(one, token_ids=()),
@@ -232,7 +233,7 @@ def test_the_form_of_a_request_decides_what_its_prompt_is(fast):
 def test_a_conversation_that_the_template_refuses_is_said_so(backend):
     (one,) = claims(backend, [{}])
     refused = msgspec.structs.replace(one.request, messages=(Message(role="user", content="REFUSE THIS"),))
-    answer = reply(backend, Retrace(1, dataclasses.replace(one, request=refused)))
+    answer = reply(backend, Retrace(1, dataclasses.replace(one, request=refused), Sampling()))
     assert isinstance(answer, Refused)
     assert answer.kind == "invalid"
 
@@ -242,7 +243,7 @@ def test_reading_again_gives_way_to_generations(backend):
     (one,) = claims(backend, [{"seed": 1}], max_tokens=200)
     said = []
     scheduler = Scheduler(backend, said.append)
-    scheduler.handle(Retrace(1, one))
+    scheduler.handle(Retrace(1, one, Sampling()))
     sampling = msgspec.structs.replace(WARM, temperature_micro=0, seed=1, max_tokens=3, min_tokens=3)
     scheduler.handle(Generate(2, EngineRequest((Message(role="user", content="q"),), sampling), max_tokens_cap=99))
     kinds = []
@@ -257,7 +258,7 @@ def test_a_cancelled_reading_gives_its_room_back(backend):
     (one,) = claims(backend, [{}])
     before, said = backend.room()[0], []
     scheduler = Scheduler(backend, said.append)
-    scheduler.handle(Retrace(1, one))
+    scheduler.handle(Retrace(1, one, Sampling()))
     scheduler.side()
     scheduler.handle(Cancel(1))
     assert not scheduler.busy

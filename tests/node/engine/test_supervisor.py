@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
+import msgspec
 import psutil
 import pytest
 import trio
@@ -76,6 +78,8 @@ async def reread(engine, whole, done):
     assert not engine.holds(Digest(bytes(32)))
     request = Request(model="m", model_digest=digest, messages=user("hi"), sampling=Sampling())
     claim = Claim(request, done.sampling, done.prompt_token_ids, whole.token_ids, whole.text, done.finish_reason)
+    warmer = msgspec.structs.replace(done.sampling, temperature_micro=1_100_000)  # nobody asked for it
+    assert (await engine.retrace(replace(claim, sampling=warmer))).fault == "sampling"
     trace = await engine.retrace(claim)
     return trace.fault, trace.worst_strain
 

@@ -1,0 +1,95 @@
+"""A ledger that kills itself (SIGKILL) at a named SQL statement while motions come in, is opened again, and so on.
+
+    dying_motions.py FOLDER STATEMENT LIVES
+
+Each life is a process of its own, forked from this one. It moves something and approves it, again and again, and writes
+a line to FOLDER/tap for each approval that was acknowledged. It dies at the third statement that begins with STATEMENT;
+the last life only says what waits. Prints how many died.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import sys
+from pathlib import Path
+
+import trio
+from trio.testing import MockClock
+
+from nsllm.governance.motion import GovernanceTransaction, Motion, Suspend, approve
+from nsllm.ids import TimeMs
+
+spec = importlib.util.spec_from_file_location("doubles", Path(__file__).with_name("conftest.py"))
+assert spec is not None
+assert spec.loader is not None
+doubles = importlib.util.module_from_spec(spec)
+sys.modules["doubles"] = doubles
+spec.loader.exec_module(doubles)
+
+MOTIONS = 2
+"""In a life."""
+FATAL = 3
+
+
+async def live(folder: Path, statement: str, number: int) -> None:
+    """One life; ends by SIGKILL if there is a statement to die at."""
+    net = doubles.LedgerNetwork(4)
+    ledger = await net.open(folder / "ledger.sqlite")
+    seen = 0
+
+    def die(sql: str) -> None:
+        nonlocal seen
+        seen += sql.startswith(statement)
+        if seen == FATAL:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if not statement:
+        report(folder / "waiting", ledger.motions(), net.network)
+        return
+    ledger._state._database.connection.set_trace_callback(die)
+    for count in range(MOTIONS):
+        now = net.clock.now_ms()
+        proposer = net.keys[number % 4]
+        action = Suspend(address=net.keys[3].address)
+        motion = Motion(
+            action=action,
+            proposer=proposer.address,
+            created_ms=TimeMs(now - MOTIONS * number - count - 1),
+            expires_ms=now + 60_000,
+        )
+        for key in (proposer, net.keys[(number + 1) % 4]):
+            transaction = GovernanceTransaction(motion=motion, approvals=(approve(key, net.network, motion),))
+            assert await ledger.add_motion(transaction)
+            report(folder / "tap", [transaction], net.network)
+
+
+def report(path: Path, transactions, network) -> None:
+    """One line an approval; a line that was written outlives the process."""
+    with path.open("a") as file:
+        for transaction in transactions:
+            for approval in transaction.approvals:
+                file.write(f"{transaction.motion.digest(network).hex()} {approval.validator.hex()}\n")
+
+
+def main(folder: Path, statement: str, lives: int) -> int:
+    """Live and die; 0 if the last life came to its end."""
+    deaths = 0
+    for number in range(1, lives + 1):
+        child = os.fork()
+        if child == 0:
+            fatal = statement if number < lives else ""
+            trio.run(live, folder, fatal, number, clock=MockClock(autojump_threshold=0))
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        deaths += os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        if not os.WIFSIGNALED(status) and status != 0:
+            return 1
+    print(deaths)
+    return status
+
+
+if __name__ == "__main__":
+    place, name, count = sys.argv[1:4]
+    sys.exit(main(Path(place), name, int(count)))
