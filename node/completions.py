@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,8 @@ NOTES: Final = 128
 """Completions without a record that are written together."""
 R = TypeVar("R")
 State = Literal["pending", "certified", "none"]
+_Row = tuple[str, str, str, None, TimeMs]
+"""A completion without a record, as the table has it."""
 
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS completion (
@@ -60,6 +62,15 @@ SELECT id, state, detail, record.body, created_ms, NULL FROM completion
 JOIN record ON completion.record = record.digest
 WHERE state = 'pending' AND own = 1 ORDER BY created_ms, id LIMIT ?
 """
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """What one caller wants written."""
+
+    work: Callable[[], None]
+    done: bool = False
+    error: StorageError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +101,7 @@ class Completions:
         self._offload = offload
         self._lock = trio.Lock()
         self._cached: Callable[[Digest], None] = lambda _record: None
+        self._waiting: list[_Job] = []
         self._notes: dict[str, tuple[str, TimeMs]] = {}
         """Detail and time of completions without a record that are not written yet."""
         self.notice = notice
@@ -230,19 +242,51 @@ class Completions:
         async with self._lock:
             return await self._offload.run(guarded)
 
-    async def _transaction(self, work: Callable[[], R]) -> R:
-        async with self._lock:
-            notes = [(noted, "none", detail, None, at_ms) for noted, (detail, at_ms) in self._notes.items()]
+    async def _transaction(self, work: Callable[[], None]) -> None:
+        """Return once `work` is written and synced: with what others want written meanwhile, in one transaction."""
+        job = _Job(work)
+        self._waiting.append(job)
+        try:
+            async with self._lock:
+                if not job.done:
+                    await self._write()
+        finally:
+            if job in self._waiting:  # cancelled before its turn
+                self._waiting.remove(job)
+        if job.error is not None:
+            raise job.error
 
-            def guarded() -> R:
-                with self._database.transaction():
-                    self._connection.executemany("INSERT INTO completion VALUES (?,?,?,?,?)", notes)
-                    return work()
+    async def _write(self) -> None:
+        """Write what waits; what one caller wants and cannot have costs no other."""
+        jobs, self._waiting = self._waiting, []
+        notes: list[_Row] = [(noted, "none", detail, None, at) for noted, (detail, at) in self._notes.items()]
+        try:
+            written = await self._offload.run(lambda: self._written(jobs, notes))
+        except BaseException:  # cancelled before it began, or a bug: everybody tries for itself
+            self._waiting = [*jobs, *self._waiting]
+            raise
+        for noted, *_ in written:
+            del self._notes[noted]
+        for job in jobs:
+            job.done = True
 
-            done = await self._offload.run(guarded)
-            for noted, *_ in notes:
-                del self._notes[noted]
-            return done
+    def _written(self, jobs: Sequence[_Job], notes: Sequence[_Row]) -> Sequence[_Row]:
+        """The notes, if they are written now; each job knows what became of it."""
+        try:
+            with self._database.transaction():
+                self._connection.executemany("INSERT INTO completion VALUES (?,?,?,?,?)", notes)
+                for job in jobs:
+                    job.work()
+        except StorageError as error:
+            if len(jobs) == 1:
+                jobs[0].error = error
+                return ()
+        else:
+            return notes
+        done: Sequence[_Row] = ()
+        for job in jobs:
+            done = self._written([job], () if done else notes) or done
+        return done
 
 
 def salvage(damaged: Path, into: sqlite3.Connection, table: str) -> int:

@@ -8,6 +8,7 @@ from typing import Final
 
 import trio
 
+from nsllm.cache_dht.embedded import SignedEmbedded
 from nsllm.cache_dht.removal import SignedRemoval
 from nsllm.cache_dht.sealed import CertifiedSealed, SealedRecord
 from nsllm.cache_dht.withdrawal import SignedWithdrawal
@@ -18,6 +19,7 @@ from nsllm.errors import NsllmError
 from nsllm.ids import Address, Digest, Height, PeerId
 from nsllm.p2p.directory import PeerDirectory
 from nsllm.p2p.network import Network
+from nsllm.p2p.protocols.embeddings import give_embeddings, want_embeddings
 from nsllm.p2p.protocols.fetch import fetch, fetch_near
 from nsllm.p2p.protocols.mesh import MeshClient
 from nsllm.p2p.protocols.passages import find_passages
@@ -123,7 +125,7 @@ class BlockFeed:
 
 
 class MemberLinks:
-    """What publisher, cache and documents ask of other members: `Submissions`, `Shelves` and `ChunkLinks`."""
+    """What a peer's parts ask of other members: `Submissions`, `Shelves`, `ChunkLinks` and `EmbeddingLinks`."""
 
     def __init__(self, network: Network, directory: PeerDirectory) -> None:
         self._network = network
@@ -167,6 +169,14 @@ class MemberLinks:
     async def push(self, holder: PeerId, certified: CertifiedRecord) -> None:
         """Return once the holder has the record on disk; raises `RefusedError` or another `NetworkError`."""
         await push(self._network, holder, certified)
+
+    async def want_embeddings(self, holder: PeerId, keys: Sequence[Digest]) -> Sequence[SignedEmbedded]:
+        """What the holder has of these keys, unverified."""
+        return await want_embeddings(self._network, holder, keys)
+
+    async def give_embeddings(self, holder: PeerId, embeddings: Sequence[SignedEmbedded]) -> None:
+        """Return once the holder keeps them; raises `RefusedError` or another `NetworkError`."""
+        await give_embeddings(self._network, holder, embeddings)
 
     async def find_passages(self, holder: PeerId, embedding: bytes, count: int) -> Sequence[SignedChunk]:
         """What chunks the holder has near an embedding, unverified."""

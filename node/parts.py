@@ -32,6 +32,7 @@ from nsllm.node.context import PeerContext
 from nsllm.node.data_folder import Settled
 from nsllm.node.document_spreader import DocumentSpreader
 from nsllm.node.documents import Documents
+from nsllm.node.embeddings import Embeddings
 from nsllm.node.events import EventBus
 from nsllm.node.examiner import Examiner
 from nsllm.node.executors import Executors
@@ -60,6 +61,7 @@ from nsllm.node.world import World
 from nsllm.p2p.directory import PeerDirectory
 from nsllm.p2p.identity import PeerKey
 from nsllm.p2p.protocols.announce import Announcer
+from nsllm.p2p.protocols.embeddings import EMBEDDINGS, serve_embeddings
 from nsllm.p2p.protocols.fetch import FETCH, serve_fetch
 from nsllm.p2p.protocols.generate import GENERATE, serve_generate
 from nsllm.p2p.protocols.mesh import MESH, MeshClient, MeshKind, serve_mesh
@@ -170,9 +172,19 @@ class Parts:
         self._executors = Executors(context=context, engine=engine, network=network, directory=self.directory)
         stores.completions.watch_cached(ledger.want)
         self.receipts = Receipts(context, stores.completions, ledger)
+        self.embeddings = Embeddings(
+            context=context,
+            engine=engine,
+            store=stores.embeddings,
+            cache=self.cache,
+            links=links,
+            connected=network.connected,
+            default_visibility=settled.config.visibility,
+        )
         self.reception = Reception(
             context=context,
             engine=engine,
+            embeddings=self.embeddings,
             describer=world.describer,
             scopes=self.scopes,
             retrieval=self.retrieval,
@@ -224,6 +236,7 @@ class Parts:
             ("auditor", self._auditor.run),
             ("cache", self.cache.announce),
             ("documents", self._spreader.run),
+            ("embeddings", self.embeddings.run),
             ("restocker", self._restocker.run),
             ("removals", self.removals.run),
             ("reuse", self.near.run),
@@ -291,6 +304,7 @@ class Parts:
         network.handle(SNAPSHOT, serve_snapshot(directory, self._stores.ledger.snapshots))
         network.handle(FETCH, serve_fetch(directory, self._look_up, self._look_up_near, pad_s=self.scopes.pad_s))
         network.handle(PUSH, serve_push(directory, self._hold))
+        network.handle(EMBEDDINGS, serve_embeddings(directory, self.embeddings.look, self.embeddings.keep))
         network.handle(PASSAGES, serve_passages(directory, self.documents.near))
         network.handle(SHELVE, serve_shelve(directory, self.documents))
         network.handle(GENERATE, serve_generate(directory, self._executors.execute))

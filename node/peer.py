@@ -37,12 +37,14 @@ from nsllm.node.service import (
     RecordPage,
     Status,
     TakenIn,
+    Vectors,
     Wish,
 )
 from nsllm.node.status import anchor_row, certificate_row, offence_row, peer_rows, policy_view
 from nsllm.node.stores import Stores
 from nsllm.node.supervision import keep_going
 from nsllm.node.world import World, real_world
+from nsllm.record import Visibility
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
@@ -123,9 +125,9 @@ class Peer:
         """Text of tokens."""
         return await self.parts.reception.detokenize(model, token_ids)
 
-    async def embed(self, texts: Sequence[str]) -> tuple[list[tuple[float, ...]], int]:
+    async def embed(self, texts: Sequence[str], visibility: Visibility | None) -> Vectors:
         """Unit vectors and token count."""
-        return await self._world.engine.embed_counted(texts)
+        return await self.parts.embeddings.texts(texts, visibility)
 
     async def receipt(self, completion_id: str) -> ReceiptStatus:
         """What is known of a completion's receipt."""

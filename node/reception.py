@@ -8,6 +8,7 @@ from dataclasses import replace
 from nsllm.node.attachments.attend import Attended, attend
 from nsllm.node.attachments.port import Describer
 from nsllm.node.context import PeerContext
+from nsllm.node.embeddings import Embeddings
 from nsllm.node.engine.port import Engine, EngineRequest, ModelInfo
 from nsllm.node.errors import UnknownModelError
 from nsllm.node.question import Question
@@ -23,6 +24,7 @@ class Reception:
     Args:
         context: of this peer.
         engine: its models.
+        embeddings: of questions.
         describer: puts attachments into words.
         scopes: its circles.
         retrieval: its documents.
@@ -35,6 +37,7 @@ class Reception:
         *,
         context: PeerContext,
         engine: Engine,
+        embeddings: Embeddings,
         describer: Describer,
         scopes: Scopes,
         retrieval: Retrieval,
@@ -43,6 +46,7 @@ class Reception:
     ) -> None:
         self._context = context
         self._engine = engine
+        self._embeddings = embeddings
         self._describer = describer
         self._scopes = scopes
         self._retrieval = retrieval
@@ -64,7 +68,7 @@ class Reception:
         embedding: tuple[float, ...] | None = None
         evidence: tuple[SignedChunk, ...] = ()
         if visibility != "private" or self._embed_private or count:
-            (embedding,) = await self._engine.embed([request.question()])
+            embedding = await self._embeddings.question(request.question())
             if count:
                 request, evidence = await self._retrieval.cited(
                     request, embedding, count, model, local=visibility != "public"

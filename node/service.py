@@ -173,6 +173,19 @@ class Listener(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Vectors:
+    """Embeddings of some texts."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    """Unit vectors, in the order of the texts."""
+    tokens: int
+    visibility: Literal["private", "public"]
+    """`public`: they are shared with the network."""
+    shared: int
+    """How many different ones were there already, from this peer or another."""
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """A chunk of a document before it is embedded and signed."""
 
@@ -374,7 +387,7 @@ class PeerService(Protocol):
         """Text that tokens of a model spell. Raises `ServiceError`, `EngineError`."""
         ...
 
-    async def embed(self, texts: Sequence[str]) -> tuple[list[tuple[float, ...]], int]:
+    async def embed(self, texts: Sequence[str], visibility: Visibility | None) -> Vectors:
         """Unit vectors and token count."""
         ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nsllm.cache_dht.document_store import DocumentStore
+from nsllm.cache_dht.embedding_store import EmbeddingStore
 from nsllm.cache_dht.observation_store import ObservationStore
 from nsllm.cache_dht.sealed_store import SealedStore
 from nsllm.cache_dht.store import RecordStore
@@ -24,6 +25,8 @@ class Stores:
     ledger: Ledger
     records: RecordStore
     documents: DocumentStore
+    embeddings: EmbeddingStore
+    """Shared ones, own and held for others."""
     sealed: SealedStore
     """What this peer holds for groups."""
     observations: ObservationStore
@@ -68,6 +71,16 @@ class Stores:
                     databases=databases,
                 )
             ),
+            embeddings=await offload.run(
+                lambda: EmbeddingStore.open(
+                    folder / "embeddings.sqlite",
+                    identity.address,
+                    clock,
+                    offload,
+                    max_bytes=max_bytes // 16,
+                    databases=databases,
+                )
+            ),
             sealed=await offload.run(
                 lambda: SealedStore.open(
                     folder / "sealed.sqlite", clock, offload, max_bytes=max_bytes // 4, databases=databases
@@ -101,6 +114,7 @@ class Stores:
         await self.peer_log.close()
         await world.offload.run(self.records.close)
         await world.offload.run(self.documents.close)
+        await world.offload.run(self.embeddings.close)
         await world.offload.run(self.sealed.close)
         await world.offload.run(self.observations.close)
         await self.completions.close()
@@ -111,6 +125,7 @@ class Stores:
         found = (
             self.records.notice,
             self.documents.notice,
+            self.embeddings.notice,
             self.sealed.notice,
             self.ledger.notice,
             self.peer_log.notice,

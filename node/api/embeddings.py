@@ -15,6 +15,7 @@ from nsllm.node.api.context import CONTEXT, Context
 from nsllm.node.api.openai_errors import bad_request
 from nsllm.node.api.requests import decode, read_body
 from nsllm.node.errors import UnknownModelError
+from nsllm.node.service import Vectors
 from nsllm.record import EMBEDDING_DIMENSIONS, MAX_TEXT_CHARS
 
 MAX_INPUTS: Final = 2048
@@ -31,6 +32,7 @@ class EmbeddingsBody(Struct, forbid_unknown_fields=True):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
     user: str | None = None
+    visibility: Literal["private", "public"] | None = None
 
 
 async def embeddings(request: web.Request) -> web.Response:
@@ -44,20 +46,22 @@ async def embeddings(request: web.Request) -> web.Response:
         )
     await _check_model(context, body.model)
     vectors: list[tuple[float, ...]] = []
-    tokens = 0
+    parts: list[Vectors] = []
     for at in range(0, len(texts), SLICE_INPUTS):
         part = texts[at : at + SLICE_INPUTS]
-        made, read = await context.bridge.call(partial(context.service.embed, part))
-        vectors += made
-        tokens += read
+        parts.append(await context.bridge.call(partial(context.service.embed, part, body.visibility)))
+        vectors += parts[-1].vectors
+    tokens, shared = sum(part.tokens for part in parts), sum(part.shared for part in parts)
     show = _base64 if body.encoding_format == "base64" else list
     answer = {
         "object": "list",
         "data": [{"object": "embedding", "index": i, "embedding": show(v)} for i, v in enumerate(vectors)],
         "model": body.model,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "nsllm": {"visibility": parts[0].visibility, "shared": shared},
     }
-    return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+    headers = {"x-nsllm-visibility": parts[0].visibility}
+    return web.Response(body=msgspec.json.encode(answer), content_type="application/json", headers=headers)
 
 
 def _texts(given: str | list[Any]) -> list[str]:

@@ -6,6 +6,8 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 
 from nsllm.clock import SystemClock
 from nsllm.crypto import MemberKey
@@ -65,6 +67,50 @@ async def test_completions_and_what_is_unpublished_survive_a_restart(tmp_path: P
     assert (await table.get("chatcmpl-private")).signed is None
     assert await table.get("chatcmpl-unknown") is None
     assert table.notice is None
+    await table.close()
+
+
+async def test_what_is_written_at_the_same_time_shares_a_transaction_and_no_fault(tmp_path: Path):
+    table = await Completions.open(tmp_path / "completions.sqlite", SystemClock(), InlineOffload())
+    await table.add("taken", "none", "", None, TimeMs(0), own=True)
+    commits: list[str] = []
+    table._connection.set_trace_callback(lambda sql: commits.append(sql) if sql.startswith("COMMIT") else None)
+    refused: list[str] = []
+
+    async def add(name: str) -> None:
+        try:
+            await table.add(name, "pending", "", record(len(name)), TimeMs(1), own=True)
+        except StorageError:
+            refused.append(name)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(8):
+            nursery.start_soon(add, "x" * (number + 1))
+    assert len(commits) <= 3  # the first alone, then what had gathered
+    await table.note("noted", "private", TimeMs(2))
+    async with trio.open_nursery() as nursery:
+        for name in ("a1", "taken", "b1", "c1"):
+            nursery.start_soon(add, name)
+    assert refused == ["taken"]
+    await table.close()
+    table = await Completions.open(tmp_path / "completions.sqlite", SystemClock(), InlineOffload())
+    for name in ("a1", "b1", "c1", "x", "x" * 8, "noted"):
+        assert await table.get(name) is not None
+    await table.close()
+
+
+async def test_who_is_cancelled_before_its_turn_writes_nothing_and_stops_nobody(tmp_path: Path):
+    table = await Completions.open(tmp_path / "completions.sqlite", SystemClock(), InlineOffload())
+    async with trio.open_nursery() as nursery:
+        await table._lock.acquire()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await table.add("given up", "pending", "", record(1), TimeMs(1), own=True)
+        nursery.start_soon(lambda: table.add("kept", "pending", "", record(2), TimeMs(1), own=True))
+        await trio.testing.wait_all_tasks_blocked()
+        table._lock.release()
+    assert await table.get("given up") is None
+    assert await table.get("kept") is not None
     await table.close()
 
 

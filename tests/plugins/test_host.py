@@ -70,6 +70,34 @@ async def test_the_worker_says_what_the_inline_host_says():
     assert workers() == []
 
 
+async def test_the_same_question_is_judged_by_the_built_ins_once_and_by_plugins_each_time(install, monkeypatch):
+    install(
+        "good",
+        """
+        @hookimpl
+        def nsllm_validate(stage, text, features):
+            return [{"name": "length", "kind": "quality", "ppm": len(text), "limit_ppm": 3, "note": stage}]
+        """,
+    )
+    asked: list[str] = []
+    call = WorkerLink.call
+
+    async def counted(link: WorkerLink, wanted: object):
+        asked.append(link.name)
+        return await call(link, wanted)
+
+    monkeypatch.setattr(WorkerLink, "call", counted)
+    monkeypatch.setattr("nsllm.plugins.host.REMEMBERED", 1)
+    questions = [TextItem(stage="input", text=text, question=text, embedding=bytes(384)) for text in ("One?", "Two?")]
+    async with running("good") as host:
+        for item in (questions[0], questions[0], questions[1], questions[0]):
+            assert layers(await host.validate(item)) == {"toxicity", "good.length"}
+        assert (asked.count("built-in"), asked.count("good")) == (3, 4)
+        for _ in range(2):
+            await host.validate(TEXT)  # answers are not remembered
+        assert asked.count("built-in") == 5
+
+
 async def test_a_plugin_runs_beside_the_built_ins_and_never_in_this_process(install):
     install(
         "good",

@@ -40,6 +40,7 @@ from nsllm.node.service import (
     Source,
     Status,
     TakenIn,
+    Vectors,
 )
 from nsllm.record import Sampling
 
@@ -193,10 +194,12 @@ class FakeService:
             self.cancelled.set()
             raise
 
-    async def embed(self, texts: Sequence[str]) -> tuple[list[tuple[float, ...]], int]:
+    async def embed(self, texts: Sequence[str], visibility: str | None) -> Vectors:
         await trio.lowlevel.checkpoint()
         self.embedded.append(tuple(texts))
-        return [(float(len(text)), *([0.5] * 383)) for text in texts], sum(len(text.split()) for text in texts)
+        vectors = tuple((float(len(text)), *([0.5] * 383)) for text in texts)
+        shared = 1 if visibility == "public" else 0
+        return Vectors(vectors, sum(len(text.split()) for text in texts), visibility or "private", shared)
 
     async def receipt(self, completion_id: str) -> ReceiptStatus:
         await trio.lowlevel.checkpoint()
