@@ -138,9 +138,9 @@ class Town:
         subject = Subject(record.digest(), record.generator, request_key(self.network, record.request))
         batches = [self._batch(key, subject, ledger) for key in self.keys]
         for commit, _ in batches:
-            ledger.add_commit(commit)
+            ledger.observations.add_commit(commit)
         for _, reveal in batches:
-            ledger.add_reveal(reveal)
+            ledger.observations.add_reveal(reveal)
 
     def _batch(self, key: MemberKey, subject: Subject, ledger: Ledger) -> tuple[SignedCommit, BatchReveal]:
         terms = ledger.terms

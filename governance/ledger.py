@@ -7,7 +7,7 @@ after the disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -15,10 +15,9 @@ import trio
 
 from nsllm import canonical
 from nsllm.clock import Clock
-from nsllm.consensus.batch import BatchReveal, SignedCommit
 from nsllm.consensus.block import MAX_BLOCK_BYTES, Block, DecidedBlock
 from nsllm.consensus.certificate import Certificate
-from nsllm.consensus.errors import BatchEquivocationError, DivergenceError, OmissionError
+from nsllm.consensus.errors import DivergenceError, OmissionError
 from nsllm.consensus.evidence import Evidence
 from nsllm.consensus.header import Header
 from nsllm.consensus.observation import ScoreLeaf
@@ -35,7 +34,7 @@ from nsllm.governance.ledger_summary import LedgerSummary, summarize
 from nsllm.governance.log_entry import SignedCheckpoint
 from nsllm.governance.motion import GovernanceTransaction
 from nsllm.governance.motion_pool import MotionPool
-from nsllm.governance.observation_pool import Standing
+from nsllm.governance.observations import Observations
 from nsllm.governance.pending import RECENT_RECORDS, Pending
 from nsllm.governance.policy import Policy
 from nsllm.governance.proofs import Proofs
@@ -73,6 +72,8 @@ class Ledger:
         self._moving = trio.Lock()
         """Held by whoever adds a motion."""
         self._pending = self._begin_pending(recent)
+        self.observations = Observations(lambda: self._pending, self._convict)
+        """What validators have observed and no block holds."""
         self.proofs = Proofs(self._run_on_state)
         """What this ledger proves of records."""
         self.snapshots = Snapshots(self._run_on_state, lambda: self._state, self._install)
@@ -133,44 +134,6 @@ class Ledger:
         await self._run_on_state(lambda state: state.close())
 
     # What the peer puts in
-
-    def add_commit(self, signed: SignedCommit) -> bool:
-        """Take a validator's committed batch; True if it is new and speaks of a record that is not settled yet.
-
-        Raises:
-            ObservationError: another epoch or rubric, no validator's, or malformed.
-            SignatureError: not its signer's.
-            BatchEquivocationError: it contradicts an earlier one; carries the proof, which the next block shall hold.
-        """
-        try:
-            return self._pending.add_commit(signed, trio.current_time())
-        except BatchEquivocationError as error:
-            self._convict(error.conflict)
-            raise
-
-    def add_reveal(self, reveal: BatchReveal) -> bool:
-        """Take opened rows of a batch that was committed to; True if one of them is new.
-
-        Raises:
-            ObservationError: malformed, or not what was committed to.
-        """
-        return self._pending.add_reveal(reveal, trio.current_time())
-
-    def openable(self) -> list[Digest]:
-        """Records whose rows of ours may be shown now: enough validators have committed to them."""
-        return self._pending.pool.openable(trio.current_time())
-
-    def opens_in_s(self) -> float | None:
-        """Seconds until a row of ours may be shown without anybody else's doing; None while there is none to come."""
-        return self._pending.pool.opens_in_s(trio.current_time())
-
-    def shown(self, record: Digest) -> bool:
-        """Is our row about this record opened?"""
-        return self._pending.pool.shown(record)
-
-    def standings(self) -> Mapping[Address, Standing]:
-        """What each validator observed, abstained from and contradicted, since this ledger was opened."""
-        return self._pending.pool.standings
 
     def add_admission(self, admission: Admission) -> bool:
         """Take an admission that a block shall log; True if it is new. Scores of its member's records wait for it.

@@ -199,7 +199,7 @@ class Agreement:
                     "reason": standing.reason,
                     "equivocated": standing.equivocated,
                 }
-                for address, standing in sorted(self._ledger.standings().items())
+                for address, standing in sorted(self._ledger.observations.standings().items())
             ],
         }
         if self._driver is not None:

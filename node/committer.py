@@ -119,6 +119,7 @@ class Committer:
         """
         self._context = context
         self._ledger = ledger
+        self._observations = ledger.observations
         self._log = batches
         self._share = share
         self._due = due
@@ -185,9 +186,9 @@ class Committer:
         said_by = body.signed.commit.validator if isinstance(body, Commit) else body.reveal.validator
         if said_by != sender:
             raise ObservationError(f"observations of {hex0x(said_by)} sent by {hex0x(sender)}")
-        before = replace(self._ledger.standings().get(sender, Standing()))
+        before = replace(self._observations.standings().get(sender, Standing()))
         self._take(body)
-        self._report(sender, before, self._ledger.standings().get(sender, before))
+        self._report(sender, before, self._observations.standings().get(sender, before))
 
     def settled(self, records: Iterable[Digest]) -> None:
         """A block has these records."""
@@ -348,14 +349,14 @@ class Committer:
         while True:
             self._opening = trio.Event()
             self._open()
-            wait_s = self._ledger.opens_in_s()
+            wait_s = self._observations.opens_in_s()
             with trio.move_on_after(wait_s if wait_s is not None else float("inf")):
                 await self._opening.wait()
 
     def _open(self) -> None:
         """Show our rows of the records that enough validators have committed to."""
         by_batch: dict[int, list[Digest]] = {}
-        for record in self._ledger.openable():
+        for record in self._observations.openable():
             number = self._by_record.get(record)
             if number is not None:
                 by_batch.setdefault(number, []).append(record)
@@ -363,7 +364,7 @@ class Committer:
             batch = self._batches[number]
             rows = sorted((batch.rows[record] for record in records), key=lambda opened: opened[1].position)
             reveal = self._reveal(batch.signed.commit, rows)
-            self._ledger.add_reveal(reveal)
+            self._observations.add_reveal(reveal)
             self._broadcast(Reveal(reveal=reveal))
         if by_batch:
             self._checkpoint("rows_opened")
@@ -371,7 +372,11 @@ class Committer:
 
     def _take(self, body: Commit | Reveal) -> None:
         """Into the pool; then something of ours may be opened, or a block be due."""
-        new = self._ledger.add_commit(body.signed) if isinstance(body, Commit) else self._ledger.add_reveal(body.reveal)
+        new = (
+            self._observations.add_commit(body.signed)
+            if isinstance(body, Commit)
+            else self._observations.add_reveal(body.reveal)
+        )
         if new:
             self._opening.set()
             self._due()
@@ -413,7 +418,9 @@ class Committer:
             log.error("own_batch_refused number=%d error=%s", batch.signed.commit.number, error)
             return
         self._broadcast(Commit(signed=batch.signed))
-        shown = [batch.rows[record] for record in batch.open if record in batch.rows and self._ledger.shown(record)]
+        shown = [
+            batch.rows[record] for record in batch.open if record in batch.rows and self._observations.shown(record)
+        ]
         if shown:
             rows = sorted(shown, key=lambda opened: opened[1].position)
             self._broadcast(Reveal(reveal=self._reveal(batch.signed.commit, rows)))

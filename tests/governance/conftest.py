@@ -229,8 +229,8 @@ class LedgerNetwork:
     def observe(self, ledger: Ledger, key: MemberKey, *records: SignedRecord) -> None:
         """One validator commits to the records and opens them."""
         signed, reveal = self.batch(key, *records)
-        ledger.add_commit(signed)
-        ledger.add_reveal(reveal)
+        ledger.observations.add_commit(signed)
+        ledger.observations.add_reveal(reveal)
 
     def observe_all(self, ledger: Ledger, *records: SignedRecord, keys: Sequence[MemberKey] | None = None) -> None:
         """The validators commit to the records, as many in a batch as go, and open them when all have."""
@@ -239,9 +239,9 @@ class LedgerNetwork:
             now = {"epoch": ledger.validators.epoch, "rubric": ledger.policy.rubric.digest()}
             batches = [self.batch(key, *some, **now) for key in keys or self.validating(ledger)]
             for signed, _ in batches:
-                ledger.add_commit(signed)
+                ledger.observations.add_commit(signed)
             for _, reveal in batches:
-                ledger.add_reveal(reveal)
+                ledger.observations.add_reveal(reveal)
 
     def validating(self, ledger: Ledger) -> list[MemberKey]:
         """Keys of the validators that decide the ledger's next height."""

@@ -358,7 +358,7 @@ async def test_observations_under_another_rubric_are_forgotten_at_the_boundary(n
     with pytest.raises(ObservationError, match="of epoch 0"):
         net.observe(ledger, net.keys[0], other)
     with pytest.raises(ObservationError, match="under rubric"):
-        ledger.add_commit(net.batch(net.keys[0], other, epoch=1)[0])
+        ledger.observations.add_commit(net.batch(net.keys[0], other, epoch=1)[0])
 
 
 @pytest.fixture

@@ -23,23 +23,23 @@ async def test_a_record_is_due_when_all_that_committed_have_opened_or_after_a_wa
     signed = net.record("first")
     batches = [net.batch(key, signed) for key in net.keys]
     for commit, _ in batches:
-        assert ledger.add_commit(commit)
+        assert ledger.observations.add_commit(commit)
     for _, reveal in batches[:2]:
-        assert ledger.add_reveal(reveal)
+        assert ledger.observations.add_reveal(reveal)
     assert await ledger.due_in() is None
-    assert ledger.add_reveal(batches[2][1])
+    assert ledger.observations.add_reveal(batches[2][1])
     assert await ledger.due_in() == pytest.approx(0.3)
     assert not (await net.propose(ledger)).body.batches
     await trio.sleep(0.1)
     assert await ledger.due_in() == pytest.approx(0.2)
-    assert ledger.add_reveal(batches[3][1])
+    assert ledger.observations.add_reveal(batches[3][1])
     assert await ledger.due_in() == 0.0
     decided = await net.decide(ledger)
     assert len(decided.block.body.batches) == 4
     assert decided.block.body.records == (signed.record.digest(),)
     assert (ledger.height, ledger.log_size) == (1, 1)
-    assert not ledger.add_commit(batches[3][0])
-    assert not ledger.add_reveal(batches[3][1])
+    assert not ledger.observations.add_commit(batches[3][0])
+    assert not ledger.observations.add_reveal(batches[3][1])
     assert len((await ledger.summary()).blocks) == 1
 
 
@@ -128,21 +128,21 @@ async def test_commits_and_openings_are_checked_when_they_come(net, autojump_clo
     first = net.record("first")
     good, reveal = net.batch(net.keys[0], first)
     with pytest.raises(ObservationError, match="not a validator"):
-        ledger.add_commit(net.batch(net.stranger, first)[0])
+        ledger.observations.add_commit(net.batch(net.stranger, first)[0])
     with pytest.raises(ObservationError, match="rubric"):
-        ledger.add_commit(net.batch(net.keys[0], first, rubric=keccak256(b"x"))[0])
+        ledger.observations.add_commit(net.batch(net.keys[0], first, rubric=keccak256(b"x"))[0])
     with pytest.raises(ObservationError, match="epoch 1"):
-        ledger.add_commit(net.batch(net.keys[0], first, epoch=Epoch(1))[0])
+        ledger.observations.add_commit(net.batch(net.keys[0], first, epoch=Epoch(1))[0])
     with pytest.raises(SignatureError):
-        ledger.add_commit(replace(good, signature=net.batch(net.keys[1], first)[0].signature))
-    assert not ledger.add_reveal(reveal), "there is no commit yet"
-    assert ledger.add_commit(good)
-    assert not ledger.add_commit(good)
+        ledger.observations.add_commit(replace(good, signature=net.batch(net.keys[1], first)[0].signature))
+    assert not ledger.observations.add_reveal(reveal), "there is no commit yet"
+    assert ledger.observations.add_commit(good)
+    assert not ledger.observations.add_commit(good)
     lie = net.batch(net.keys[0], first, number=good.commit.number, ppm=1)[1]
     with pytest.raises(ObservationError, match="not what was committed to"):
-        ledger.add_reveal(lie)
-    assert ledger.add_reveal(reveal)
-    assert not ledger.add_reveal(reveal)
+        ledger.observations.add_reveal(lie)
+    assert ledger.observations.add_reveal(reveal)
+    assert not ledger.observations.add_reveal(reveal)
 
 
 async def test_observations_of_what_was_scored_long_ago_make_no_block(

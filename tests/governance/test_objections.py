@@ -41,9 +41,9 @@ async def ledger(net, autojump_clock):
 
 def say(ledger, batches) -> None:
     for signed, _ in batches:
-        ledger.add_commit(signed)
+        ledger.observations.add_commit(signed)
     for _, reveal in batches:
-        ledger.add_reveal(reveal)
+        ledger.observations.add_reveal(reveal)
 
 
 async def refused_at_first(net, ledger, block: Block, match: str) -> None:
@@ -127,7 +127,7 @@ async def test_our_own_proposal_leaves_copied_rows_out(net, autojump_clock, ledg
     say(ledger, batches[3:])
     block = await net.propose(ledger)
     assert [each.signed for each in block.body.batches] == [signed for signed, _ in batches[:3]]
-    assert ledger.standings()[net.keys[3].address].late == 1
+    assert ledger.observations.standings()[net.keys[3].address].late == 1
 
 
 async def test_an_equivocators_batch_may_not_be_taken_in(net, autojump_clock, ledger) -> None:
@@ -136,7 +136,7 @@ async def test_an_equivocators_batch_may_not_be_taken_in(net, autojump_clock, le
     say(ledger, batches)
     other = net.batch(net.keys[3], net.record("b"), number=batches[3][0].commit.number)[0]
     with pytest.raises(Exception, match="contradicts itself"):
-        ledger.add_commit(other)
+        ledger.observations.add_commit(other)
     await trio.sleep(WAIT_FOR_ALL_S)  # for another word of it
     assert len((await net.propose(ledger)).body.batches) == 3
     await refused_at_first(net, ledger, block_of(net, ledger, [record], batches), "who equivocated")

@@ -215,7 +215,7 @@ async def test_two_batches_convict_and_every_ledger_holds_the_same_bytes(net, au
     ledger, other = await net.open(tmp_path / "ledger"), await net.open(by=1)
     evidence = observed_twice(net, 2)
     assert ledger.add_evidence(evidence)
-    assert ledger.standings()[net.keys[2].address].equivocated
+    assert ledger.observations.standings()[net.keys[2].address].equivocated
     assert not ledger.add_evidence(evidence)
     decided = await net.decide(ledger, other)
     assert [decode_entry(data) for data in decided.block.body.entries] == [EvidenceEntry(evidence=evidence)]
@@ -235,12 +235,12 @@ async def test_a_batch_in_a_block_convicts_whoever_showed_us_another(net, autoju
     hidden, _ = net.batch(liar, record, number=1, ppm=1)
     accused: list[Evidence] = []
     other.on_offence(accused.append)
-    other.add_commit(hidden)
+    other.observations.add_commit(hidden)
     said = [(shown, reveal), *(net.batch(key, record, number=1) for key in net.keys[:2])]
     for commit, _ in said:
-        assert ledger.add_commit(commit)
+        assert ledger.observations.add_commit(commit)
     for _, rows in said:
-        assert ledger.add_reveal(rows)
+        assert ledger.observations.add_reveal(rows)
     await trio.sleep(1)
     decided = await net.decide(ledger, other)
     assert liar.address in [each.signed.commit.validator for each in decided.block.body.batches]

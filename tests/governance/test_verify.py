@@ -224,8 +224,8 @@ async def test_scores_under_a_wrong_name_are_refused_even_if_a_quorum_signed_the
     wrong = {"generator": net.keys[0].address, "request_key": keccak256(b"another question")}[field]
     for key in net.keys:
         signed_commit, reveal = net.batch(key, net.subject(signed)._replace(**{field: wrong}))
-        ledger.add_commit(signed_commit)
-        ledger.add_reveal(reveal)
+        ledger.observations.add_commit(signed_commit)
+        ledger.observations.add_reveal(reveal)
     await net.decide(ledger)
     text = receipt_text(build_receipt(signed, await ledger.proofs.of(signed.record.digest())))
     with pytest.raises(ReceiptError, match=rf"record: leaf\.{field}: "):

@@ -182,7 +182,7 @@ async def test_an_abstention_is_told_and_not_waited_for(cast, autojump_clock, ne
     network.observe(about, 0, 1, 2)
     network.running[3].committer.abstained(about.record, "the rubric's encoder is 02…")
     assert await network.ready(0, 1) - began < 2 * DELAY_S + 0.01
-    standing = network.running[0].ledger.standings()[network.running[3].address]
+    standing = network.running[0].ledger.observations.standings()[network.running[3].address]
     assert (standing.abstained, standing.reason) == (1, "the rubric's encoder is 02?")
 
 
@@ -297,7 +297,7 @@ async def test_an_equivocator_is_left_out_and_costs_nobody_else(cast, autojump_c
     with pytest.raises(BatchEquivocationError):
         finder.committer.hear(liar, encode_observation(Commit(signed=other)))
     assert [conflict.offender for conflict in accused] == [liar]
-    assert finder.ledger.standings()[liar].equivocated
+    assert finder.ledger.observations.standings()[liar].equivocated
     assert await finder.ledger.due_in() == 0.0
     block = await finder.ledger.propose(1, cast.context.clock.now_ms(), finder.address)
     assert liar not in [each.signed.commit.validator for each in block.body.batches]
@@ -305,7 +305,7 @@ async def test_an_equivocator_is_left_out_and_costs_nobody_else(cast, autojump_c
     with pytest.raises(EvidenceError):
         network.running[0].ledger.add_evidence(replace(accused[0], second=accused[0].first))
     assert network.running[0].ledger.add_evidence(accused[0]), "the same bytes convict everywhere"
-    assert network.running[0].ledger.standings()[liar].equivocated
+    assert network.running[0].ledger.observations.standings()[liar].equivocated
 
 
 async def test_rows_without_a_commit_and_late_commits_are_reported(cast, autojump_clock, network) -> None:

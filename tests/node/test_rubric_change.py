@@ -61,7 +61,7 @@ def test_validators_switch_scorers_while_they_run_and_one_without_the_model_says
         after = await scored(stage, first, "How do rivers flow?")
         assert (before.rubric, after.rubric) == (policy.rubric.digest(), rubric.digest())
         assert len(after.observers) == 3
-        standing = first.ledger.standings()[last.parts.context.address]
+        standing = first.ledger.observations.standings()[last.parts.context.address]
         assert (standing.abstained, standing.reason) == (1, lacks)
         assert not [peer for peer in stage.peers[:3] if notice in (await peer.status()).notices]
 
