@@ -84,7 +84,6 @@ class Sampler:
             top_p_micro=MICRO if top_p is None else min(top_p, MICRO),
             min_p_micro=sampling.min_p_micro or 0,
         )
-        self.seeded = sampling.seed is not None
         self._random = random.Random((sampling.seed or 0) % 2**64)  # noqa: S311 - sampling is no secret
         self._min_tokens = sampling.min_tokens or 0
         self._ends = np.array(sorted(end_token_ids) if self._min_tokens else [], dtype=np.int32)
@@ -132,7 +131,7 @@ class Sampler:
         scores = raw if change is None and mask is None else distribution.adjusted(raw, change, mask)
         if change is not None and len(change.banned) and distribution.highest_of(scores) == -np.inf:
             scores = distribution.adjusted(raw, without_bans(change), mask)
-        strain = strain_of(scores, self.limits, token, draw if self.seeded else None)
+        strain = strain_of(scores, self.limits, token, draw)
         self.accept(token)
         return strain
 

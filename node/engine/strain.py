@@ -44,16 +44,16 @@ class Strain:
 NOT_POSSIBLE: Final = Strain(BEYOND)
 
 
-def strain_of(scores: Floats, limits: Limits, token: int, draw: int | None) -> Strain:
+def strain_of(scores: Floats, limits: Limits, token: int, draw: int) -> Strain:
     """How well a token fits the scores that it was chosen from.
 
     Args:
         scores: (vocabulary,) after everything that changes logits.
         limits: of the declared sampling.
         token: that was published.
-        draw: the declared seed's random number here; None: none is declared, so whatever may be drawn fits.
+        draw: the declared seed's random number here.
     """
-    own = distribution.choose(scores, limits, draw or 0)
+    own = distribution.choose(scores, limits, draw)
     if own is None or not 0 <= token < len(scores) or not scores[token] > -math.inf:
         return NOT_POSSIBLE
     highest = float(distribution.highest_of(scores))
@@ -64,11 +64,8 @@ def strain_of(scores: Floats, limits: Limits, token: int, draw: int | None) -> S
         return Strain(next((level for level in LEVELS if gap <= level), BEYOND))
     around = _Around(scores.astype(np.float64), weight.astype(np.float64), limits, token, least)
     kept, k_sum = _kept(weight, limits, least)
-    bends = LEVELS if draw is None else LEVELS[1:]
-    if draw is not None and own == token:
-        strain = 0.0
-    else:
-        strain = next((bend for bend in bends if around.allows(bend, k_sum, draw)), BEYOND)
+    bends = (bend for bend in LEVELS[1:] if around.allows(bend, k_sum, draw))
+    strain = 0.0 if own == token else next(bends, BEYOND)
     nats = float(limits.scale) * math.log(2)
     powers = nats * (scores[kept].astype(np.float64) - highest)
     shares = weight[kept] / float(weight[kept].sum())
@@ -101,7 +98,7 @@ class _Around:
     token: int
     least: int
 
-    def allows(self, bend: float, k_sum: float, draw: int | None) -> bool:
+    def allows(self, bend: float, k_sum: float, draw: int) -> bool:
         """Whether logits that differ by at most half of `bend` could have given the token."""
         limits, own = self.limits, self.scores[self.token]
         ratio = 2.0 ** max(MOST_BENT, -bend * float(limits.scale))
@@ -131,8 +128,6 @@ class _Around:
             least_kept *= _bent(k_sum, whole, ratio)
         if ranked and above.any() and not start < top_p * most_kept:  # the first may always be drawn
             return False
-        if draw is None:
-            return True
         at = draw / 2**DRAW_BITS
         return bool(start <= at * most_kept and end >= at * least_kept)
 

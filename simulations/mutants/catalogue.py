@@ -294,8 +294,8 @@ MUTANTS: Final = (
     Mutant(
         "certificate's signatures unchecked",
         CERTIFICATE,
-        "            crypto.verify(digest, vote.signature, vote.validator)\n",
-        "            pass\n",
+        "        crypto.verify(digest, vote.signature, vote.validator)\n",
+        "        pass\n",
         ("a_certificate_is_signed",),
     ),
     Mutant(
@@ -315,8 +315,8 @@ MUTANTS: Final = (
     Mutant(
         "certificate by strangers",
         CERTIFICATE,
-        "            if signer not in validators:\n",
-        "            if False:\n",
+        "        if signer not in validators:\n",
+        "        if False:\n",
         ("a_certificate_is_a_quorum",),
     ),
     Mutant(

@@ -342,7 +342,7 @@ INLINE double bent(double part, double whole, double ratio) {
     return part > 0 ? part * ratio / (part * ratio + rest) : 0;
 }
 
-static int possible(const Row *row, const float *x, int32_t count, float highest, int32_t token, int seeded,
+static int possible(const Row *row, const float *x, int32_t count, float highest, int32_t token,
                     uint64_t least, double total, double k_sum, double bend, const Scratch *s) {
     int ranked = row->top_k > 0 || row->top_p < MICRO;
     double ratio = bending(bend, row->scale), top_p = row->top_p < MICRO ? (double)row->top_p / MICRO : 1;
@@ -358,11 +358,11 @@ static int possible(const Row *row, const float *x, int32_t count, float highest
     }
     if (ranked && at.count_above && !(start < top_p * most_kept)) return 0; /* the first may always be drawn */
     double draw = (double)row->draw / 9007199254740992.0;
-    return !seeded || (start <= draw * most_kept && end >= draw * least_kept);
+    return start <= draw * most_kept && end >= draw * least_kept;
 }
 
 /* `results`: strain in logits, then surprise in nats and its variance. */
-void trace_row(Row *row, int32_t count, const Scratch *s, int32_t token, int32_t seeded, double *results) {
+void trace_row(Row *row, int32_t count, const Scratch *s, int32_t token, double *results) {
     const float *x = scores_of(row, count, s);
     int32_t own = choose(row, x, count, s);
     results[0] = BEYOND, results[1] = results[2] = 0;
@@ -382,9 +382,9 @@ void trace_row(Row *row, int32_t count, const Scratch *s, int32_t token, int32_t
     uint64_t sum = total, lowest = least << ID_BITS, k_sum = total;
     if (row->top_k > 0 || row->top_p < MICRO)
         keep_likely(row, x, count, highest, least, total, s, &sum, &lowest, &k_sum);
-    if (seeded && own == token) results[0] = 0;
-    for (int32_t level = seeded; results[0] == BEYOND && level < LEVEL_COUNT; level++)
-        if (possible(row, x, count, highest, token, seeded, least, (double)total, (double)k_sum, LEVELS[level], s))
+    if (own == token) results[0] = 0;
+    for (int32_t level = 1; results[0] == BEYOND && level < LEVEL_COUNT; level++)
+        if (possible(row, x, count, highest, token, least, (double)total, (double)k_sum, LEVELS[level], s))
             results[0] = LEVELS[level];
     double nats = row->scale * 0.6931471805599453, first = 0, second = 0;
     for (int32_t start = 0, block = 0; start < count; start += BLOCK, block++) {

@@ -83,7 +83,7 @@ class NativeChooser:
         assert row.is_contiguous()
         filled, results = _Row(), (c_double * 3)()
         kept = _fill(filled, sampler, row.data_ptr())
-        arguments = self._vocabulary, byref(self._scratch), c_int32(token), c_int32(sampler.seeded), results
+        arguments = self._vocabulary, byref(self._scratch), c_int32(token), results
         self._trace_row(byref(filled), *arguments)
         if filled.token < 0 and filled.banned_count:  # the guide leaves nothing but an end token
             filled.banned_count = _always_banned(sampler)
