@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
 
 from nsllm.consensus.observation import DimensionScore
@@ -34,6 +35,7 @@ FLOORS_PPM: Final = {"computation": computation.PASS_PPM}
 """What the error rates in `docs/dimensions.md` are measured at."""
 
 
+@cache
 def built_in_rule_sets() -> tuple[RuleSet, ...]:
     """What the built-in layers judge with: the gates and the toxicity head of this version."""
     return (

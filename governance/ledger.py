@@ -368,7 +368,8 @@ class Ledger:
 
     async def unsettled(self, records: Sequence[Digest]) -> list[Digest]:
         """Those of `records` that no block has scored or settled as unscored, however long ago."""
-        settled = await self._run_on_state(lambda state: state.settled_among(records))
+        doubtful = self._pending.doubtful(records)
+        settled = await self._run_on_state(lambda state: state.settled_among(doubtful)) if doubtful else ()
         found = [record for record in records if record not in settled]
         for record in found:
             self._pending.looked_up(record, settled=False)
@@ -421,7 +422,7 @@ class Ledger:
         state = self._state
         motions = MotionPool(state.rules, [motion for motion, _ in state.store.decided_motions()], state.waiting)
         me = self._key.address if self._key is not None else None
-        return Pending(state.rules, state.registry, recent, motions, me)
+        return Pending(state.rules, state.registry, recent, len(recent) < RECENT_RECORDS, motions, me)
 
     async def _run(self, work: Callable[[], R]) -> R:
         async with self._lock:

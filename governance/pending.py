@@ -33,6 +33,7 @@ class Pending:
         rules: BlockRules,
         registry: MemberRegistry,
         recent: Sequence[Digest],
+        knows_all: bool,
         motions: MotionPool,
         me: Address | None,
     ) -> None:
@@ -42,12 +43,14 @@ class Pending:
             rules: what things are checked against.
             registry: members after the last block, kept up to date by the caller.
             recent: records settled last, oldest first.
+            knows_all: whether no others were settled before; then only of these is it looked up whether they still are.
             motions: what validators have moved and approved.
             me: who proposes and observes here; None for a ledger without a key.
         """
         self._rules = rules
         self._registry = registry
         self._recent: OrderedDict[Digest, None] = OrderedDict.fromkeys(recent)
+        self._knows_all = knows_all
         self.motions: Final = motions
         self._me = me
         self.pool = ObservationPool(rules.terms, me)
@@ -135,7 +138,14 @@ class Pending:
 
     def to_look_up(self) -> list[Digest]:
         """Records that may be settled of which it is not known whether they were, long ago."""
-        return [record for record in self.pool.ready() if record not in self._unsettled]
+        unknown = [record for record in self.pool.ready() if record not in self._unsettled]
+        doubtful = self.doubtful(unknown)
+        self._unsettled.update(set(unknown).difference(doubtful))
+        return doubtful
+
+    def doubtful(self, records: Sequence[Digest]) -> list[Digest]:
+        """Those of which memory does not tell that they are not settled."""
+        return [record for record in records if not self._knows_all or record in self._recent]
 
     def looked_up(self, record: Digest, *, settled: bool) -> None:
         """What the look-up found."""
@@ -172,6 +182,7 @@ class Pending:
         self._recent[record] = None
         if len(self._recent) > RECENT_RECORDS:
             self._recent.popitem(last=False)
+            self._knows_all = False
 
     def admitted(self, address: Address) -> None:
         """A block holds the member's admission."""

@@ -239,11 +239,21 @@ class Committer:
             if signed.commit.epoch != self._ledger.terms.validators.epoch:  # it ended while the disk was busy
                 self._retake(signed, reveal)
                 continue
-            self._enter(signed, reveal, {*signed.commit.record_digests, *signed.commit.abstained}, trio.current_time())
+            left = self._left(signed)
+            if not left:
+                continue  # others were enough without us while the disk was busy
+            self._enter(signed, reveal, left, trio.current_time())
             self._broadcast(Commit(signed=signed))
             self._checkpoint("batch_sent")
             self._opening.set()
             self._due()
+
+    def _left(self, signed: SignedCommit) -> set[Digest]:
+        """Records of a batch that wait for a block; of the others there is nothing more to say."""
+        records = (*signed.commit.record_digests, *signed.commit.abstained)
+        left = {record for record in records if not self._ledger.is_settled(record)}
+        self._settled.extend(record for record in records if record not in left)
+        return left
 
     async def _gather(self) -> None:
         """Return once nothing more is being scored, or a batch is full: batches cost far more than rows."""

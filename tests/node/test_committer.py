@@ -228,6 +228,20 @@ async def test_lost_messages_are_sent_again_until_a_block_has_the_records(cast, 
     assert len(network.sent) == before
 
 
+async def test_what_others_settled_while_our_disk_was_busy_is_not_said(
+    cast, autojump_clock, network, monkeypatch
+) -> None:
+    late, timely, validator = subject(cast, "late"), subject(cast, "in time"), network.running[0]
+    monkeypatch.setattr(validator.ledger, "is_settled", lambda record: record == late.record)
+    network.observe(late, 0)
+    await trio.sleep(1)
+    assert not validator.committer.holds(late.record)
+    network.observe(timely, 0)
+    await trio.sleep(20)
+    said = {record for signed in network.commits(0) for record in signed.commit.record_digests}
+    assert said == {timely.record}
+
+
 async def test_what_goes_out_again_at_once_is_bounded(cast, autojump_clock, network, monkeypatch) -> None:
     monkeypatch.setattr(module, "RESEND_AT_ONCE", 2)
     for i in range(8):
