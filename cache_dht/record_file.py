@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Any, Final
+from typing import IO, Any, Final, cast
 
 from nsllm.cache_dht.errors import RecordFileError
 from nsllm.consensus.certified import MAX_CERTIFIED_BYTES
@@ -113,7 +113,7 @@ def _read(line: bytes) -> dict[str, Any] | None:
         found = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else None
 
 
 def _check_first(row: dict[str, Any], network: NetworkId) -> None:

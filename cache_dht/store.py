@@ -238,7 +238,8 @@ class RecordStore:
         with self._guarded():
             sql = "SELECT worth, value FROM record WHERE row=?"
             gain, value = self._connection.execute(sql, (row,)).fetchone()
-        self._asked[row] = served(self._asked.get(row, value), gain, self._clock.now_ms())
+        known = self._asked.get(row)
+        self._asked[row] = served(float(value) if known is None else known, gain, self._clock.now_ms())
 
     async def by_digest(self, digest: Digest) -> CertifiedRecord | None:
         """The record with this digest."""
