@@ -14,7 +14,7 @@ import trio
 
 from nsllm.consensus.certified import CertifiedRecord
 from nsllm.errors import NsllmError
-from nsllm.governance.ledger import Ledger
+from nsllm.governance.proofs import Proofs
 from nsllm.ids import Address, short
 from nsllm.node.context import PeerContext
 from nsllm.node.scope import Scope, ScopeOf
@@ -34,9 +34,9 @@ KEPT_BYTES: Final = 64 * 1024 * 1024
 class Keeper:
     """Keeps certified records in memory until their holders have them."""
 
-    def __init__(self, *, context: PeerContext, ledger: Ledger, scope_of: ScopeOf) -> None:
+    def __init__(self, *, context: PeerContext, proofs: Proofs, scope_of: ScopeOf) -> None:
         self._context = context
-        self._ledger = ledger
+        self._proofs = proofs
         self._scope_of = scope_of
         self._send, self._queue = trio.open_memory_channel[tuple[SignedRecord, int]](KEPT_LIMIT)
         self._kept = 0
@@ -68,7 +68,7 @@ class Keeper:
         try:
             scope = self._scope_of(signed)
             if scope is not None:
-                await self._look_after(scope, await self._ledger.proofs.wait_certified(signed))
+                await self._look_after(scope, await self._proofs.wait_certified(signed))
         except NsllmError as error:
             # a block has the record: only our own disk can keep us from reading its proof
             log.error("keeper_failed record=%s error=%s", short(signed.record.digest()), error)

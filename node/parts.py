@@ -161,11 +161,11 @@ class Parts:
             share=lambda to, payload: self._mesh.send(to, "motion", payload),
             due=self.agreement.poke,
         )
-        self._keeper = Keeper(context=context, ledger=ledger, scope_of=self.scopes.of_record)
+        self._keeper = Keeper(context=context, proofs=ledger.proofs, scope_of=self.scopes.of_record)
         self._publisher = Publisher(
             context=context,
             completions=stores.completions,
-            ledger=ledger,
+            proofs=ledger.proofs,
             scope_of=self.scopes.of_record,
             examiner=self.examiner,
         )

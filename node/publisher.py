@@ -16,7 +16,7 @@ import trio
 from nsllm.consensus.certified import CertifiedRecord
 from nsllm.errors import NsllmError
 from nsllm.governance.errors import UnscoredError
-from nsllm.governance.ledger import Ledger
+from nsllm.governance.proofs import Proofs
 from nsllm.ids import Address, Digest, hex0x, short
 from nsllm.node.completions import Completions
 from nsllm.node.context import PeerContext
@@ -49,13 +49,13 @@ class Publisher:
         *,
         context: PeerContext,
         completions: Completions,
-        ledger: Ledger,
+        proofs: Proofs,
         scope_of: ScopeOf,
         examiner: Examiner | None,
     ) -> None:
         self._context = context
         self._completions = completions
-        self._ledger = ledger
+        self._proofs = proofs
         self._scope_of = scope_of
         self._examiner = examiner
         self._carried: dict[Digest, None] = {}
@@ -170,7 +170,7 @@ class Publisher:
                 for validator in validators.members:
                     nursery.start_soon(self._submit, validator, scope, signed, not_in_group)
                 try:
-                    certified = await self._ledger.proofs.wait_certified(signed)
+                    certified = await self._proofs.wait_certified(signed)
                 except NsllmError as error:
                     failure = error
                 nursery.cancel_scope.cancel()

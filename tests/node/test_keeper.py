@@ -27,7 +27,7 @@ class World:
         self.held: list[bytes] = []
         self.hold_fails: list[Exception] = []
         self.disk_fails: list[Exception] = []
-        self.keeper = Keeper(context=cast.context, ledger=self, scope_of=lambda _signed: Scope(None, self, self, self))
+        self.keeper = Keeper(context=cast.context, proofs=self, scope_of=lambda _signed: Scope(None, self, self, self))
 
     @property
     def proofs(self):

@@ -30,7 +30,7 @@ class World:
         self.publisher = Publisher(
             context=cast.context,
             completions=completions,
-            ledger=self,
+            proofs=self,
             scope_of=lambda _signed: Scope(None, self, self, self),
             examiner=self,
         )
