@@ -92,8 +92,8 @@ QUICK: Final = Extent(
     busy_s=6.0,
     memory=False,
     disk=(4, 12),
-    real_by_s=30.0,
-    disk_by_s=52.0,
+    real_by_s=28.0,
+    disk_by_s=46.0,
 )
 REAL: Final = ("real_answers_scored_per_s", "real_certificate_p50_ms")
 

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 from nsllm import canonical, merkle
 from nsllm.consensus.attendance import Attendance
-from nsllm.consensus.block import MAX_BLOCK_BYTES, DecidedBlock
+from nsllm.consensus.block import DecidedBlock
 from nsllm.consensus.certificate import Certificate
 from nsllm.consensus.certified import Inclusion
 from nsllm.consensus.epoch import EpochChange
@@ -36,10 +36,10 @@ from nsllm.governance.log_entry import (
 from nsllm.governance.network_log import NetworkLog
 from nsllm.governance.offences import OffenceRow
 from nsllm.governance.policy import Policy
+from nsllm.governance.stored_block import from_stored, to_stored
 from nsllm.ids import Address, Digest, Height, NetworkId, TimeMs
 from nsllm.merkle import NodeSource
 
-MAX_DECIDED_BYTES: Final = MAX_BLOCK_BYTES + 64 * 1024
 MAX_EPOCH_BYTES: Final = 64 * 1024
 MAX_REGISTRY_BYTES: Final = 32 * 1024 * 1024
 REMEMBERED: Final = 8
@@ -158,7 +158,7 @@ class BlockStore:
                 len(decided.block.body.transactions),
                 log_start,
                 header.log_size,
-                decided.encoded,
+                to_stored(decided),
             ),
         )
         self._connection.executemany(
@@ -231,7 +231,7 @@ class BlockStore:
             return found
         for height, header_id, data in self._connection.execute(query, (start + len(found), start + count)):
             try:
-                decided = canonical.decode(data, DecidedBlock, limit_bytes=MAX_DECIDED_BYTES)
+                decided = from_stored(data)
             except EncodingError:
                 decided = None
             if decided is None or decided.block.header.id() != header_id:

@@ -19,9 +19,10 @@ from nsllm.consensus.certificate import Certificate
 from nsllm.consensus.epoch import EpochChange
 from nsllm.consensus.header import Header
 from nsllm.errors import PeerFault
-from nsllm.governance.block_store import MAX_DECIDED_BYTES, MAX_EPOCH_BYTES
+from nsllm.governance.block_store import MAX_EPOCH_BYTES
 from nsllm.governance.genesis import Genesis
 from nsllm.governance.light_client import EpochProof, LightClient
+from nsllm.governance.stored_block import from_stored
 from nsllm.ids import Address, Digest, hex0x
 from nsllm.simulations.errors import InvariantError
 from nsllm.simulations.signatures import Signatures
@@ -108,7 +109,7 @@ def _certified(genesis: Genesis, connection: sqlite3.Connection, name: str) -> I
     """
     handovers = {
         boundary: EpochProof(
-            certificate=canonical.decode(certificate, Certificate, limit_bytes=MAX_DECIDED_BYTES),
+            certificate=canonical.decode(certificate, Certificate, limit_bytes=MAX_EPOCH_BYTES),
             change=canonical.decode(change, EpochChange, limit_bytes=MAX_EPOCH_BYTES),
         )
         for boundary, change, certificate in connection.execute(
@@ -119,7 +120,7 @@ def _certified(genesis: Genesis, connection: sqlite3.Connection, name: str) -> I
     trusted = LightClient.begin(genesis)
     try:
         for (data,) in connection.execute("SELECT decided FROM block ORDER BY height"):
-            block = canonical.decode(data, DecidedBlock, limit_bytes=MAX_DECIDED_BYTES)
+            block = from_stored(data)
             header = block.block.header
             if below is None:
                 trusted = trusted.follow(proof for at, proof in handovers.items() if at < header.height)[-1]
