@@ -29,10 +29,6 @@ class World:
         self.disk_fails: list[Exception] = []
         self.keeper = Keeper(context=cast.context, proofs=self, scope_of=lambda _signed: Scope(None, self, self, self))
 
-    @property
-    def proofs(self):
-        return self
-
     async def wait_certified(self, signed):
         await trio.lowlevel.checkpoint()
         if self.disk_fails:

@@ -36,10 +36,6 @@ class World:
         )
 
     # ledger
-    @property
-    def proofs(self):
-        return self
-
     async def wait_certified(self, signed):
         await self.certified.setdefault(signed.record.digest(), trio.Event()).wait()
         if self.disk_fails:
