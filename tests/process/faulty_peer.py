@@ -32,12 +32,14 @@ from nsllm.consensus.guard import SignerGuard
 from nsllm.consensus.message import decode_message, encode_message
 from nsllm.consensus.vote import Vote
 from nsllm.governance.chain import EmbeddedChain
-from nsllm.ids import Digest
+from nsllm.ids import Digest, Height
+from nsllm.node import parts
 from nsllm.node.data_folder import settle
 from nsllm.node.identity import locked
 from nsllm.node.links import ConsensusMesh
 from nsllm.node.orchestrator import Orchestrator
 from nsllm.node.peer import Peer
+from nsllm.node.presence import Presence
 from nsllm.node.settings import load_config
 from nsllm.node.world import real_world
 
@@ -58,6 +60,8 @@ def live(data_dir: Path, moment: str, nth: int, tap: Path, *, engine: bool) -> N
         equivocate()
     if moment == "forging":
         forge()
+    if moment == "lying":
+        lie()
     if moment == "diverging":
         EmbeddedChain.execute = lambda self, _transactions, time_ms: self._evm.execute((), time_ms)  # type: ignore[method-assign]
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -130,7 +134,37 @@ def forge() -> None:
     Orchestrator._record = forged  # type: ignore[method-assign]
 
 
-LIVES_ON = ("diverging", "equivocating", "forging")
+def lie() -> None:
+    """Claim much, and hand out what is not certified."""
+    beat, offered, decided = Presence._beat, parts.serve_snapshot, parts.serve_sync
+
+    class Lying:
+        def __init__(self, honest: Any) -> None:
+            self._honest = honest
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._honest, name)
+
+        async def decided(self, start: Any, count: int) -> Any:
+            found = await self._honest.decided(start, count)
+            return [
+                changed(one, certificate=changed(one.certificate, round=one.certificate.round + 1)) for one in found
+            ]
+
+        async def chunk(self, digest: Any, position: int) -> bytes | None:
+            data = await self._honest.chunk(digest, position)
+            return None if data is None else data[:-1] + bytes([data[-1] ^ 1])
+
+    def claimed(self: Presence) -> tuple[Height, int]:
+        height, sequence = beat(self)
+        return Height(height + 1000), sequence
+
+    Presence._beat = claimed  # type: ignore[method-assign]
+    parts.serve_sync = lambda directory, store: decided(directory, Lying(store))  # type: ignore[assignment]
+    parts.serve_snapshot = lambda directory, store: offered(directory, Lying(store))  # type: ignore[assignment]
+
+
+LIVES_ON = ("diverging", "equivocating", "forging", "lying")
 """Moments of a peer that has one life."""
 
 
