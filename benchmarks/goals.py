@@ -47,6 +47,12 @@ CONSENSUS: Final = {
     "real_answers_scored_per_s": Goal(least=4.0),
     "real_certificate_p50_ms": Goal(most=3000.0),
 }
+DHT: Final = {
+    "hivemind_get_vs_remote_hit": Goal(least=1.0, hoped=2.0),
+    "kad_get_vs_remote_hit": Goal(least=5.0),
+    "kad_get_cpu_vs_remote_hit": Goal(least=10.0),
+    "messages_growth_vs_log": Goal(most=1.0),
+}
 CACHE: Final = {
     "wrong_hit_upper95": Goal(most=0.02),
     "true_hit_share_of_fixed": Goal(least=0.8),

@@ -40,7 +40,7 @@ from nsllm.ids import Digest
 from nsllm.offload import ThreadOffload
 from nsllm.p2p.directory import PeerDirectory
 from nsllm.p2p.libp2p_network import Libp2pNetwork
-from nsllm.p2p.protocols.fetch import FETCH, MAX_NEAR, fetch, fetch_near, serve_fetch
+from nsllm.p2p.protocols.fetch import FETCH, MAX_NEAR, Fetcher, serve_fetch
 from nsllm.p2p.rates import Rate
 from nsllm.record import quantize_embedding, sign_record
 
@@ -142,8 +142,9 @@ async def asked(shelf: Shelf, make: Maker, rounds: int, pad_s: float) -> dict[st
         return [certified for certified, _ in found]
 
     holder.handle(FETCH, serve_fetch(directory, lookup, near, strangers=UNLIMITED, pad_s=lambda: pad_s))
-    by_key = partial(fetch, stranger, holder.peer_id)
-    by_meaning = partial(fetch_near, stranger, holder.peer_id, count=MAX_NEAR)
+    fetcher = Fetcher(stranger)
+    by_key = partial(fetcher.by_keys, holder.peer_id)
+    by_meaning = partial(fetcher.near, holder.peer_id, count=MAX_NEAR)
     # What is asked is made before the clock starts.
     kinds: dict[str, Callable[[], Callable[[], Awaitable[object]]]] = {
         "group key": lambda: partial(by_key, [rng.choice(shelf.group_keys)]),

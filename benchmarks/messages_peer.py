@@ -111,7 +111,8 @@ async def play(number: int, peer: Peer, questions: Iterable[Question], began_s: 
     return sources
 
 
-async def _opened(plan: Mapping[str, Any]) -> Peer:
+async def opened(plan: Mapping[str, Any]) -> Peer:
+    """A whole peer over libp2p with a stand-in for the language model, not running yet."""
     folder = Path(plan["folder"])
     identity = open_identity(folder)
     listen = P2pConfig(listen=(plan["listen"],), bootstrap=tuple(plan["bootstrap"]))
@@ -133,7 +134,7 @@ async def _opened(plan: Mapping[str, Any]) -> Peer:
 
 async def serve(plan: Mapping[str, Any]) -> None:
     """Run, and do what standard input says."""
-    peer = await _opened(plan)
+    peer = await opened(plan)
     async with trio.open_nursery() as nursery:
         await nursery.start(peer.run)
         await connected(peer, plan["others"])

@@ -1,13 +1,15 @@
 #!/bin/sh
-# Builds the opponents of the benchmarks for this machine, in an environment of their own: several minutes, once.
+# Builds the opponents of the benchmarks for this machine, in environments of their own: several minutes, once.
 #
-#   benchmarks/setup.sh VENV PYTHON
+#   benchmarks/setup.sh VENV HIVEMIND_VENV PYTHON
 #
-# JOBS is how many compilers run at once (default: one a processor).
+# JOBS is how many compilers run at once (default: one a processor). TORCH_PIP_ARGS goes to the installation of torch, which
+# hivemind needs, as in scripts/setup.sh.
 set -eu
 
 venv=$1
-python=$2
+hivemind=$2
+python=$3
 cd "$(dirname "$0")/.."
 
 stamp="$venv/.bench"
@@ -30,3 +32,17 @@ if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$digest" ]; then
     printf '%s' "$digest" >"$stamp"
 fi
 "$venv/bin/python" -c 'import llama_cpp; print("llama-cpp-python", llama_cpp.__version__, llama_cpp.llama_print_system_info().decode())'
+
+stamp="$hivemind/.bench"
+digest=$(cat benchmarks/requirements_hivemind.txt benchmarks/setup.sh constraints.txt | cksum)${TORCH_PIP_ARGS:-}
+if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$digest" ]; then
+    echo "installing hivemind, with a torch of its own" >&2
+    "$python" -m venv --clear "$hivemind"
+    # hivemind wants another protobuf than the product: only torch is held to our versions.
+    # shellcheck disable=SC2086 # several arguments
+    "$hivemind/bin/python" -m pip install -q --disable-pip-version-check ${TORCH_PIP_ARGS:-} -c constraints.txt torch
+    "$hivemind/bin/python" -m pip freeze | sed -n 's/^\(torch==[0-9.]*\).*/\1/p' >"$hivemind/torch.txt"
+    "$hivemind/bin/python" -m pip install -q --disable-pip-version-check -c "$hivemind/torch.txt" -r benchmarks/requirements_hivemind.txt
+    printf '%s' "$digest" >"$stamp"
+fi
+"$hivemind/bin/python" -c 'import hivemind; print("hivemind", hivemind.__version__)'

@@ -2,7 +2,8 @@
 
 Keys: the first eight bytes of the request key modulo the number of shards. Embeddings: the signs of their products
 with public hyperplanes of +1 and -1, drawn from SHA-256, so that near questions fall into the same or a neighbouring
-cell. Holders: rendezvous (highest random weight) hashing over members with the data role, salted by epoch.
+cell. Holders: rendezvous (highest random weight) hashing over members with the data role, so that a member that comes
+or goes moves only its own share.
 
 Source: Thaler and Ravishankar 1998 (rendezvous hashing); Charikar 2002 (sign of random projections). Pure.
 """
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nsllm import canonical
-from nsllm.ids import Address, Digest, Epoch, NetworkId
+from nsllm.ids import Address, Digest, NetworkId
 from nsllm.record import EMBEDDING_DIMENSIONS, Record
 
 Space = Literal["key", "embedding", "passage"]
@@ -104,29 +105,19 @@ def shards_of(record: Record, request_key: Digest, shards: int) -> tuple[Shard, 
     return key_shard(request_key, shards), embedding_shard(record.embedding, shards)
 
 
-def holders(
-    network: NetworkId, epoch: Epoch, shard: Shard, holding: tuple[Address, ...], replication: int
-) -> tuple[Address, ...]:
-    """Members that hold `shard`, the heaviest first; all of `holding` if there are fewer than `replication`.
+def holders(network: NetworkId, shard: Shard, holding: tuple[Address, ...], count: int) -> tuple[Address, ...]:
+    """The first `count` members in the order of `shard`, the heaviest first; all of `holding` if there are fewer.
+
+    The order of two members depends on nobody else, so the first ones are the same whatever `count` is.
 
     Args:
         network: of the members.
-        epoch: salts the choice.
-        shard: of either space.
+        shard: of any space.
         holding: members with the data role (`RegistryState.holding`).
-        replication: how many hold a shard.
+        count: how many hold a shard, or also how many stand in line behind them.
     """
-    salt = network + epoch.to_bytes(8, "big") + f"{shard.space}/{shard.number}/".encode()
-    return _heaviest(salt, holding, replication)
-
-
-def shards_held(
-    network: NetworkId, epoch: Epoch, own: Address, holding: tuple[Address, ...], shards: int, replication: int
-) -> tuple[Shard, ...]:
-    """Every shard of records (both spaces) that `own` holds, ascending."""
-    spaces: tuple[Space, ...] = ("embedding", "key")
-    every = (Shard(space, number) for space in spaces for number in range(shards))
-    return tuple(shard for shard in every if own in holders(network, epoch, shard, holding, replication))
+    salt = network + f"{shard.space}/{shard.number}/".encode()
+    return _heaviest(salt, holding, count)
 
 
 @lru_cache(maxsize=256)

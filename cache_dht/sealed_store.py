@@ -51,6 +51,8 @@ class SealedStore:
         self._clock = clock
         self._offload = offload
         self._max_bytes = max_bytes
+        self.version = 0
+        """Grows whenever envelopes come or go."""
         self.notice: str | None = None
         """What an operator should know about opening: a damaged file that was moved aside."""
 
@@ -95,27 +97,25 @@ class SealedStore:
                     "INSERT OR REPLACE INTO sealed (digest, request_key, own, stored_ms, body) VALUES (?,?,?,?,?)",
                     (sealed.record, sealed.request_key, own, self._clock.now_ms(), body),
                 )
+            self.version += 1
             return held is None
 
         return await self._run(work)
 
     async def get(self, request_key: Digest) -> CertifiedSealed | None:
         """The newest envelope for a salted request key."""
+        sql = "SELECT row, body FROM sealed WHERE request_key=? ORDER BY row DESC LIMIT 1"
+        return await self._run(lambda: self._one(sql, request_key))
 
-        def work() -> CertifiedSealed | None:
-            sql = "SELECT row, body FROM sealed WHERE request_key=? ORDER BY row DESC LIMIT 1"
-            row = self._connection.execute(sql, (request_key,)).fetchone()
-            if row is None:
-                return None
-            try:
-                return canonical.decode(row[1], CertifiedSealed, limit_bytes=MAX_CERTIFIED_SEALED_BYTES)
-            except EncodingError as error:  # bytes that changed inside a sound page: other holders have it
-                log.error("envelope_damaged row=%d error=%s", row[0], error)
-                with self._connection:
-                    self._connection.execute("DELETE FROM sealed WHERE row=?", (row[0],))
-                return None
+    async def by_digest(self, record: Digest) -> CertifiedSealed | None:
+        """The envelope of this record."""
+        return await self._run(lambda: self._one("SELECT row, body FROM sealed WHERE digest=?", record))
 
-        return await self._run(work)
+    async def catalogue(self) -> tuple[tuple[Digest, Digest], ...]:
+        """(digest of the record, salted request key) of all envelopes."""
+        sql = "SELECT digest, request_key FROM sealed"
+        rows = await self._run(lambda: self._connection.execute(sql).fetchall())
+        return tuple((Digest(digest), Digest(key)) for digest, key in rows)
 
     async def erase(self, records: Sequence[Digest]) -> tuple[Digest, ...]:
         """Delete envelopes so that their bytes are overwritten; which of them were there. Raises `StoreError`."""
@@ -125,6 +125,7 @@ class SealedStore:
             sql = "DELETE FROM sealed WHERE digest=?"
             with self._connection:
                 found = [each for each in records if self._connection.execute(sql, (each,)).rowcount]
+            self.version += 1
             if found:
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             return tuple(found)
@@ -143,6 +144,19 @@ class SealedStore:
     def close(self) -> None:
         """Close the database; the store cannot be used afterwards."""
         self._connection.close()
+
+    def _one(self, sql: str, argument: Digest) -> CertifiedSealed | None:
+        row = self._connection.execute(sql, (argument,)).fetchone()
+        if row is None:
+            return None
+        try:
+            return canonical.decode(row[1], CertifiedSealed, limit_bytes=MAX_CERTIFIED_SEALED_BYTES)
+        except EncodingError as error:  # bytes that changed inside a sound page: other holders have it
+            log.error("envelope_damaged row=%d error=%s", row[0], error)
+            with self._connection:
+                self._connection.execute("DELETE FROM sealed WHERE row=?", (row[0],))
+            self.version += 1
+            return None
 
     def _make_room(self, size_bytes: int) -> None:
         if self._max_bytes is None:

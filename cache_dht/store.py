@@ -87,6 +87,8 @@ class RecordStore:
         self._index = SemanticIndex()
         self.ours: Callable[[Digest, bytes], bool] = lambda _request_key, _embedding: True
         """Whether placement gives a record to this peer; whoever knows the placement sets it."""
+        self.version = 0
+        """Grows whenever records come or go."""
         self.notice: str | None = None
         """What an operator should know about opening: a damaged file that was moved aside."""
 
@@ -167,6 +169,7 @@ class RecordStore:
         self._gone(evicted)
         assert cursor.lastrowid is not None
         self._bytes += len(body) + ROW_BYTES
+        self.version += 1
         self._index.add([(cursor.lastrowid, record.embedding)])
         return True
 
@@ -204,6 +207,7 @@ class RecordStore:
         """Rows of these sizes are deleted."""
         if not sizes:
             return
+        self.version += 1
         self._index.remove(sizes)
         self._bytes -= sum(sizes.values())
         for row in sizes:
@@ -317,6 +321,16 @@ class RecordStore:
             with self._guarded():
                 rows = self._connection.execute(sql, (after or b"", count)).fetchall()
             return tuple((Digest(digest), body) for digest, body in rows)
+
+        return await self._offload.run(work)
+
+    async def catalogue(self) -> tuple[tuple[Digest, Digest, bytes], ...]:
+        """(digest, request key, embedding) of all records."""
+
+        def work() -> tuple[tuple[Digest, Digest, bytes], ...]:
+            with self._guarded():
+                rows = self._connection.execute("SELECT digest, request_key, embedding FROM record").fetchall()
+            return tuple((Digest(digest), Digest(key), embedding) for digest, key, embedding in rows)
 
         return await self._offload.run(work)
 

@@ -24,15 +24,18 @@ from nsllm.cache_dht.store import RecordStore
 from nsllm.consensus.certified import CertifiedRecord
 from nsllm.errors import NsllmError, PeerFault
 from nsllm.governance.errors import PolicyError
-from nsllm.ids import Address, Digest, Epoch, PeerId, Ppm, hex0x, short
+from nsllm.ids import Address, Digest, PeerId, Ppm, hex0x, short
 from nsllm.node.context import PeerContext
+from nsllm.node.holders import Holders
 from nsllm.p2p.network import Network
 from nsllm.record import Request
 
 log = logging.getLogger(__name__)
 
-ASK_AT_ONCE: Final = 3
-"""Holders that one look-up asks, all at the same time; the first valid answer wins."""
+ASK: Final = 3
+"""Holders that one look-up asks; the first valid answer wins."""
+PATIENCE_S: Final = 0.01
+"""How long one holder may take before the next one is asked as well. A holder that has nothing is not waited for."""
 ASK_DEADLINE_S: Final = 0.8
 PROBES: Final = 2
 """Shards of the embedding space that one look-up by meaning asks."""
@@ -40,7 +43,6 @@ PROVIDE_S: Final = 30.0
 PROVIDE_AGAIN_S: Final = 12 * 3600.0
 """Provider records live 24 hours in Kademlia: half of that leaves time for a repetition that fails."""
 PROVIDE_RETRY_S: Final = 60.0
-EPOCH: Final = Epoch(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +114,7 @@ class FederatedCache:
         self._placement = context.genesis.placement
         self._shards: dict[Shard, float] = {}
         """Shards that we hold records of, and when each is to be announced (again), in trio's seconds."""
-        self._holding: tuple[Address, ...] = ()
-        self._holders_of: dict[Shard, tuple[Address, ...]] = {}
-        """What `holders_of` found for `_holding`."""
+        self.holders = Holders(context, network, shelves.peer_of)
         self._filled = trio.Event()
         self.counters = CacheCounters()
         store.ours = self._ours
@@ -141,41 +141,59 @@ class FederatedCache:
         return found
 
     async def remote(self, key: Digest) -> Found | None:
-        """Exact match at the holders of the key's shard: one cached DHT walk, then one round trip to up to three."""
-        winner: Found | None = None
-        try:
-            holders = await self._holders(placement.key_shard(key, self._placement.shards))
-        except NsllmError as error:
-            log.info("holders_unknown error=%s", error)
-            holders = ()
+        """Exact match at the holders of the key's shard: one round trip. The DHT is asked if none of them answers."""
+        shard = placement.key_shard(key, self._placement.shards)
+        named = self.holders.to_ask(shard)[:ASK]
+        found, answers = await self._asked_for(key, named)
+        if not answers:
+            others = [peer for peer in await self._announced(shard) if peer not in named]
+            found, _ = await self._asked_for(key, others[:ASK])
+        if found is None:
+            self.counters.misses += 1
+        else:
+            self.counters.hits_remote += 1
+            self._context.events.emit(
+                "cache_hit", where="remote", record=short(found.certified.leaf.record), holder=found.holder
+            )
+        return found
 
-        async def ask(holder: PeerId) -> None:
-            nonlocal winner
+    async def _asked_for(self, key: Digest, holders: Sequence[PeerId]) -> tuple[Found | None, int]:
+        """The first valid answer, and how many holders answered. Each has `PATIENCE_S` before the next is asked too."""
+        winner: Found | None = None
+        answers = 0
+
+        async def ask(holder: PeerId, over: trio.Event) -> None:
+            nonlocal winner, answers
             with trio.move_on_after(ASK_DEADLINE_S):
                 try:
                     certified = await self._shelves.fetch(holder, key)
                 except PeerFault as error:
                     self._refuse(None, holder, error)
-                    return
                 except NsllmError as error:
                     log.info("fetch_failed peer=%s error=%s", holder, error)
-                    return
-                found = self._checked(certified, key, holder) if certified is not None else None
-                if found is not None and winner is None:
-                    winner = found
-                    nursery.cancel_scope.cancel()
+                else:
+                    answers += 1
+                    found = self._checked(certified, key, holder) if certified is not None else None
+                    if found is not None and winner is None:
+                        winner = found
+                        nursery.cancel_scope.cancel()
+            over.set()
 
         async with trio.open_nursery() as nursery:
-            for holder in holders[:ASK_AT_ONCE]:
-                nursery.start_soon(ask, holder)
-        if winner is None:
-            self.counters.misses += 1
-        else:
-            self.counters.hits_remote += 1
-            self._context.events.emit(
-                "cache_hit", where="remote", record=short(winner.certified.leaf.record), holder=winner.holder
-            )
-        return winner
+            for holder in holders:
+                over = trio.Event()
+                nursery.start_soon(ask, holder, over)
+                with trio.move_on_after(PATIENCE_S):
+                    await over.wait()
+        return winner, answers
+
+    async def _announced(self, shard: Shard) -> tuple[PeerId, ...]:
+        """Who announced a shard in the DHT; nobody if it does not answer."""
+        try:
+            return await self.holders.announced(shard)
+        except NsllmError as error:
+            log.info("holders_unknown error=%s", error)
+            return ()
 
     def reaches_peers(self) -> bool:
         """Whether a remote look-up has anyone to ask."""
@@ -196,18 +214,20 @@ class FederatedCache:
         asked: set[PeerId] = set()
 
         async def ask(shard: Shard) -> None:
-            holder = await self._asked(shard, asked)
-            if holder is None:
-                return
-            try:
-                with trio.fail_after(ASK_DEADLINE_S):
-                    found = await self._shelves.fetch_near(holder, embedding, NEIGHBOURS)
-            except PeerFault as error:
-                self._refuse(None, holder, error)
-            except (NsllmError, trio.TooSlowError) as error:
-                log.info("near_failed peer=%s error=%s", holder, error)
-            else:
-                gathered.extend(self._comparable(found, request, embedding, holder))
+            for holder in (await self.peers_of(shard))[:ASK]:
+                if holder in asked:
+                    continue
+                asked.add(holder)
+                try:
+                    with trio.fail_after(ASK_DEADLINE_S):
+                        found = await self._shelves.fetch_near(holder, embedding, NEIGHBOURS)
+                except PeerFault as error:
+                    self._refuse(None, holder, error)
+                except (NsllmError, trio.TooSlowError) as error:
+                    log.info("near_failed peer=%s error=%s", holder, error)
+                else:
+                    gathered.extend(self._comparable(found, request, embedding, holder))
+                    return
 
         async with trio.open_nursery() as nursery:
             for shard in placement.near_shards(embedding, self._placement.shards, PROBES):
@@ -231,7 +251,7 @@ class FederatedCache:
 
         Args:
             certified: untrusted.
-            check_placement: refuse records of shards that placement gives to others.
+            check_placement: refuse records of shards that we are not in line for.
 
         Raises:
             PeerFault: the record does not verify, or is not ours to hold.
@@ -245,7 +265,7 @@ class FederatedCache:
         certified.check(self._context.network_id, self._context.validators_of(certified.certificate))
         shards = placement.shards_of(record, key, self._placement.shards)
         mine = [shard for shard in shards if self._context.address in self.holders_of(shard)]
-        if check_placement and not mine:
+        if check_placement and not any(self.holders.in_line(shard) for shard in shards):
             raise PeerFault(f"record {short(certified.leaf.record)} belongs to shards that we do not hold")
         return await self._shelve(certified, mine)
 
@@ -323,25 +343,16 @@ class FederatedCache:
         self._fill(shards)
 
     async def peers_of(self, shard: Shard) -> tuple[PeerId, ...]:
-        """Who to ask for what is in a shard, the best first.
-
-        Raises:
-            NetworkError: the DHT, which is asked where no named holder is connected, does not answer.
-        """
-        return await self._holders(shard)
+        """Who to ask for what is in a shard, the best first."""
+        named = self.holders.to_ask(shard)
+        connected = self._network.connected()
+        if any(peer in connected for peer in named):
+            return named
+        return tuple(dict.fromkeys([*named, *await self._announced(shard)]))
 
     def holders_of(self, shard: Shard) -> tuple[Address, ...]:
         """Members that placement gives the shard to."""
-        holding = self._context.registry.state.holding
-        if holding is not self._holding:
-            self._holding = holding
-            self._holders_of.clear()
-        held = self._holders_of.get(shard)
-        if held is None:
-            held = self._holders_of[shard] = placement.holders(
-                self._context.network_id, EPOCH, shard, holding, self._placement.replication
-            )
-        return held
+        return self.holders.named(shard)
 
     def holders_of_record(self, certified: CertifiedRecord) -> tuple[Address, ...]:
         """Members that hold a record: those of its key shard, then those of its embedding shard, each once."""
@@ -351,29 +362,6 @@ class FederatedCache:
     def shards_announced(self) -> int:
         """Shards that we hold records of and have announced, or are about to."""
         return len(self._shards)
-
-    async def _holders(self, shard: Shard) -> tuple[PeerId, ...]:
-        """Who to ask for a shard: those whom placement names, then others that announced it in the DHT."""
-        named = [self._shelves.peer_of(address) for address in self.holders_of(shard)]
-        known = [peer for peer in named if peer is not None and peer != self._network.peer_id]
-        connected = self._network.connected()
-        if any(peer in connected for peer in known):
-            return tuple(sorted(known, key=lambda peer: peer not in connected))
-        announced = await self._network.find_providers(shard.provider_key(self._context.network_id))
-        others = [peer for peer in announced if peer != self._network.peer_id]
-        return tuple(dict.fromkeys([*known, *others]))
-
-    async def _asked(self, shard: Shard, asked: set[PeerId]) -> PeerId | None:
-        """The first holder of a shard that is not among those asked already, and is from now on."""
-        try:
-            holders = await self._holders(shard)
-        except NsllmError as error:
-            log.info("holders_unknown error=%s", error)
-            return None
-        holder = next((peer for peer in holders if peer not in asked), None)
-        if holder is not None:
-            asked.add(holder)
-        return holder
 
     async def _stored_shards(self) -> tuple[Shard, ...]:
         shards: set[Shard] = set()

@@ -18,15 +18,17 @@ from nsllm.consensus.errors import PrunedError
 from nsllm.errors import NsllmError
 from nsllm.ids import Address, Digest, Height, PeerId
 from nsllm.p2p.directory import PeerDirectory
+from nsllm.p2p.errors import NetworkError
 from nsllm.p2p.network import Network
 from nsllm.p2p.protocols.embeddings import give_embeddings, want_embeddings
-from nsllm.p2p.protocols.fetch import fetch, fetch_near
+from nsllm.p2p.protocols.fetch import Fetcher
 from nsllm.p2p.protocols.mesh import MeshClient
 from nsllm.p2p.protocols.passages import find_passages
 from nsllm.p2p.protocols.push import push
 from nsllm.p2p.protocols.removal import ask_removal
 from nsllm.p2p.protocols.sealed import give, offer, want
 from nsllm.p2p.protocols.shelve import Load, Offered, Shelving, shelve
+from nsllm.p2p.protocols.stock import Shelf, StockClient
 from nsllm.p2p.protocols.submit import Submitter
 from nsllm.p2p.protocols.sync import fetch_blocks
 from nsllm.record import SignedChunk, SignedRecord
@@ -125,12 +127,14 @@ class BlockFeed:
 
 
 class MemberLinks:
-    """What a peer's parts ask of other members: `Submissions`, `Shelves`, `ChunkLinks` and `EmbeddingLinks`."""
+    """What a peer's parts ask of other members: its ports `Submissions`, `Shelves`, `StockLinks` and so on."""
 
     def __init__(self, network: Network, directory: PeerDirectory) -> None:
         self._network = network
         self._directory = directory
         self._submitter = Submitter(network)
+        self._fetcher = Fetcher(network)
+        self._stock = StockClient(network)
 
     def peer_of(self, member: Address) -> PeerId | None:
         """Present libp2p identity of a member."""
@@ -159,12 +163,14 @@ class MemberLinks:
 
     async def fetch(self, holder: PeerId, key: Digest) -> CertifiedRecord | None:
         """What the holder has for a request key, unverified."""
-        found = await fetch(self._network, holder, [key])
+        await self._approach(holder)
+        found = await self._fetcher.by_keys(holder, [key])
         return found[0] if found else None
 
     async def fetch_near(self, holder: PeerId, embedding: bytes, count: int) -> Sequence[CertifiedRecord]:
         """What the holder has near an embedding, unverified."""
-        return await fetch_near(self._network, holder, embedding, count)
+        await self._approach(holder)
+        return await self._fetcher.near(holder, embedding, count)
 
     async def push(self, holder: PeerId, certified: CertifiedRecord) -> None:
         """Return once the holder has the record on disk; raises `RefusedError` or another `NetworkError`."""
@@ -178,6 +184,15 @@ class MemberLinks:
         """Return once the holder keeps them; raises `RefusedError` or another `NetworkError`."""
         await give_embeddings(self._network, holder, embeddings)
 
+    async def compare(self, holder: PeerId, shelves: Sequence[Shelf]) -> Sequence[Shelf]:
+        """Those whose stock is another at the holder."""
+        await self._approach(holder)
+        return await self._stock.compare(holder, shelves)
+
+    async def lacking(self, holder: PeerId, records: Sequence[Digest]) -> Sequence[Digest]:
+        """Those that the holder lacks."""
+        return await self._stock.lacking(holder, records)
+
     async def find_passages(self, holder: PeerId, embedding: bytes, count: int) -> Sequence[SignedChunk]:
         """What chunks the holder has near an embedding, unverified."""
         return await find_passages(self._network, holder, embedding, count)
@@ -187,3 +202,15 @@ class MemberLinks:
     ) -> Shelving:
         """Return once the holder has the chunks on disk; raises `RefusedError` or another `NetworkError`."""
         return await shelve(self._network, holder, offered, load, withdrawals)
+
+    async def _approach(self, peer: PeerId) -> None:
+        """Dial a member that is not connected where its card says that it listens, which spares a walk of the DHT."""
+        if peer in self._network.connected():
+            return
+        for address in self._directory.multiaddrs_of(peer):
+            try:
+                await self._network.connect(address)
+            except NetworkError as error:
+                log.debug("card_misleads peer=%s error=%s", peer, error)
+            else:
+                return

@@ -55,6 +55,7 @@ from nsllm.node.restock import Restocker
 from nsllm.node.retrieval import Retrieval
 from nsllm.node.scopes import GroupParts, Scopes
 from nsllm.node.snapshot_feed import SnapshotFeed
+from nsllm.node.stocktaking import Stocktaking
 from nsllm.node.stores import Stores
 from nsllm.node.vault import Vault
 from nsllm.node.world import World
@@ -71,6 +72,7 @@ from nsllm.p2p.protocols.removal import REMOVAL, serve_removal
 from nsllm.p2p.protocols.sealed import NOT_IN_GROUP, SEALED, serve_sealed
 from nsllm.p2p.protocols.shelve import SHELVE, serve_shelve
 from nsllm.p2p.protocols.snapshot import SNAPSHOT, serve_snapshot
+from nsllm.p2p.protocols.stock import STOCK, serve_stock
 from nsllm.p2p.protocols.submit import SUBMIT, serve_submit
 from nsllm.p2p.protocols.sync import SYNC, serve_sync
 from nsllm.record import SignedRecord
@@ -124,7 +126,7 @@ class Parts:
         self.vault = Vault(
             context=context,
             store=stores.sealed,
-            holders_of=self.cache.holders_of,
+            may_hold=self.cache.holders.in_line,
             filled=self.cache.announce_shard,
         )
         self.scopes = self._make_scopes(settled, links)
@@ -149,6 +151,9 @@ class Parts:
         )
         self._restocker = Restocker(
             context=context, ledger=ledger, store=stores.records, cache=self.cache, vault=self.vault, shelves=links
+        )
+        self._stocktaking = Stocktaking(
+            context=context, records=stores.records, envelopes=stores.sealed, cache=self.cache, links=links
         )
         self.removals = Removals(
             context=context, ledger=ledger, shelves=[stores.records, stores.sealed, self.scopes], holders=links
@@ -238,6 +243,7 @@ class Parts:
             ("documents", self._spreader.run),
             ("embeddings", self.embeddings.run),
             ("restocker", self._restocker.run),
+            ("stocktaking", self._stocktaking.run),
             ("removals", self.removals.run),
             ("reuse", self.near.run),
         ]
@@ -305,6 +311,7 @@ class Parts:
         network.handle(FETCH, serve_fetch(directory, self._look_up, self._look_up_near, pad_s=self.scopes.pad_s))
         network.handle(PUSH, serve_push(directory, self._hold))
         network.handle(EMBEDDINGS, serve_embeddings(directory, self.embeddings.look, self.embeddings.keep))
+        network.handle(STOCK, serve_stock(directory, self._stocktaking))
         network.handle(PASSAGES, serve_passages(directory, self.documents.near))
         network.handle(SHELVE, serve_shelve(directory, self.documents))
         network.handle(GENERATE, serve_generate(directory, self._executors.execute))

@@ -10,7 +10,7 @@ from nsllm.cache_dht.reuse import check_standing
 from nsllm.cache_dht.sealed import CertifiedSealed
 from nsllm.cache_dht.sealed_store import SealedStore
 from nsllm.errors import PeerFault
-from nsllm.ids import Address, Digest, short
+from nsllm.ids import Digest, short
 from nsllm.node.context import PeerContext
 
 
@@ -22,7 +22,7 @@ class Vault:
         *,
         context: PeerContext,
         store: SealedStore,
-        holders_of: Callable[[Shard], tuple[Address, ...]],
+        may_hold: Callable[[Shard], bool],
         filled: Callable[[Shard], None],
     ) -> None:
         """Begin with what the store holds.
@@ -30,12 +30,12 @@ class Vault:
         Args:
             context: who we are.
             store: where envelopes are.
-            holders_of: members that placement gives a shard to.
+            may_hold: whether we are in line for a shard.
             filled: told of each shard that we hold something of.
         """
         self._context = context
         self._store = store
-        self._holders_of = holders_of
+        self._may_hold = may_hold
         self._filled = filled
 
     async def hold(self, certified: CertifiedSealed) -> bool:
@@ -49,7 +49,7 @@ class Vault:
         check_standing(record, context.retracted_at(record))
         certified.check(context.network_id, context.validators_of(certified.certificate))
         shard = self.shard(certified.leaf.request_key)
-        if context.address not in self._holders_of(shard):
+        if not self._may_hold(shard):
             raise PeerFault(f"record {short(record)} belongs to a shard that we do not hold")
         new = await self._store.put(certified)
         if context.retracted_at(record) is not None:  # a block took it back while the disk was busy

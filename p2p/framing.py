@@ -21,6 +21,8 @@ from nsllm.p2p.network import Stream
 T = TypeVar("T", bound=msgspec.Struct)
 
 HEADER_BYTES: Final = 4
+END: Final = bytes(HEADER_BYTES)
+"""The end frame."""
 READ_BYTES: Final = 64 * 1024
 """Measured on yamux: 64 KB reads into an own buffer carry 260 MB/s, exact small reads a fraction of it."""
 
@@ -71,7 +73,7 @@ class FramedStream:
 
     async def send_end(self) -> None:
         """Send the end frame: nothing more comes from us, and nothing was lost."""
-        await self._stream.send_all(bytes(HEADER_BYTES))
+        await self._stream.send_all(END)
 
     async def wait_begin(self) -> None:
         """Return once the next frame has begun to come.

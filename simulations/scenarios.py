@@ -17,6 +17,7 @@ from nsllm.simulations.churn import churn
 from nsllm.simulations.colluding import colluding_scorers
 from nsllm.simulations.errors import ScenarioError, UnknownScenarioError
 from nsllm.simulations.faults import GOSSIP_LOSS, faults
+from nsllm.simulations.heal import heal
 from nsllm.simulations.network import MAX_VALIDATORS, SimulatedNetwork, quiet
 from nsllm.simulations.partition import partition
 from nsllm.simulations.standin import NAME
@@ -58,6 +59,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "byzantine": Scenario(byzantine),
     "colluding-scorers": Scenario(colluding_scorers),
     "suspended": Scenario(suspended, virtual_s=3_640.0),
+    "heal": Scenario(heal, validators=7, virtual_s=1_100.0),
     "absent": Scenario(absent, absence_minutes=ABSENCE_MINUTES, virtual_s=600.0),
 }
 

@@ -8,17 +8,30 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 ROOT: Final = Path(__file__).parents[2]
 LAST_WORDS_BYTES: Final = 2000
 
 
-class Process:
-    """A contestant; made by `started`."""
+@dataclass(frozen=True)
+class Child:
+    """A process that another one forked, as far as `Process` looks at it."""
 
-    def __init__(self, name: str, process: subprocess.Popen[str], log: Path) -> None:
+    stdin: IO[str]
+    stdout: IO[str]
+
+    def wait(self) -> str:
+        """Nobody but its parent knows its status."""
+        return "unknown"
+
+
+class Process:
+    """A contestant; made by `started`, `planned` or `forked`."""
+
+    def __init__(self, name: str, process: subprocess.Popen[str] | Child, log: Path) -> None:
         self.name = name
         self.about: dict[str, Any] = {}
         self._process = process
@@ -33,11 +46,18 @@ class Process:
         self.tell(do, **details)
         return self.hear()
 
+    def give(self, plan: Mapping[str, Any]) -> None:
+        """Its plan, where it waits for one."""
+        self._say(plan)
+
     def tell(self, do: str, **details: object) -> None:
         """Give it a task."""
+        self._say({"do": do, **details})
+
+    def _say(self, words: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps({"do": do, **details}) + "\n")
+            self._process.stdin.write(json.dumps(words) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # `hear` says why
@@ -109,3 +129,38 @@ def planned(
     popen.stdin.write(json.dumps(plan) + "\n")
     popen.stdin.flush()
     return Process(name, popen, log)
+
+
+def forked(
+    module: str, count: int, folder: Path, processes: list[subprocess.Popen[str]], python: str = sys.executable
+) -> list[Process]:
+    """So many processes of a module that is imported once; each waits for its plan, a line of JSON.
+
+    Args:
+        module: whose `main` they run.
+        count: how many.
+        folder: for their logs.
+        processes: their parent joins these.
+        python: of the environment that has what the module imports.
+    """
+    made: list[Process] = []
+    pipes: list[str] = []
+    theirs: list[int] = []
+    for number in range(count):
+        name = f"{module.rpartition('.')[2]}-{number}"
+        inward, write = os.pipe()
+        read, outward = os.pipe()
+        child = Child(os.fdopen(write, "w"), os.fdopen(read))
+        log = folder / f"{name}.log"
+        log.touch()
+        made.append(Process(name, child, log))
+        pipes += [str(inward), str(outward), str(log)]
+        theirs += [inward, outward]
+    command = [python, "-m", "benchmarks.contestants.forked", module, *pipes]
+    with (folder / f"{module}.log").open("wb") as errors:
+        processes.append(
+            subprocess.Popen(command, pass_fds=theirs, stderr=errors, text=True, cwd=ROOT, stdin=subprocess.DEVNULL)
+        )
+    for end in theirs:
+        os.close(end)
+    return made

@@ -22,6 +22,9 @@ def benchmark_results() -> str:
     if (RESULTS / "cache.json").is_file():
         cache = json.loads((RESULTS / "cache.json").read_text("utf-8"))
         parts += ["### Reuse", _machine(cache), _goals(cache["goals"]), _fixed(cache), _hijacks(cache), _load(cache)]
+    if (RESULTS / "dht.json").is_file():
+        dht = json.loads((RESULTS / "dht.json").read_text("utf-8"))
+        parts += ["### Look-ups", _machine(dht), _goals(dht["goals"]), _look_ups(dht), _simulated(dht["simulated"])]
     parts += ["### Agreement", _machine(consensus), _goals(consensus["goals"]), _agreement(consensus)]
     parts += [_cpu_split(consensus), _rest(consensus), _memory(consensus["memory"]), _disk(consensus)]
     return "\n\n".join(part for part in parts if part)
@@ -116,6 +119,46 @@ def _agreement(result: Mapping[str, Any]) -> str:
     lines += [
         f"| `{name}` | " + " | ".join(_number(result.get(f"n{size}.{name}")) for size in SIZES) + " |" for name in names
     ]
+    return "\n".join(lines)
+
+
+CALLS = {
+    "ours, exact": "remote_hit",
+    "ours, exact, nothing there": "remote_miss",
+    "ours, by meaning": "near_hit",
+    "ours, by meaning, nothing there": "near_miss",
+    "ours, kept by all holders": "put",
+    "hivemind, get": "hivemind_get",
+    "hivemind, get, nothing there": "hivemind_miss",
+    "hivemind, store": "hivemind_put",
+    "Kademlia, get": "kad_get",
+    "Kademlia, get, nothing there": "kad_miss",
+    "Kademlia, put": "kad_put",
+}
+
+
+def _look_ups(result: Mapping[str, Any]) -> str:
+    """Calls of each network of processes, by its size."""
+    lines = ["| call | peers | p50 ms | p95 ms | CPU ms, all processes |", "|---|---:|---:|---:|---:|"]
+    for words, name in CALLS.items():
+        for size, prefix in ((4, "n4."), (16, "")):
+            values = [result.get(f"{prefix}{name}_{what}") for what in ("p50_ms", "p95_ms", "cpu_ms")]
+            if values[0] is not None:
+                lines.append(f"| {words} | {size} | " + " | ".join(map(_number, values)) + " |")
+    return "\n".join(lines)
+
+
+def _simulated(rows: Sequence[Mapping[str, float]]) -> str:
+    """What a look-up sends, by the number of peers."""
+    lines = [
+        "| simulated peers | look-up | messages | at first | dials at first | DHT walks at first | ms | at first |"
+    ]
+    lines += ["|---:|---|---:|---:|---:|---:|---:|---:|"]
+    for row in rows:
+        for words, name in (("exact", "hit"), ("by meaning", "near_hit"), ("nothing there", "miss")):
+            names = [f"{name}_messages", *(f"cold_{name}_{what}" for what in ("messages", "dials", "walks"))]
+            numbers = [row[each] for each in (*names, f"{name}_ms", f"cold_{name}_ms")]
+            lines.append(f"| {row['peers']} | {words} | " + " | ".join(map(_number, numbers)) + " |")
     return "\n".join(lines)
 
 

@@ -24,7 +24,7 @@ def protocols() -> str:
 
 def _largest_frame(path: Path, module: object) -> str:
     """The limit that the handler frames its stream with, or that of gossip."""
-    found = re.search(r"(?:FramedStream|answering)\(stream, (MAX_\w+)|(MAX_GOSSIP_BYTES)", path.read_text())
+    found = re.search(r"(?:FramedStream|answering|questions)\(stream, (MAX_\w+)|(MAX_GOSSIP_BYTES)", path.read_text())
     assert found is not None, f"{path} frames its stream in another way"
     return _size(getattr(module, found[1] or found[2]))
 
@@ -45,7 +45,7 @@ def protocol_limits() -> str:
 def protocol_modules(*, every: bool = False) -> Iterator[tuple[Path, object]]:
     """(file, module) of each protocol, ascending; with `every` also of what they share."""
     for path in sorted((REPOSITORY / "p2p" / "protocols").glob("*.py")):
-        if path.stem != "__init__" and (every or path.stem != "dialogue"):
+        if path.stem != "__init__" and (every or path.stem not in {"dialogue", "lines"}):
             yield path, importlib.import_module(f"nsllm.p2p.protocols.{path.stem}")
 
 

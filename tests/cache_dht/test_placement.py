@@ -8,9 +8,9 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsllm.cache_dht.placement import Shard, embedding_shard, holders, key_shard, shards_held
+from nsllm.cache_dht.placement import Shard, embedding_shard, holders, key_shard
 from nsllm.consensus.registry import Member, RegistryState
-from nsllm.ids import Address, Digest, Epoch, NetworkId
+from nsllm.ids import Address, Digest, NetworkId
 from nsllm.record import quantize_embedding
 
 NETWORK = NetworkId(b"\x07" * 32)
@@ -52,28 +52,43 @@ def test_near_embeddings_mostly_share_a_cell_and_far_ones_mostly_do_not() -> Non
 
 def test_holders_are_distinct_data_members_and_independent_of_order() -> None:
     shard = Shard("key", 3)
-    chosen = holders(NETWORK, Epoch(0), shard, EIGHT, 3)
+    chosen = holders(NETWORK, shard, EIGHT, 3)
     assert len(set(chosen)) == 3
-    assert chosen == holders(NETWORK, Epoch(0), shard, EIGHT[::-1], 3)
+    assert chosen == holders(NETWORK, shard, EIGHT[::-1], 3)
     with_other = RegistryState.of([*(member(i, "data") for i in range(8)), member(99, "validator")])
-    assert chosen == holders(NETWORK, Epoch(0), shard, with_other.holding, 3)
+    assert chosen == holders(NETWORK, shard, with_other.holding, 3)
 
 
 def test_a_member_that_leaves_moves_only_its_own_shards() -> None:
     gone = EIGHT[0]
     for number in range(64):
         shard = Shard("key", number)
-        before = holders(NETWORK, Epoch(0), shard, EIGHT, 2)
-        after = holders(NETWORK, Epoch(0), shard, EIGHT[1:], 2)
+        before = holders(NETWORK, shard, EIGHT, 2)
+        after = holders(NETWORK, shard, EIGHT[1:], 2)
         assert [a for a in before if a != gone] == [a for a in after if a in before]
 
 
-def test_shards_are_spread_evenly_and_another_epoch_places_them_anew() -> None:
-    counts = [len(shards_held(NETWORK, Epoch(0), address, EIGHT, 256, 2)) for address in EIGHT]
+def test_a_member_that_joins_takes_its_share_and_moves_nothing_else() -> None:
+    taken = 0
+    for number in range(256):
+        shard = Shard("key", number)
+        before, after = holders(NETWORK, shard, EIGHT[:7], 2), holders(NETWORK, shard, EIGHT, 2)
+        assert [address for address in after if address != EIGHT[7]] == list(before)[: 2 - (EIGHT[7] in after)]
+        taken += EIGHT[7] in after
+    assert 40 < taken < 90  # two of eight hold each of 256 shards: 64 on average
+
+
+@given(st.integers(0, 255), st.integers(1, 8), st.integers(1, 8))
+def test_the_first_in_line_are_the_same_however_many_are_asked_for(number: int, one: int, other: int) -> None:
+    shard, fewer = Shard("embedding", number), min(one, other)
+    assert holders(NETWORK, shard, EIGHT, one)[:fewer] == holders(NETWORK, shard, EIGHT, other)[:fewer]
+
+
+def test_shards_are_spread_evenly() -> None:
+    held = [holders(NETWORK, Shard(space, number), EIGHT, 2) for space in ("embedding", "key") for number in range(256)]
+    counts = [sum(address in each for each in held) for address in EIGHT]
     assert sum(counts) == 2 * 256 * 2
     assert max(counts) < 2 * min(counts)
-    moved = [holders(NETWORK, Epoch(e), Shard("key", 1), EIGHT, 2) for e in range(10)]
-    assert len(set(moved)) > 1
 
 
 def test_provider_keys_differ_by_space_number_and_network() -> None:

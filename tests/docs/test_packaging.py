@@ -115,9 +115,8 @@ def test_what_the_test_extra_declares_is_used(tracked, repository, declared, dis
 
 def test_what_benchmarks_import_is_declared(tracked, repository, declared, distributions):
     modules = imported(source_files(tracked, repository, "benchmarks"))
-    opponents = {
-        name_of(line) for line in (repository / "benchmarks/requirements.txt").read_text().splitlines() if "==" in line
-    }
+    lines = [line for path in (repository / "benchmarks").glob("requirements*.txt") for line in path.open()]
+    opponents = {name_of(line) for line in lines if "==" in line}
     known = declared[""] | declared["bench"] | opponents
     # the bench extra need not be installed where tests run: its modules are then known by name
     owners = {module: distributions.get(module) or {NOT_INSTALLED.get(module, module)} for module in modules}

@@ -10,9 +10,11 @@ import pytest
 import trio
 
 from nsllm.cache_dht.errors import StoreError
+from nsllm.cache_dht.placement import Shard
 from nsllm.cache_dht.store import RecordStore
 from nsllm.errors import PeerFault
 from nsllm.node import federated_cache as module
+from nsllm.node import holders as holders_module
 from nsllm.node.federated_cache import FederatedCache
 from nsllm.p2p.errors import DeadlineError, MisbehaviourError, UnreachableError
 
@@ -192,7 +194,10 @@ async def test_far_holders_are_found_through_the_dht(cast, autojump_clock, shelf
     question = shelf.question(held=False)
     shelf.network.neighbours = ()
     shelf.network.announced = ("somebody else", shelf.network.peer_id)
-    shelf.shelves.gives = {"somebody else": cast.certified(cast.record(question, by=1))}
+    shelf.shelves.gives = {
+        shelf.shelves.peer_of(address): UnreachableError("gone") for address in shelf.holders(question)
+    }
+    shelf.shelves.gives["somebody else"] = cast.certified(cast.record(question, by=1))
     found = await shelf.cache.remote(cast.key(question))
     assert found is not None
     assert found.holder == "somebody else"
@@ -223,7 +228,11 @@ async def test_a_holder_keeps_what_verifies_and_is_its_own_to_hold(cast, autojum
     assert (await shelf.store.stats()).records == 1
 
 
-async def test_shards_of_others_are_not_held(cast, autojump_clock, shelf) -> None:
+async def test_shards_of_others_are_not_held(cast, autojump_clock, shelf, monkeypatch) -> None:
+    monkeypatch.setattr(holders_module, "IN_LINE", 1)  # in a network of four everybody is in line for everything
+    assert shelf.cache.holders.in_line(Shard("key", 1)) == (
+        cast.context.address in shelf.cache.holders_of(Shard("key", 1))
+    )
     foreign = [
         certified
         for certified in (

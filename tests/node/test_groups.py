@@ -14,7 +14,7 @@ from nsllm.ids import hex0x
 from nsllm.node.errors import InvalidRequestError
 from nsllm.node.groups import MAX_PAD_MS, GroupFolder, group_invite, parse_group_invite
 from nsllm.node.service import ChatCommand, ChatFinished, ChatStarted, Wish
-from nsllm.p2p.protocols.fetch import fetch
+from nsllm.p2p.protocols.fetch import Fetcher
 from nsllm.p2p.protocols.sealed import NOT_IN_GROUP, want
 from nsllm.record import Message, Sampling
 
@@ -92,7 +92,7 @@ def test_a_group_shares_certified_answers_and_nobody_else_can_read_them(on_stage
         holder = stage.peers[(await sealed_at(stage))[0]]
         peer_id = holder._world.network.peer_id
         if holder is not outside:
-            assert await fetch(network, peer_id, [key]) == ()
+            assert await Fetcher(network).by_keys(peer_id, [key]) == ()
             envelope = await want(network, peer_id, key)
             assert envelope.leaf.record == record.digest()
             assert await outside.parts.scopes.open(envelope.envelope.sealed) is None

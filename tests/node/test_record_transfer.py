@@ -19,11 +19,14 @@ class Alone:
     def connected(self):
         return ()
 
+    def peer_of(self, _member):
+        return None
+
 
 def transfer(cast, max_bytes: int | None = None) -> RecordTransfer:
     context = cast.context
     store = RecordStore.open(None, context.clock, context.offload, max_bytes=max_bytes)
-    cache = FederatedCache(context=context, store=store, network=Alone(), shelves=None)
+    cache = FederatedCache(context=context, store=store, network=Alone(), shelves=Alone())
     return RecordTransfer(context=context, store=store, cache=cache)
 
 

@@ -29,6 +29,7 @@ from nsllm.p2p.protocols.hello import HELLO
 from nsllm.p2p.protocols.join import JOIN
 from nsllm.p2p.protocols.mesh import MESH
 from nsllm.p2p.protocols.push import PUSH
+from nsllm.p2p.protocols.stock import STOCK
 from nsllm.p2p.protocols.submit import SUBMIT
 from nsllm.p2p.protocols.sync import SYNC
 
@@ -37,7 +38,7 @@ pytestmark = [pytest.mark.process, pytest.mark.timeout(900)]
 CHAT = "/v1/chat/completions"
 HELLO_BODY = json.dumps({"model": "default", "messages": [{"role": "user", "content": "hello"}]}).encode()
 JSON = {"Content-Type": "application/json"}
-PROTOCOLS = (SYNC, FETCH, PUSH, GENERATE, MESH, SUBMIT, JOIN, HELLO, HEARTBEAT)
+PROTOCOLS = (SYNC, FETCH, STOCK, PUSH, GENERATE, MESH, SUBMIT, JOIN, HELLO, HEARTBEAT)
 NONSENSE = {
     "garbage": b"\xff\xfe\xfd" * 700,
     "a frame of garbage": (600).to_bytes(4, "big") + b"\xc1" * 600,

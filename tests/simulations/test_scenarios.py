@@ -10,7 +10,9 @@ import sys
 import pytest
 import trio
 
+from nsllm.node.stocktaking import Stocktaking
 from nsllm.simulations.errors import ScenarioError, UnknownScenarioError
+from nsllm.simulations.heal import HEAL_S
 from nsllm.simulations.questions import ask
 from nsllm.simulations.scenarios import SCENARIOS, Scenario, run
 
@@ -111,3 +113,23 @@ def test_a_scenario_that_fails_says_how_to_replay_it(monkeypatch, play, cause) -
         run("mine", peers=3, seed=77)
     assert "seed 77" in failed.value.message
     assert failed.value.hint == "replay with: nsllm sim mine --peers 3 --seed 77 --events"
+
+
+def test_copies_come_back_after_deaths_and_arrivals() -> None:
+    result = run("heal", peers=8, seed=1, validators=4)
+    assert result["deaths"] == 2
+    assert result["arrivals"] == 1
+    assert result["records"] > 10
+    assert 0 < result["healed_s_most"] <= HEAL_S
+    assert result["healing_bytes"] > 0
+    assert result["rebalancing_bytes"] > 0
+
+
+def test_without_stocktaking_copies_stay_away(monkeypatch) -> None:
+    async def idle(_self) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(Stocktaking, "run", idle)
+    monkeypatch.setattr("nsllm.simulations.heal.QUESTIONS", 1)
+    with pytest.raises(ScenarioError, match="copies are still missing"):
+        run("heal", peers=8, seed=1, validators=4)

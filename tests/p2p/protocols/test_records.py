@@ -21,10 +21,9 @@ from nsllm.p2p.protocols.fetch import (
     FETCH,
     MAX_FETCH_BYTES,
     FetchAnswer,
+    Fetcher,
     FetchRequest,
     Found,
-    fetch,
-    fetch_near,
     serve_fetch,
 )
 from nsllm.p2p.protocols.push import (
@@ -230,11 +229,11 @@ async def test_fetch_by_meaning_gives_what_is_near(town: Any, make_certified: An
     serve_shelf(bob, *held, strangers=Rate(per_peer=3, total=3))
     embedding = held[0].signed.record.embedding
     async with town.running():
-        assert await fetch_near(alice.network, bob.peer, embedding, 2) == (held[0], held[1])
-        assert await fetch_near(alice.network, bob.peer, b"\x01" * 384, 2) == ()
-        assert await fetch_near(carol.network, bob.peer, embedding, 2) == (held[0], held[1])
+        assert await Fetcher(alice.network).near(bob.peer, embedding, 2) == (held[0], held[1])
+        assert await Fetcher(alice.network).near(bob.peer, b"\x01" * 384, 2) == ()
+        assert await Fetcher(carol.network).near(bob.peer, embedding, 2) == (held[0], held[1])
         with pytest.raises(RefusedError, match="too many"):  # what is asked for counts, not what is found
-            await fetch_near(carol.network, bob.peer, b"\x01" * 384, 2)
+            await Fetcher(carol.network).near(bob.peer, b"\x01" * 384, 2)
 
 
 async def test_fetch_by_meaning_refuses_more_than_it_asked_for(
@@ -253,7 +252,7 @@ async def test_fetch_by_meaning_refuses_more_than_it_asked_for(
     bob.network.handle(FETCH, cheat)
     async with town.running():
         with pytest.raises(MisbehaviourError, match="more than 1"):
-            await fetch_near(alice.network, bob.peer, record.signed.record.embedding, 1)
+            await Fetcher(alice.network).near(bob.peer, record.signed.record.embedding, 1)
 
 
 async def test_fetch_gives_what_is_held(town: Any, make_certified: Any, autojump_clock: Any) -> None:
@@ -262,8 +261,11 @@ async def test_fetch_gives_what_is_held(town: Any, make_certified: Any, autojump
     asked = serve_shelf(bob, *held)
     async with town.running():
         keys = [key_of(record) for record in held]
-        assert await fetch(alice.network, bob.peer, [keys[2], ZERO_DIGEST, keys[0], keys[2]]) == (held[2], held[0])
-        assert await fetch(carol.network, bob.peer, keys[:1]) == (held[0],)
+        assert await Fetcher(alice.network).by_keys(bob.peer, [keys[2], ZERO_DIGEST, keys[0], keys[2]]) == (
+            held[2],
+            held[0],
+        )
+        assert await Fetcher(carol.network).by_keys(bob.peer, keys[:1]) == (held[0],)
     assert asked == [(keys[2], True), (ZERO_DIGEST, True), (keys[0], True), (keys[0], False)]
 
 
@@ -285,7 +287,7 @@ async def test_strangers_are_answered_at_multiples_of_the_padding(
 
     async def timed(citizen: Any, key: Digest) -> float:
         began = trio.current_time()
-        await fetch(citizen.network, bob.peer, [key])
+        await Fetcher(citizen.network).by_keys(bob.peer, [key])
         return trio.current_time() - began
 
     async with town.running():
@@ -298,13 +300,13 @@ async def test_strangers_fetch_at_a_rate(town: Any, make_certified: Any, autojum
     alice, bob, carol = town.citizens
     serve_shelf(bob, strangers=Rate(per_peer=3, total=4))
     async with town.running():
-        await fetch(carol.network, bob.peer, [Digest(bytes([n]) * 32) for n in range(3)])
+        await Fetcher(carol.network).by_keys(bob.peer, [Digest(bytes([n]) * 32) for n in range(3)])
         with pytest.raises(RefusedError, match="too many"):
-            await fetch(carol.network, bob.peer, [ZERO_DIGEST])
+            await Fetcher(carol.network).by_keys(bob.peer, [ZERO_DIGEST])
         for _ in range(5):
-            await fetch(alice.network, bob.peer, [ZERO_DIGEST])
+            await Fetcher(alice.network).by_keys(bob.peer, [ZERO_DIGEST])
         await trio.sleep(60)
-        await fetch(carol.network, bob.peer, [ZERO_DIGEST])
+        await Fetcher(carol.network).by_keys(bob.peer, [ZERO_DIGEST])
 
 
 @pytest.mark.parametrize("trick", ["unasked", "twice", "no end"])
@@ -323,7 +325,7 @@ async def test_fetch_refuses_tricks(town: Any, make_certified: Any, autojump_clo
     bob.network.handle(FETCH, cheat)
     async with town.running():
         with pytest.raises(NetworkError, match="end frame was due" if trick == "no end" else "not asked for"):
-            await fetch(alice.network, bob.peer, [key_of(record)])
+            await Fetcher(alice.network).by_keys(bob.peer, [key_of(record)])
 
 
 async def test_too_many_keys_are_refused(town: Any, autojump_clock: Any) -> None:
@@ -331,7 +333,7 @@ async def test_too_many_keys_are_refused(town: Any, autojump_clock: Any) -> None
     asked = serve_shelf(bob)
     async with town.running():
         with pytest.raises(Exception, match="ended"):
-            await fetch(alice.network, bob.peer, [Digest(bytes([n]) * 32) for n in range(17)])
+            await Fetcher(alice.network).by_keys(bob.peer, [Digest(bytes([n]) * 32) for n in range(17)])
     assert asked == []
 
 

@@ -1,0 +1,188 @@
+"""Look-ups at other peers: how long they take and what they cost, beside hivemind's DHT and py-libp2p's Kademlia.
+
+Each network runs as 4 and as 16 processes on loopback, all at once, and takes turns with the others at one look-up at a
+time (`benchmarks.look_ups`). Then simulated networks of up to 1,000 peers say how many messages a look-up sends
+(`benchmarks.look_up_costs`).
+
+    python -m benchmarks.dht --quick --json
+    python -m benchmarks.dht
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from benchmarks import goals
+from benchmarks.look_up_costs import costs
+from benchmarks.look_ups import STRANGE, Item, Table, has_hivemind, hash_of, running, said
+from benchmarks.report import facts, machine, table
+from benchmarks.serving import quantile
+
+SIZES: Final = (4, 16)
+MAIN: Final = 16
+"""Figures of this size stand under their plain names, those of others behind `n4.`."""
+SIMULATED: Final = (16, 64, 250, 1000)
+QUICK_SIMULATED: Final = (16, 64)
+OPPONENTS: Final = ("hivemind", "kad")
+KINDS: Final = {
+    "nsllm": {"hit": "remote_hit", "miss": "remote_miss", "near": "near_hit", "near_miss": "near_miss", "put": "put"},
+    "hivemind": {"hit": "hivemind_get", "miss": "hivemind_miss", "put": "hivemind_put"},
+    "kad": {"hit": "kad_get", "miss": "kad_miss", "put": "kad_put"},
+}
+"""What a call of each kind is called in the result."""
+WARMTH: Final = {"nsllm": 32, "hivemind": 32, "kad": 1}
+"""Look-ups of what is nowhere that each peer does before anything counts; Kademlia's tables are full as they are."""
+QUIET_CPUS: Final = 0.3
+"""Upkeep of three networks takes less."""
+SETTLE_S: Final = 30.0
+"""Longest wait between puts and look-ups: what a put leaves to be done behind it is not part of a look-up."""
+FIGURES: Final = tuple(
+    f"{name}_{what}" for kinds in KINDS.values() for name in kinds.values() for what in ("p50_ms", "p95_ms", "cpu_ms")
+)
+RATIOS: Final = ("hivemind_get_vs_remote_hit", "kad_get_vs_remote_hit", "kad_get_cpu_vs_remote_hit")
+NESTED: Final = {"goals", "machine", "simulated"}
+
+
+def measured(peers: int, *, rounds: int, calls: int, opponents: Sequence[str]) -> dict[str, Any]:
+    """Figures of so many peers: `rounds` turns of `calls` calls of each kind."""
+    with running(peers, opponents) as (tables, items):
+        said(f"{peers} peers: {', '.join(one.name for one in tables)} are running")
+        chosen = [items(calls) for _ in range(rounds)]
+        for number, some in enumerate(chosen):
+            for one in tables if number % 2 else tables[::-1]:
+                one.turn("put", [(item.giver, _put(item, keys=one.name != "nsllm")) for item in some])
+        for one in tables:
+            one.warm_up(WARMTH[one.name])
+        settle(tables)
+        idle = {f"{one.name}_idle_cpus": one.idle_cpus() for one in tables}
+        said(f"{peers} peers: {', '.join(f'{name} {cpus:.2f}' for name, cpus in idle.items())}")
+        for number, some in enumerate(chosen):
+            for one in tables if number % 2 else tables[::-1]:
+                _look_up(one, some)
+        found = idle | {"gets": rounds * calls} | dict.fromkeys(FIGURES)
+        for one in tables:
+            found |= _figures(one)
+    found |= ratios(found)
+    said(f"{peers} peers: hit {found['remote_hit_p50_ms']:.1f} ms, CPU {found['remote_hit_cpu_ms']:.1f} ms")
+    return found
+
+
+def settle(tables: Sequence[Table]) -> None:
+    """Return once the networks have done what puts left to be done, or after `SETTLE_S`, which is said."""
+    deadline = time.perf_counter() + SETTLE_S
+    while (cpus := sum(one.idle_cpus() for one in tables)) > QUIET_CPUS:
+        if time.perf_counter() > deadline:
+            said(f"without a task the networks keep {cpus:.2f} processors busy")
+            return
+
+
+def _look_up(one: Table, items: Sequence[Item]) -> None:
+    """What is there, and what is nowhere."""
+    one.turn("hit", [(item.asker, {"do": "get", "keys": [item.key]}) for item in items])
+    one.turn("miss", [(item.asker, {"do": "get", "keys": [hash_of(item.number)]}) for item in items])
+    if one.name == "nsllm":
+        one.turn("near", [(item.asker, {"do": "near", "numbers": [item.number]}) for item in items])
+        one.turn("near_miss", [(item.asker, {"do": "near", "numbers": [STRANGE + item.number]}) for item in items])
+
+
+def _put(item: Item, *, keys: bool) -> dict[str, Any]:
+    return {"do": "put", "values": [item.value]} | ({"keys": [item.key]} if keys else {})
+
+
+def _figures(one: Table) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    for kind, name in KINDS[one.name].items():
+        if kind not in one.took_ms:
+            continue
+        wrong = one.found[kind] if "miss" in kind else one.calls[kind] - one.found[kind]
+        if wrong:
+            said(f"{one.name}: {wrong} of {one.calls[kind]} calls of {name} did not find what they should")
+        figures |= {
+            f"{name}_p50_ms": quantile(one.took_ms[kind], 0.5),
+            f"{name}_p95_ms": quantile(one.took_ms[kind], 0.95),
+            f"{name}_cpu_ms": statistics.fmean(one.cpu_ms[kind]),
+            f"{name}_wrong": wrong,
+        }
+    return figures
+
+
+def ratios(figures: Mapping[str, Any]) -> dict[str, float | None]:
+    """Theirs divided by ours: above 1 we are quicker; None where one was left out."""
+    pairs = (
+        ("hivemind_get_p50_ms", "remote_hit_p50_ms"),
+        ("kad_get_p50_ms", "remote_hit_p50_ms"),
+        ("kad_get_cpu_ms", "remote_hit_cpu_ms"),
+    )
+    return {
+        name: None if figures.get(theirs) is None else figures[theirs] / figures[ours]
+        for name, (theirs, ours) in zip(RATIOS, pairs, strict=True)
+    }
+
+
+def flat(sizes: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """Figures of the largest size under their names, of the others behind `n4.`; None for sizes that were left out."""
+    result: dict[str, Any] = {}
+    for count in reversed(SIZES):
+        figures = sizes.get(count, dict.fromkeys((*FIGURES, *RATIOS)))
+        prefix = "" if count == MAIN else f"n{count}."
+        result |= {f"{prefix}{name}": value for name, value in figures.items()}
+    return result
+
+
+def growth(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """How much more a hit takes in the largest simulated network than in the smallest, and log n's own growth."""
+    first, last = rows[0], rows[-1]
+    if first["peers"] == last["peers"]:
+        return {"messages_growth": None, "log_growth": None, "messages_growth_vs_log": None}
+    messages = last["hit_messages"] / first["hit_messages"]
+    log = math.log(last["peers"]) / math.log(first["peers"])
+    return {"messages_growth": messages, "log_growth": log, "messages_growth_vs_log": messages / log}
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The figures, as people read them."""
+    plain = {name: value for name, value in result.items() if name not in NESTED}
+    parts = [table(result["goals"]), facts(plain), "Simulated, a look-up on average:", table(result["simulated"])]
+    return "\n\n".join([*parts, facts(result["machine"])])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of Markdown")
+    parser.add_argument("--quick", action="store_true", help="16 peers only, fewer calls: about a minute")
+    parser.add_argument("--sizes", type=int, nargs="+", choices=SIZES, help="numbers of peers, instead of all")
+    parser.add_argument("--without", nargs="+", choices=OPPONENTS, default=[], help="opponents to leave out")
+    parser.add_argument("--without-simulation", action="store_true", help="leave simulated networks out")
+    options = parser.parse_args()
+    quick = options.quick
+    about = machine()
+    opponents = [name for name in OPPONENTS if name not in options.without]
+    if "hivemind" in opponents and not has_hivemind():
+        said("hivemind is not here and left out: `make bench-setup` installs it")
+        opponents.remove("hivemind")
+    load = {"rounds": 3, "calls": 8} if quick else {"rounds": 9, "calls": 16}
+    wanted = options.sizes or ((MAIN,) if quick else SIZES)
+    result = flat({count: measured(count, **load, opponents=opponents) for count in wanted})
+    simulated: list[dict[str, Any]] = []
+    if not options.without_simulation:
+        simulated = [{"peers": count, **costs(count)} for count in (QUICK_SIMULATED if quick else SIMULATED)]
+    result["simulated"] = simulated
+    result |= (
+        growth(simulated) if simulated else dict.fromkeys(("messages_growth", "log_growth", "messages_growth_vs_log"))
+    )
+    result["goals"] = goals.judged(goals.DHT, result)
+    result["machine"] = about | {"load_at_end": [round(load, 2) for load in os.getloadavg()]}
+    print(json.dumps(result, indent=1) if options.json else markdown(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
