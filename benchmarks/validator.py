@@ -46,7 +46,7 @@ from nsllm.plugins.inline import InlinePluginHost
 from nsllm.record import EMBEDDING_DIMENSIONS, Message, Record, Request, Sampling, SignedRecord, sign_record
 from nsllm.simulations.standin import NAME, StandInEngine, stand_in_digest
 
-IDLE_PARTS: Final = {"publisher", "keeper", "restocker", "cache", "membership"}
+IDLE_PARTS: Final = {"publisher", "keeper", "restocker", "stocktaking", "embeddings", "cache", "membership"}
 """Parts of a peer that are not agreement: they carry records to their holders, and the benchmark does not run them."""
 ANSWER: Final = "An answer of a few dozen words, such as a small model gives. " * 4
 WAIT_S: Final = 60.0
