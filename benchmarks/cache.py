@@ -3,7 +3,7 @@
 Two streams of questions from the measuring half of `benchmarks.cache_workload` go through the shipped policy and
 through fixed thresholds: near misses (topics by Zipf's law, asked as they stand, in other words, or for something else
 in like words) and, honestly, NQ-open's real questions, each once. Then look-ups in a real store, the first token of a
-real devnet, and poisoned records under the real rubric.
+real devnet, exact hits over a real peer's HTTP, and poisoned records under the real rubric.
 
     python -m benchmarks.cache --quick --json
 """
@@ -23,6 +23,7 @@ import numpy as np
 import trio
 
 from benchmarks import cache_attack, goals
+from benchmarks.cache_hits import exact_hits
 from benchmarks.cache_latency import look_ups, miss_added
 from benchmarks.cache_records import Maker
 from benchmarks.cache_stream import Embedded, best_fixed, near_miss_stream, play, play_fixed, quantized
@@ -107,6 +108,7 @@ def main() -> int:
     vectors = np.stack([np.frombuffer(stream.of[text], np.int8) / 127 for text in texts])
     result |= trio.run(look_ups, Maker(), texts, vectors, 10_000 if options.quick else 100_000)
     result |= miss_added([topic.original.text for topic in chosen[: 48 if options.quick else 208]])
+    result |= exact_hits(4.0 if options.quick else 15.0)
     result |= cache_attack.run(targets(4 if options.quick else 40), SEED)
     result["goals"] = goals.judged(goals.CACHE, result)
     result["machine"] = about | {"load_at_end": [round(load, 2) for load in os.getloadavg()]}

@@ -59,6 +59,7 @@ CACHE: Final = {
     "exact_p99_ms": Goal(most=1.0),
     "semantic_p99_ms": Goal(most=5.0),
     "miss_added_ttft_p95_ms": Goal(most=15.0),
+    "exact_hits_per_s": Goal(least=500.0),
 }
 
 

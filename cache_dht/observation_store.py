@@ -19,19 +19,21 @@ from nsllm.ids import Address
 log = logging.getLogger(__name__)
 
 MOST_PLACES: Final = 50_000
-"""Counters that are kept; beyond it those that changed longest ago go."""
+"""Counters that are kept of this peer's own, and of all others' together; of more those that changed longest ago go."""
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS counter (
     observer BLOB NOT NULL,
     place BLOB NOT NULL,
     counts BLOB NOT NULL,
+    own INTEGER NOT NULL,
     changed INTEGER NOT NULL,
     PRIMARY KEY (observer, place)
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS counter_by_change ON counter (changed);
+CREATE INDEX IF NOT EXISTS counter_by_change ON counter (own, changed);
 """
 FORGET: Final = """
-DELETE FROM counter WHERE changed <= (SELECT changed FROM counter ORDER BY changed LIMIT 1 OFFSET ?)
+DELETE FROM counter WHERE own=?1 AND changed <=
+    (SELECT changed FROM counter WHERE own=?1 ORDER BY changed DESC LIMIT 1 OFFSET ?2)
 """
 
 
@@ -70,23 +72,50 @@ class ObservationStore:
             return tally
         for observer, place, counts in rows:
             if len(counts) == 2 * BINS * 4:
-                tally.counters[Address(observer), Place(place)] = list(array("I", counts))
+                tally.counter(Address(observer), Place(place))[:] = array("I", counts)
         return tally
 
-    def keep(self, observer: Address, counters: Iterable[tuple[Place, tuple[int, ...]]]) -> None:
-        """Write counters that changed. Raises `StoreError`: disk trouble; nothing was kept."""
+    def keep(self, observer: Address, counters: Iterable[tuple[Place, tuple[int, ...]]], *, own: bool = True) -> None:
+        """Write counters that changed.
+
+        Args:
+            observer: whose.
+            counters: as they are now.
+            own: this peer's; others' never take their room.
+
+        Raises:
+            StoreError: disk trouble; nothing was kept.
+        """
         try:
             with self._connection:
-                row = self._connection.execute("SELECT coalesce(max(changed), 0), count(*) FROM counter").fetchone()
+                last = self._connection.execute("SELECT coalesce(max(changed), 0) FROM counter").fetchone()[0]
                 for place, counts in counters:
                     self._connection.execute(
-                        "INSERT OR REPLACE INTO counter VALUES (?,?,?,?)",
-                        (observer, place, array("I", counts).tobytes(), row[0] + 1),
+                        "INSERT OR REPLACE INTO counter VALUES (?,?,?,?,?)",
+                        (observer, place, array("I", counts).tobytes(), own, last + 1),
                     )
-                if row[1] > MOST_PLACES:
-                    self._connection.execute(FORGET, (row[1] - MOST_PLACES,))
+                self._connection.execute(FORGET, (own, MOST_PLACES))
         except sqlite3.DatabaseError as error:
             raise StoreError(f"observations cannot be kept: {error}", hint="free some space") from None
+
+    def since(self, observer: Address, changed: int, most: int) -> tuple[tuple[Place, tuple[int, ...], int], ...]:
+        """At most `most` counters of one observer that changed after `changed`, in that order, with their change.
+
+        Raises:
+            StoreError: disk trouble.
+        """
+        sql = (
+            "SELECT place, counts, changed FROM counter WHERE observer=? AND changed>? ORDER BY changed, place LIMIT ?"
+        )
+        try:
+            rows = self._connection.execute(sql, (observer, changed, most)).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise StoreError(f"observations cannot be read: {error}", hint="restart the peer") from None
+        return tuple(
+            (Place(place), tuple(array("I", counts)), change)
+            for place, counts, change in rows
+            if len(counts) == 2 * BINS * 4
+        )
 
     def close(self) -> None:
         """Close the file; the store cannot be used afterwards."""

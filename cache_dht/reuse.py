@@ -16,7 +16,7 @@ from typing import Final
 from nsllm.cache_dht.calibration import Calibration
 from nsllm.cache_dht.errors import RecordRefusedError
 from nsllm.cache_dht.guards import objection
-from nsllm.cache_dht.observations import Counts, Place, Tally
+from nsllm.cache_dht.observations import UNSHARED, Place, Tally
 from nsllm.cache_dht.placement import cell
 from nsllm.cache_dht.wording import read
 from nsllm.consensus.certified import CertifiedRecord
@@ -132,7 +132,7 @@ class SemanticReuse:
         self._tally = tally
         self._own = own
         self._rng = rng
-        self._observers = tuple(dict.fromkeys([own, *(observer for observer, _ in tally.counters)]))
+        self._ours = frozenset({own, UNSHARED})
 
     def choose(
         self,
@@ -167,11 +167,25 @@ class SemanticReuse:
             return Choice(best, "dissent")
         return Choice(best, "audit" if self._rng.random() < self._audits(own.generator) else None)
 
-    def observe(self, weighed: Weighed, *, right: bool) -> tuple[tuple[Place, tuple[int, ...]], ...]:
-        """Learn whether a candidate's answer would have been right; the counters that changed, to be kept."""
-        candidate, own = weighed.candidate, self._own
+    def observe(
+        self, weighed: Weighed, *, right: bool, shared: bool = True
+    ) -> tuple[Address, tuple[tuple[Place, tuple[int, ...]], ...]]:
+        """Learn whether a candidate's answer would have been right; whose counters changed and how, to be kept.
+
+        Args:
+            weighed: what would have been served.
+            right: whether what was generated said the same.
+            shared: others may hear of it: the question was public.
+        """
+        candidate, own = weighed.candidate, self._own if shared else UNSHARED
         places = (_place(candidate), bytes(candidate.digest), bytes(candidate.generator))
-        return tuple((place, tuple(self._tally.note(own, place, weighed.likeness, right=right))) for place in places)
+        return own, tuple(
+            (place, tuple(self._tally.note(own, place, weighed.likeness, right=right))) for place in places
+        )
+
+    def merge(self, other: Tally) -> None:
+        """Learn from what others observed."""
+        self._tally.merge(other)
 
     def _weigh(self, question: str, candidates: Sequence[Candidate]) -> tuple[list[Weighed], str]:
         """Candidates that no guard objects to; if there are none, why."""
@@ -191,19 +205,19 @@ class SemanticReuse:
         return found, doubt
 
     def _bound(self, candidate: Candidate, likeness: float) -> Ppm:
-        own = self._at(bytes(candidate.digest))
-        around = tuple(a - b for a, b in zip(self._at(_place(candidate)), own, strict=True))
+        generator = candidate.generator if candidate.generator != self._own else None  # nobody vouches for itself
+        own = self._tally.at(bytes(candidate.digest), self._ours, generator)
+        place = self._tally.at(_place(candidate), self._ours, generator)
+        around = tuple(a - b for a, b in zip(place, own, strict=True))
         return self._calibration.error_bound(likeness, tuple(max(0.0, c) for c in around), own)
 
     def _audits(self, generator: Address) -> float:
         if generator == self._own:
             return AUDIT
-        counts = self._at(bytes(generator))
+        seen = (self._tally.counters.get((observer, bytes(generator))) for observer in self._ours)  # ours only
+        counts = [*map(sum, zip(*filter(None, seen), strict=True))]
         right, wrong = sum(counts[: len(counts) // 2]), sum(counts[len(counts) // 2 :])
         return AUDIT if right >= KNOWN and wrong <= right * AUDIT else AUDIT_STRANGER
-
-    def _at(self, place: Place) -> Counts:
-        return self._tally.at(place, self._observers, self._own)
 
 
 def _place(candidate: Candidate) -> Place:

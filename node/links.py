@@ -20,6 +20,7 @@ from nsllm.ids import Address, Digest, Height, PeerId
 from nsllm.p2p.directory import PeerDirectory
 from nsllm.p2p.errors import NetworkError
 from nsllm.p2p.network import Network
+from nsllm.p2p.protocols.counts import CountRow, tell_counts
 from nsllm.p2p.protocols.embeddings import give_embeddings, want_embeddings
 from nsllm.p2p.protocols.fetch import Fetcher
 from nsllm.p2p.protocols.mesh import MeshClient
@@ -175,6 +176,10 @@ class MemberLinks:
     async def push(self, holder: PeerId, certified: CertifiedRecord) -> None:
         """Return once the holder has the record on disk; raises `RefusedError` or another `NetworkError`."""
         await push(self._network, holder, certified)
+
+    async def tell_counts(self, peer: PeerId, rows: Sequence[CountRow]) -> None:
+        """Return once the peer has taken in what we observed; raises `RefusedError` or another `NetworkError`."""
+        await tell_counts(self._network, peer, rows)
 
     async def want_embeddings(self, holder: PeerId, keys: Sequence[Digest]) -> Sequence[SignedEmbedded]:
         """What the holder has of these keys, unverified."""

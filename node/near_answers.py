@@ -7,7 +7,7 @@ in the background, and counted. Counts are kept, questions are not.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -71,6 +71,7 @@ class ReuseCounters:
 class _Lesson:
     weighed: Weighed
     answer: str
+    shared: bool
 
 
 NOTHING: Final = Verdict(None, None)
@@ -94,6 +95,10 @@ class NearAnswers:
         self._policy = SemanticReuse(shipped(), observations.load(), context.address, context.rng)
         self._lessons, self._learning = trio.open_memory_channel[_Lesson](LESSONS)
         self.counters = ReuseCounters()
+        self.merge = self._policy.merge
+        """Takes in what other peers observed."""
+        self.learned: Callable[[], None] = lambda: None
+        """Called when there is something that others may hear of; whoever tells them sets it."""
 
     @property
     def enabled(self) -> bool:
@@ -132,11 +137,17 @@ class NearAnswers:
         near = await cache.remote_near(request, quantize_embedding(tuple(embedding)))
         return self._choose(cache, request, (*here.near, *near), limit_ppm) if near else NOTHING
 
-    def learn(self, weighed: Weighed | None, answer: str) -> None:
-        """Compare, soon, what was generated with what would have been served; never waits."""
+    def learn(self, weighed: Weighed | None, answer: str, *, shared: bool) -> None:
+        """Compare, soon, what was generated with what would have been served; never waits.
+
+        Args:
+            weighed: what would have been served; None: nothing.
+            answer: what was generated.
+            shared: other peers may hear what is counted: the question was public.
+        """
         if weighed is not None:
             try:
-                self._lessons.send_nowait(_Lesson(weighed, answer))
+                self._lessons.send_nowait(_Lesson(weighed, answer, shared))
             except trio.WouldBlock:
                 log.info("lesson_dropped record=%s", short(weighed.candidate.digest))
 
@@ -156,8 +167,10 @@ class NearAnswers:
             self.counters.right += 1
         else:
             self.counters.wrong += 1
-        changed = self._policy.observe(lesson.weighed, right=right)
-        await self._context.offload.run(lambda: self._observations.keep(self._context.address, changed))
+        observer, changed = self._policy.observe(lesson.weighed, right=right, shared=lesson.shared)
+        await self._context.offload.run(lambda: self._observations.keep(observer, changed))
+        if lesson.shared:
+            self.learned()
 
     def _choose(self, cache: FederatedCache, request: Request, near: tuple[Near, ...], limit_ppm: int) -> Verdict:
         if not near:

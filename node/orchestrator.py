@@ -242,7 +242,7 @@ class Orchestrator:
             await self._withhold(question, send, check.decision.reason, stage="output", tokens=tokens)
             return
         await self._finish(question, send, text, tuple(token_ids), done, check.decision)
-        self._near.learn(look_up.weighed, text)
+        self._near.learn(look_up.weighed, text, shared=question.visibility == "public")
 
     async def _begin(self, question: Question, look_up: LookUp, send: Listener) -> None:
         """Say that this answer is the one, unless the look-up has found another and cancelled us."""

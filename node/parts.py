@@ -29,6 +29,7 @@ from nsllm.node.agreement import Agreement
 from nsllm.node.auditor import Auditor
 from nsllm.node.committer import Committer
 from nsllm.node.context import PeerContext
+from nsllm.node.count_sharing import CountSharing
 from nsllm.node.data_folder import Settled
 from nsllm.node.document_spreader import DocumentSpreader
 from nsllm.node.documents import Documents
@@ -62,6 +63,7 @@ from nsllm.node.world import World
 from nsllm.p2p.directory import PeerDirectory
 from nsllm.p2p.identity import PeerKey
 from nsllm.p2p.protocols.announce import Announcer
+from nsllm.p2p.protocols.counts import COUNTS, serve_counts
 from nsllm.p2p.protocols.embeddings import EMBEDDINGS, serve_embeddings
 from nsllm.p2p.protocols.fetch import FETCH, serve_fetch
 from nsllm.p2p.protocols.generate import GENERATE, serve_generate
@@ -136,6 +138,14 @@ class Parts:
             observations=stores.observations,
             settings=settled.config.cache,
         )
+        self.counts = CountSharing(
+            context=context,
+            observations=stores.observations,
+            merge=self.near.merge,
+            links=links,
+            members=lambda: [peer for peer in network.connected() if self.directory.member_of(peer) is not None],
+        )
+        self.near.learned = self.counts.changed
         self.documents = Documents(context=context, store=stores.documents, engine=engine, cache=self.cache)
         self._spreader = DocumentSpreader(
             context=context, store=stores.documents, documents=self.documents, cache=self.cache, links=links
@@ -246,6 +256,7 @@ class Parts:
             ("stocktaking", self._stocktaking.run),
             ("removals", self.removals.run),
             ("reuse", self.near.run),
+            ("counts", self.counts.run),
         ]
         tasks += [
             ("committer", self._committer.run),
@@ -310,6 +321,7 @@ class Parts:
         network.handle(SNAPSHOT, serve_snapshot(directory, self._stores.ledger.snapshots))
         network.handle(FETCH, serve_fetch(directory, self._look_up, self._look_up_near, pad_s=self.scopes.pad_s))
         network.handle(PUSH, serve_push(directory, self._hold))
+        network.handle(COUNTS, serve_counts(directory, self.counts.hear))
         network.handle(EMBEDDINGS, serve_embeddings(directory, self.embeddings.look, self.embeddings.keep))
         network.handle(STOCK, serve_stock(directory, self._stocktaking))
         network.handle(PASSAGES, serve_passages(directory, self.documents.near))

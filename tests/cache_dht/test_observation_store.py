@@ -37,6 +37,29 @@ def test_those_that_changed_longest_ago_go_first(monkeypatch: pytest.MonkeyPatch
     assert len(list(store.load().rows())) <= 4
 
 
+def test_others_never_take_the_room_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_PLACES", 3)
+    store = ObservationStore.open(None)
+    store.keep(OWN, [(b"mine", counts(1))])
+    for number in range(10):
+        store.keep(Address(bytes([9]) * 20), [(bytes([number]), counts(number))], own=False)
+    kept = {place for _, place, _ in store.load().rows()}
+    assert b"mine" in kept
+    assert kept - {b"mine"} == {bytes([7]), bytes([8]), bytes([9])}
+
+
+def test_what_changed_is_told_in_its_order() -> None:
+    store = ObservationStore.open(None)
+    store.keep(OWN, [(b"a", counts(1)), (b"b", counts(1))])
+    store.keep(OWN, [(b"c", counts(1))])
+    store.keep(Address(bytes([9]) * 20), [(b"theirs", counts(5))], own=False)
+    store.keep(OWN, [(b"a", counts(2))])
+    assert [(place, change) for place, _, change in store.since(OWN, 0, 10)] == [(b"b", 1), (b"c", 2), (b"a", 4)]
+    assert store.since(OWN, 2, 10) == ((b"a", counts(2), 4),)
+    assert len(store.since(OWN, 0, 2)) == 2
+    assert store.since(OWN, 4, 10) == ()
+
+
 def test_a_damaged_file_is_put_aside(tmp_path: Path) -> None:
     (tmp_path / "o.sqlite").write_bytes(b"no database" * 1000)
     store = ObservationStore.open(tmp_path / "o.sqlite")

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from nsllm.cache_dht.calibration import CURVES, read_calibration, shipped
 from nsllm.cache_dht.judge import agree, compatible
-from nsllm.cache_dht.observations import BINS, CAP, OWN_CAP, Tally, bin_of
+from nsllm.cache_dht.observations import BINS, CAP, OWN_CAP, UNSHARED, Tally, bin_of
 from nsllm.cache_dht.patience import LEAST_S, MOST_S, Patience
-from nsllm.cache_dht.reuse import AUDIT, AUDIT_STRANGER, KNOWN, Candidate, SemanticReuse
+from nsllm.cache_dht.placement import cell
+from nsllm.cache_dht.reuse import AUDIT, AUDIT_STRANGER, KNOWN, PLACE_BITS, Candidate, SemanticReuse, Weighed
 from nsllm.ids import Address, Digest
 
 OWN, OTHER, THIRD = (Address(bytes([n]) * 20) for n in (1, 2, 3))
@@ -83,8 +84,10 @@ def test_what_is_learned_survives_in_the_counters_that_are_kept() -> None:
     found = choose(reuse, candidate()).best
     assert found is not None
     kept = Tally()
-    for place, counts in reuse.observe(found, right=False):
-        kept.counters[OWN, place] = list(counts)
+    observer, changed = reuse.observe(found, right=False)
+    assert observer == OWN
+    for place, counts in changed:
+        kept.counter(observer, place)[:] = counts
     assert choose(policy(kept), candidate()).doubt == "bound"
 
 
@@ -122,10 +125,97 @@ def test_another_peer_counts_up_to_a_limit() -> None:
     for observer in (OWN, OTHER):
         for _ in range(1000):
             tally.note(observer, b"place", 3.0, right=True)
-    assert sum(tally.at(b"place", (OWN,), OWN)) == pytest.approx(OWN_CAP)
-    assert sum(tally.at(b"place", (OTHER,), OWN)) == pytest.approx(CAP)
-    assert sum(tally.at(b"place", (OWN, OTHER), OWN)) == pytest.approx(OWN_CAP + CAP)
-    assert sum(tally.at(b"elsewhere", (OWN, OTHER), OWN)) == 0
+    assert sum(tally.at(b"place", frozenset({OWN, OTHER}))) == pytest.approx(2 * OWN_CAP)
+    assert sum(tally.at(b"place", frozenset())) == pytest.approx(2 * CAP)
+    assert sum(tally.at(b"place", frozenset({OWN}))) == pytest.approx(OWN_CAP + CAP)
+    assert sum(tally.at(b"place", frozenset({OWN}), without=OTHER)) == pytest.approx(OWN_CAP)
+    assert sum(tally.at(b"elsewhere", frozenset({OWN}))) == 0
+
+
+one_counter = st.lists(st.integers(0, 60), min_size=2 * BINS, max_size=2 * BINS)
+
+
+@given(st.lists(one_counter, min_size=1, max_size=6), st.data())
+def test_liars_add_no_more_than_honest_observers_have_seen(honest: list, data: st.DataObject) -> None:
+    """Of n observers, this peer one of them, (n-1)//3 lie: whatever they say, right and wrong answers stay below."""
+    liars = data.draw(st.lists(one_counter, max_size=len(honest) // 2))
+    tally = Tally()
+    for number, counts in enumerate([*honest, *liars], start=100):
+        tally.counter(Address(bytes([number]) * 20), b"place")[:] = counts
+    claimed = tally.at(b"place", frozenset({OWN}))
+    seen = [sum(column) for column in zip(*map(capped, honest), strict=True)]
+    for half in (slice(0, BINS), slice(BINS, 2 * BINS)):
+        assert sum(claimed[half]) <= sum(seen[half]) + 1e-6
+
+
+def capped(counts: list[int]) -> list[float]:
+    return [min(1.0, CAP / max(1, sum(counts))) * count for count in counts]
+
+
+def test_an_observer_tells_of_so_many_places_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nsllm.cache_dht.observations.MOST", 3)
+    tally = Tally()
+    for number in range(10):
+        theirs = Tally()
+        theirs.note(OTHER, bytes([number]), 3.0, right=True)
+        tally.merge(theirs)
+    assert [place for _, place, _ in tally.rows()] == [bytes([number]) for number in range(3)]
+    again = Tally()
+    for _ in range(2):
+        again.note(OTHER, bytes([1]), 3.0, right=True)
+    tally.merge(again)  # of a place that is known, more is heard
+    assert sum(tally.counters[OTHER, bytes([1])]) == 2
+
+
+def told(found: Weighed, observer: Address, *, right: bool, times: int = 24) -> Tally:
+    """What another peer observed of a candidate."""
+    theirs = Tally()
+    around = bytes([cell(found.candidate.embedding, PLACE_BITS)])
+    for place in (around, bytes(found.candidate.digest), bytes(found.candidate.generator)):
+        for _ in range(times):
+            theirs.note(observer, place, found.likeness, right=right)
+    return theirs
+
+
+def test_what_others_saw_go_wrong_stops_a_record_here() -> None:
+    reuse = policy()
+    found = choose(reuse, candidate(by=OTHER)).best
+    assert found is not None
+    reuse.merge(told(found, THIRD, right=False))
+    assert choose(reuse, candidate(by=OTHER)).doubt == "bound"
+
+
+def test_nobody_vouches_for_itself() -> None:
+    dice = Dice()
+    dice.value = (AUDIT + AUDIT_STRANGER) / 2
+    reuse = policy(dice=dice)
+    found = choose(reuse, candidate(by=OTHER)).best
+    assert found is not None
+    reuse.merge(told(found, THIRD, right=True))
+    assert choose(reuse, candidate(by=OTHER)).doubt == "audit"  # how well a generator is known, each peer must see
+
+    def bound() -> int:
+        best = choose(reuse, candidate(by=OTHER)).best
+        assert best is not None
+        return best.bound_ppm
+
+    reuse.observe(found, right=False)
+    doubted = bound()
+    reuse.merge(told(found, OTHER, right=True))
+    assert bound() == doubted
+    reuse.merge(told(found, THIRD, right=True, times=100))
+    reuse.merge(told(found, Address(bytes([9]) * 20), right=True))
+    assert bound() < doubted
+
+
+def test_what_private_questions_taught_counts_here_and_has_another_name() -> None:
+    reuse = policy()
+    found = choose(reuse, candidate()).best
+    assert found is not None
+    observer, changed = reuse.observe(found, right=False, shared=False)
+    assert observer == UNSHARED
+    assert len(changed) == 3
+    assert choose(reuse, candidate()).doubt == "bound"
 
 
 counters = st.dictionaries(
@@ -160,7 +250,7 @@ def test_the_bound_falls_with_likeness_and_is_a_share(
     tally = Tally()
     for at, right in seen:
         tally.note(OWN, b"place", at, right=right)
-    around, nothing = tally.at(b"place", (OWN,), OWN), (0.0,) * (2 * BINS)
+    around, nothing = tally.at(b"place", frozenset({OWN})), (0.0,) * (2 * BINS)
     low, high = (shipped().error_bound(at, around, nothing) for at in (likeness, likeness + more))
     assert 0 <= high <= low <= 1_000_000
 
