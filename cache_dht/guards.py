@@ -25,13 +25,15 @@ STALE_MS: Final = 90 * 24 * HOUR_MS
 def may_resemble(request: Request) -> bool:
     """Whether a like question's answer may stand in for this request at all.
 
-    Only a plain question: sampling left to the peer, or temperature 0; no seed, tools, guide or attachments.
+    Only a plain question: sampling left to the peer, or temperature 0; no seed, tools, guide or attachments, and
+    nothing of it cut off.
     """
     sampling = request.sampling
     left = sampling.temperature_micro is None and sampling.top_p_micro is None and sampling.top_k is None
     return (
         (left or sampling.temperature_micro == 0)
         and sampling.seed is None
+        and sampling.truncate_prompt_tokens is None
         and not (sampling.logit_bias or request.tools or request.attachments)
         and request.guide is None
         and request.form == "chat"

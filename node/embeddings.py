@@ -29,7 +29,7 @@ from nsllm.consensus.registry import Member
 from nsllm.errors import NsllmError, OwnFault, PeerFault
 from nsllm.ids import Address, Digest, PeerId, hex0x
 from nsllm.node.context import PeerContext
-from nsllm.node.engine.port import Engine
+from nsllm.node.engine.port import Engine, Readable
 from nsllm.node.federated_cache import FederatedCache
 from nsllm.node.service import Vectors
 from nsllm.node.supervision import lone_failure
@@ -134,22 +134,29 @@ class Embeddings:
             self._remembered.popitem(last=False)
         return vector
 
-    async def texts(self, texts: Sequence[str], visibility: Visibility | None) -> Vectors:
+    async def texts(
+        self, texts: Sequence[Readable], visibility: Visibility | None, *, most_tokens: int | None = None
+    ) -> Vectors:
         """Unit vectors of texts; those of `public` ones come from whoever computed them first.
+
+        What is shared is known by its text: token ids, and texts that are read in part, are embedded here alone.
 
         Raises:
             EngineError, OverloadedError: they cannot be computed now.
+            InvalidRequestError: an id is none of the encoder's tokens'.
         """
-        if (visibility or self._default_visibility) != "public":
-            vectors, tokens = await self._engine.embed_counted(texts)
+        plain = [text for text in texts if isinstance(text, str)]
+        whole = len(plain) == len(texts) and most_tokens is None
+        if (visibility or self._default_visibility) != "public" or not whole:
+            vectors, tokens = await self._engine.embed_counted(texts, most_tokens=most_tokens)
             return Vectors(tuple(vectors), tokens, "private", 0)
-        keys = {self._key(text): text for text in texts}
+        keys = {self._key(text): text for text in plain}
         found = await self._found(keys)
         lacking = [key for key in keys if key not in found]
         made = await self._computed([keys[key] for key in lacking])
         self.counters.shared_hits += len(found)
         every = {**found, **{one.embedded.key(): one for one in made}}
-        rows = [every[self._key(text)].embedded for text in texts]
+        rows = [every[self._key(text)].embedded for text in plain]
         return Vectors(
             tuple(unpacked(row.vector) for row in rows), sum(row.tokens for row in rows), "public", len(found)
         )

@@ -47,7 +47,7 @@ class Executors:
             ServiceError, EngineError: as `Engine.generate`; that of our own engine if no other member can help.
             NetworkError: another member's generation broke off, or went beyond its bounds.
         """
-        can_move = not asked.images and asked.top_logprobs is None
+        can_move = not asked.images and asked.top_logprobs is None and asked.prompt_logprobs is None
         serving = self._engine.info().serving(request.model_digest)
         if visibility == "public" and can_move and (serving is None or serving.state != "ready"):
             remote = GenerateRequest(request=request, visibility="public")

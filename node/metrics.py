@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, Metric
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from nsllm.node.engine.port import EngineInfo
 from nsllm.node.engine_metrics import EngineMetrics
@@ -27,10 +30,7 @@ class PeerMetrics:
         self._connected = Gauge("nsllm_peers_connected", "Peers with a live connection", registry=registry)
         self._engine = EngineMetrics(registry)
         self._traffic = TrafficMetrics(registry)
-        self._restarts = Gauge("nsllm_engine_restarts", "Restarts of the model worker so far", registry=registry)
-        self._hits = Gauge("nsllm_cache_hits", "Answers served from the cache so far", registry=registry)
-        self._misses = Gauge("nsllm_cache_misses", "Look-ups that found nothing so far", registry=registry)
-        self._refused = Gauge("nsllm_cache_refused", "Found records that did not verify so far", registry=registry)
+        self._counted = CountedElsewhere(registry)
 
     def count(self, event: PeerEvent) -> None:
         """A tap for `nsllm.node.events.EventBus`."""
@@ -67,10 +67,32 @@ class PeerMetrics:
         self._connected.set_function(connected)
         self._engine.watch(engine)
         self._traffic.watch(traffic)
-        self._restarts.set_function(lambda: engine().restarts)
-        for position, gauge in enumerate((self._hits, self._misses, self._refused)):
-            gauge.set_function(_part(look_ups, position))
+        self._counted.watch(lambda: (engine().restarts, *look_ups()))
 
 
-def _part(read: Callable[[], tuple[int, int, int]], position: int) -> Callable[[], int]:
-    return lambda: read()[position]
+class CountedElsewhere(Collector):
+    """Counters that other parts of the peer keep, read whenever somebody scrapes."""
+
+    NAMES: Final = (
+        ("nsllm_engine_restarts", "Restarts of the model worker"),
+        ("nsllm_cache_hits", "Answers served from the cache"),
+        ("nsllm_cache_misses", "Look-ups that found nothing"),
+        ("nsllm_cache_refused", "Found records that did not verify"),
+    )
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._read: Callable[[], Sequence[int]] = lambda: (0,) * len(self.NAMES)
+        registry.register(self)
+
+    def watch(self, read: Callable[[], Sequence[int]]) -> None:
+        """Say where their values, in the order of `NAMES`, are read; each call is cheap."""
+        self._read = read
+
+    def describe(self) -> list[Metric]:
+        """All families, empty."""
+        return [CounterMetricFamily(name, meaning) for name, meaning in self.NAMES]
+
+    def collect(self) -> Iterator[Metric]:
+        """All of them as they stand."""
+        for (name, meaning), value in zip(self.NAMES, self._read(), strict=True):
+            yield CounterMetricFamily(name, meaning, value=value)

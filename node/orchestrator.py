@@ -25,7 +25,7 @@ from nsllm.governance.validator import Validator
 from nsllm.ids import hex0x, short
 from nsllm.node.completions import Completions
 from nsllm.node.context import PeerContext
-from nsllm.node.engine.port import Done, EngineRequest
+from nsllm.node.engine.port import Done, EngineRequest, Piece
 from nsllm.node.errors import EngineError
 from nsllm.node.executors import Executors
 from nsllm.node.federated_cache import Found
@@ -203,6 +203,7 @@ class Orchestrator:
             EngineRequest.of(question.request, client=command.client),
             images=question.attended.images,
             top_logprobs=command.top_logprobs,
+            prompt_logprobs=command.prompt_logprobs,
         )
         async with trio.open_nursery() as nursery:
             reader = SafetyReader(nursery, self._validator, messages, policy, embed=question.embeds)
@@ -210,7 +211,8 @@ class Orchestrator:
                 async for piece in pieces:
                     if not started:
                         started = True
-                        await self._begin(question, look_up, send)
+                        counted = piece.prompt_tokens if isinstance(piece, Piece) else None
+                        await self._begin(question, look_up, send, counted)
                     if isinstance(piece, Done):
                         done = piece
                         break
@@ -218,8 +220,8 @@ class Orchestrator:
                     if piece.text:
                         texts.append(piece.text)
                         reader.read(piece.text)
-                    if piece.text or piece.logprobs:
-                        await _say(send, ChatDelta(piece.text, piece.logprobs))
+                    if piece.text or piece.logprobs or piece.prompt:
+                        await _say(send, ChatDelta(piece.text, piece.logprobs, piece.prompt, len(token_ids)))
                     if reader.withheld is not None:
                         break
             nursery.cancel_scope.cancel()
@@ -244,14 +246,15 @@ class Orchestrator:
         await self._finish(question, send, text, tuple(token_ids), done, check.decision)
         self._near.learn(look_up.weighed, text, shared=question.visibility == "public")
 
-    async def _begin(self, question: Question, look_up: LookUp, send: Listener) -> None:
+    async def _begin(self, question: Question, look_up: LookUp, send: Listener, prompt_tokens: int | None) -> None:
         """Say that this answer is the one, unless the look-up has found another and cancelled us."""
         if look_up.done is not None:
             with trio.move_on_after(self._patience.wait_s):
                 await look_up.done.wait()
             await trio.lowlevel.checkpoint_if_cancelled()
             look_up.late = True
-        await _say(send, self._started(question, self._own_source(question)))
+        started = self._started(question, self._own_source(question))
+        await _say(send, replace(started, prompt_tokens=prompt_tokens))
 
     async def _finish(
         self,
@@ -328,10 +331,11 @@ class Orchestrator:
             own=False,
             certificate=found.certified.certificate,
         )
-        await _say(send, self._started(question, cache_source(hit, question.created_ms), record.evidence))
-        for chunk in _CHUNK.findall(record.text):
-            await _say(send, ChatDelta(chunk))
         usage = (len(record.prompt_token_ids), len(record.token_ids))
+        started = self._started(question, cache_source(hit, question.created_ms), record.evidence)
+        await _say(send, replace(started, prompt_tokens=usage[0]))
+        for chunk in _CHUNK.findall(record.text):
+            await _say(send, ChatDelta(chunk, tokens=usage[1]))
         self._answered(question, "cache", usage[1])
         tokens = record.prompt_token_ids, record.token_ids
         await _say(send, ChatFinished(record.finish_reason, *usage, "certified", "", *tokens))
@@ -384,6 +388,7 @@ class Orchestrator:
             group=question.scope.name,
             attachments=question.attended.notes,
             citations=tuple(map(Citation.of, question.evidence if evidence is None else evidence)),
+            prompt=question.request.messages[0].content if question.request.form == "text" else "",
         )
 
     def _own_source(self, question: Question) -> Source:

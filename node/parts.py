@@ -52,6 +52,7 @@ from nsllm.node.receipts import Receipts
 from nsllm.node.reception import Reception
 from nsllm.node.record_transfer import RecordTransfer
 from nsllm.node.removals import Removals
+from nsllm.node.request_reader import RequestReader
 from nsllm.node.restock import Restocker
 from nsllm.node.retrieval import Retrieval
 from nsllm.node.scopes import GroupParts, Scopes
@@ -196,11 +197,11 @@ class Parts:
             connected=network.connected,
             default_visibility=settled.config.visibility,
         )
+        self.reader = RequestReader(engine, world.describer)
         self.reception = Reception(
             context=context,
-            engine=engine,
             embeddings=self.embeddings,
-            describer=world.describer,
+            reader=self.reader,
             scopes=self.scopes,
             retrieval=self.retrieval,
             default_visibility=settled.config.visibility,

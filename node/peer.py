@@ -18,7 +18,7 @@ from nsllm.node.api.settings import ApiSettings
 from nsllm.node.config import PeerConfig
 from nsllm.node.data_folder import Settled
 from nsllm.node.engine.pool import Models
-from nsllm.node.engine.port import LoadedModel, ModelInfo
+from nsllm.node.engine.port import LoadedModel, ModelInfo, Readable
 from nsllm.node.errors import InvalidRequestError
 from nsllm.node.motions import record_named
 from nsllm.node.parts import Parts
@@ -119,15 +119,17 @@ class Peer:
 
     async def tokenize(self, command: ChatCommand, *, special: bool) -> tuple[tuple[int, ...], int | None]:
         """Tokens of what is asked, and how many the context holds."""
-        return await self.parts.reception.tokenize(command, special=special)
+        return await self.parts.reader.tokenize(command, special=special)
 
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
         """Text of tokens."""
-        return await self.parts.reception.detokenize(model, token_ids)
+        return await self.parts.reader.detokenize(model, token_ids)
 
-    async def embed(self, texts: Sequence[str], visibility: Visibility | None) -> Vectors:
+    async def embed(
+        self, texts: Sequence[Readable], visibility: Visibility | None, *, most_tokens: int | None = None
+    ) -> Vectors:
         """Unit vectors and token count."""
-        return await self.parts.embeddings.texts(texts, visibility)
+        return await self.parts.embeddings.texts(texts, visibility, most_tokens=most_tokens)
 
     async def receipt(self, completion_id: str) -> ReceiptStatus:
         """What is known of a completion's receipt."""

@@ -16,7 +16,7 @@ from nsllm.cache_dht.document_store import DocumentRow
 from nsllm.ids import Address, Digest, NetworkId
 from nsllm.node.attachments.attached import Attached
 from nsllm.node.attachments.attend import Note
-from nsllm.node.engine.port import EngineInfo, LoadedModel, ModelInfo, TokenLogprob
+from nsllm.node.engine.port import EngineInfo, LoadedModel, ModelInfo, PromptToken, Readable, TokenLogprob
 from nsllm.record import Guide, Message, Sampling, SignedChunk, Tool, Visibility
 
 
@@ -51,12 +51,16 @@ class ChatCommand:
     """Of a `group` request; empty: the peer's default one."""
     form: Literal["chat", "text"] = "chat"
     """`text`: the only message is the prompt as it stands."""
+    prompt_token_ids: tuple[int, ...] = field(default=(), repr=False)
+    """Of a text prompt that is given as tokens: the only message is empty then."""
     tools: tuple[Tool, ...] = ()
     guide: Guide | None = None
     attached: tuple[Attached, ...] = ()
     """Pictures and tables, one for each `PLACE` in the messages, in order."""
     top_logprobs: int | None = None
     """Alternatives to be told with each token; None: no log-probabilities at all."""
+    prompt_logprobs: int | None = None
+    """Alternatives to be told with each token of the prompt; None: nothing is told of it."""
     client: str = ""
     """Who asks: generations that wait are started in turns between clients."""
     reuse: bool = True
@@ -131,6 +135,10 @@ class ChatStarted:
     """How what was attached was used."""
     citations: tuple[Citation, ...] = ()
     """Passages that the model read, in the order of their numbers in the prompt."""
+    prompt: str = field(default="", repr=False)
+    """Of a text form: the prompt's text, that of its tokens if it was given as such."""
+    prompt_tokens: int | None = None
+    """None: they are counted at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +148,10 @@ class ChatDelta:
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
     """Of the tokens since the last delta, if they were asked for."""
+    prompt: tuple[PromptToken, ...] = ()
+    """Tokens of the prompt since the last delta, if they were asked for: all of them before the answer's first."""
+    tokens: int = 0
+    """Of the answer so far; 0 where they are counted at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,8 +399,10 @@ class PeerService(Protocol):
         """Text that tokens of a model spell. Raises `ServiceError`, `EngineError`."""
         ...
 
-    async def embed(self, texts: Sequence[str], visibility: Visibility | None) -> Vectors:
-        """Unit vectors and token count."""
+    async def embed(
+        self, texts: Sequence[Readable], visibility: Visibility | None, *, most_tokens: int | None = None
+    ) -> Vectors:
+        """Unit vectors and token count, see `Engine.embed_counted`."""
         ...
 
     async def receipt(self, completion_id: str) -> ReceiptStatus:

@@ -18,7 +18,7 @@ import trio
 
 from nsllm.governance.ports import JUDGED_TOKENS, Claim, Likelihood, Trace
 from nsllm.ids import Digest
-from nsllm.node.engine.port import Done, EngineInfo, EngineRequest, ModelInfo, Piece
+from nsllm.node.engine.port import Done, EngineInfo, EngineRequest, ModelInfo, Piece, Readable
 from nsllm.node.errors import InvalidRequestError
 from nsllm.record import EMBEDDING_DIMENSIONS, Message, Sampling
 
@@ -118,9 +118,14 @@ class StandInEngine:
         await trio.sleep(0.001 * len(texts))
         return [_bag(text) for text in texts]
 
-    async def embed_counted(self, texts: Sequence[str]) -> tuple[list[tuple[float, ...]], int]:
-        """Vectors and number of words."""
-        return await self.embed(texts), sum(len(text.split()) for text in texts)
+    async def embed_counted(
+        self, texts: Sequence[Readable], *, most_tokens: int | None = None
+    ) -> tuple[list[tuple[float, ...]], int]:
+        """Vectors and number of words. Raises `InvalidRequestError`: of token ids, which stand for none."""
+        words = [text.split()[:most_tokens] for text in texts if isinstance(text, str)]
+        if len(words) < len(texts):
+            raise InvalidRequestError("a stand-in has no vocabulary", param="input")
+        return await self.embed([" ".join(row) for row in words]), sum(map(len, words))
 
     async def likelihoods(
         self, items: Sequence[tuple[tuple[Message, ...], str]], *, most_tokens: int = JUDGED_TOKENS

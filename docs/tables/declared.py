@@ -84,10 +84,11 @@ def _metrics() -> Iterator[tuple[str, str, str, str]]:
 
     from nsllm.node.api.instruments import ApiMetrics
     from nsllm.node.engine_metrics import EngineMetrics
-    from nsllm.node.metrics import PeerMetrics
+    from nsllm.node.metrics import CountedElsewhere, PeerMetrics
     from nsllm.node.traffic_metrics import TrafficMetrics
 
-    for family in (*EngineMetrics(CollectorRegistry()).describe(), *TrafficMetrics(CollectorRegistry()).describe()):
+    collectors = (EngineMetrics, TrafficMetrics, CountedElsewhere)
+    for family in (each for kind in collectors for each in kind(CollectorRegistry()).describe()):
         yield _row(family, family._labelnames)  # noqa: SLF001 - prometheus_client has no public name for them
     registry = CollectorRegistry()
     parts = (PeerMetrics(registry), ApiMetrics(registry))

@@ -10,9 +10,9 @@ from typing import Final, Literal, Protocol
 
 import msgspec
 
-from nsllm.node.api.logprobs import Telling, chat_logprobs, text_logprobs
+from nsllm.node.api.logprobs import Telling, chat_logprobs, prompt_logprobs
 from nsllm.node.api.reply import nsllm_object
-from nsllm.node.engine.port import TokenLogprob
+from nsllm.node.engine.port import PromptToken, TokenLogprob
 from nsllm.node.engine.tools import CallArguments, CallStarted, ContentDelta, ToolCallStream, ToolEvent
 from nsllm.node.service import ChatCommand, ChatDelta, ChatFinished, ChatStarted
 
@@ -56,11 +56,12 @@ class Frame:
 class Answer(Protocol):
     """One choice of a reply."""
 
+    index: int
     started: ChatStarted | None
     finished: ChatFinished | None
 
     def begin(self, frame: Frame) -> bytes:
-        """From now on chunks are wanted, in this frame; the first one."""
+        """From now on chunks are wanted, in this frame; the first one. The answer has `started`."""
         ...
 
     def delta(self, event: ChatDelta) -> bytes:
@@ -91,85 +92,9 @@ def about(answer: Answer) -> dict[str, object]:
     return nsllm_object(answer.started, answer.finished)
 
 
-def _ids(token_ids: tuple[int, ...]) -> list[int] | None:
+def shown_ids(token_ids: tuple[int, ...]) -> list[int] | None:
     """Tokens as clients read them; None where they are unknown."""
     return list(token_ids) or None
-
-
-class TextAnswer:
-    """A choice of `/v1/completions`; with `echo` its text begins with the prompt."""
-
-    def __init__(self, index: int, command: ChatCommand, *, echo: bool = False) -> None:
-        self.started: ChatStarted | None = None
-        self.finished: ChatFinished | None = None
-        self._index = index
-        self._tells = command.top_logprobs is not None
-        self._tells_ids = command.return_token_ids
-        self._echoed = command.messages[0].content if echo else ""
-        self._texts: list[str] = []
-        self._telling = Telling()
-        self._logprobs: list[TokenLogprob] = []
-        self._offset = 0
-        self._frame: Frame | None = None
-        self._before = self._after = b""
-
-    def begin(self, frame: Frame) -> bytes:
-        """See `Answer`; this shape has no chunk before the text, but for the prompt if it is echoed."""
-        self._frame = frame
-        self._before, self._after = frame.around(self._choice("", None, None), b'""')
-        return frame.choice(self._choice(self._echoed, None, None)) if self._echoed else b""
-
-    def delta(self, event: ChatDelta) -> bytes:
-        """See `Answer`."""
-        told = self._telling.take(event)
-        if self._frame is None:
-            self._texts.append(event.text)
-            self._logprobs.extend(told)
-            return b""
-        if told:
-            return self._frame.choice(self._choice(event.text, self._tell(told), None))
-        return self._before + _encode(event.text) + self._after if event.text else b""
-
-    def end(self, *, several: bool, first: bool) -> bytes:
-        """See `Answer`."""
-        assert self.finished is not None
-        rest = self._telling.rest(self.finished)
-        if self._frame is None:
-            self._logprobs.extend(rest)
-            return b""
-        own = about(self)
-        last = self._choice("", self._tell(rest) if rest else None, self.finished.finish_reason) | self._token_ids()
-        if several:
-            last["nsllm"] = own
-        return self._frame.choice(last, nsllm=own) if first else self._frame.choice(last)
-
-    def choice(self, *, several: bool) -> dict[str, object]:
-        """See `Answer`."""
-        own = about(self)
-        assert self.finished is not None
-        told = text_logprobs(self._logprobs, 0) if self._tells else None
-        whole = self._choice(self._echoed + "".join(self._texts), told, self.finished.finish_reason) | self._token_ids()
-        return {**whole, "nsllm": own} if several else whole
-
-    def beside(self) -> dict[str, object]:
-        """See `Answer`; in this shape the choice says it all."""
-        return {}
-
-    def _token_ids(self) -> dict[str, object]:
-        if not self._tells_ids or self.finished is None:
-            return {}
-        return {
-            "token_ids": _ids(self.finished.token_ids),
-            "prompt_token_ids": _ids(self.finished.prompt_token_ids),
-        }
-
-    def _tell(self, tokens: list[TokenLogprob]) -> dict[str, object]:
-        told = text_logprobs(tokens, self._offset)
-        self._offset += sum(len(token.token.decode("utf-8", "replace")) for token in tokens)
-        return told
-
-    def _choice(self, text: str, told: dict[str, object] | None, reason: str | None) -> dict[str, object]:
-        return {"index": self._index, "text": text, "logprobs": told, "finish_reason": reason}
 
 
 class ChatAnswer:
@@ -178,10 +103,11 @@ class ChatAnswer:
     def __init__(self, index: int, command: ChatCommand, *, parallel: bool = True) -> None:
         self.started: ChatStarted | None = None
         self.finished: ChatFinished | None = None
-        self._index = index
+        self.index = index
         self._names = [tool.name for tool in command.tools]
         self._parallel = parallel
         self._tells = command.top_logprobs is not None
+        self._prompt: list[PromptToken] | None = None if command.prompt_logprobs is None else []
         self._tells_ids = command.return_token_ids
         self._calls: ToolCallStream | None = None
         self._texts: list[str] = []
@@ -200,6 +126,8 @@ class ChatAnswer:
 
     def delta(self, event: ChatDelta) -> bytes:
         """See `Answer`."""
+        if self._prompt is not None:
+            self._prompt.extend(event.prompt)
         told = self._telling.take(event)
         if self._names:
             self._logprobs.extend(told)
@@ -235,7 +163,7 @@ class ChatAnswer:
             message["content"] = message["content"] or None
             message["tool_calls"] = calls
         choice: dict[str, object] = {
-            "index": self._index,
+            "index": self.index,
             "message": message,
             "logprobs": chat_logprobs(self._logprobs) if self._tells else None,
             "finish_reason": self._reason(),
@@ -245,14 +173,17 @@ class ChatAnswer:
 
     def beside(self) -> dict[str, object]:
         """See `Answer`; all choices of this shape have one prompt."""
-        if not self._tells_ids or self.finished is None:
-            return {}
-        return {"prompt_token_ids": _ids(self.finished.prompt_token_ids)}
+        told: dict[str, object] = {}
+        if self._prompt is not None:
+            told["prompt_logprobs"] = prompt_logprobs(self._prompt)
+        if self._tells_ids and self.finished is not None:
+            told["prompt_token_ids"] = shown_ids(self.finished.prompt_token_ids)
+        return told
 
     def _token_ids(self) -> dict[str, object]:
         if not self._tells_ids or self.finished is None:
             return {}
-        return {"token_ids": _ids(self.finished.token_ids)}
+        return {"token_ids": shown_ids(self.finished.token_ids)}
 
     def _reader(self) -> ToolCallStream:
         if self._calls is None:
@@ -300,4 +231,4 @@ class ChatAnswer:
         self, delta: dict[str, object], reason: str | None = None, told: list[TokenLogprob] | None = None
     ) -> dict[str, object]:
         logprobs = chat_logprobs(told) if told and self._tells else None
-        return {"index": self._index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        return {"index": self.index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}

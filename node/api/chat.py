@@ -23,7 +23,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         chunk_kind="chat.completion.chunk",
         make=partial(ChatAnswer, parallel=body.parallel_tool_calls is not False),
         stream=bool(body.stream),
-        include_usage=body.includes_usage(),
+        usage=body.told_usage(),
         choices_a_prompt=len(commands),
         renamed=guide_names(body),
     )

@@ -7,6 +7,7 @@ are unknown. Real numbers become integers in millionths at this edge and stay so
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 from nsllm.node.api.fields import circle, integer, model_name, refuse_unless
@@ -14,12 +15,11 @@ from nsllm.node.api.formats import guide
 from nsllm.node.api.messages import ChatMessage, conversation
 from nsllm.node.api.openai_errors import bad_request
 from nsllm.node.api.parts import PartsReader
-from nsllm.node.api.sampling_fields import SamplingFields, choices, sampling
+from nsllm.node.api.sampling_fields import MAX_TOP_LOGPROBS, SamplingFields, choices, prompt_logprobs, sampling
 from nsllm.node.api.tool_fields import SentTool, tooling
 from nsllm.node.retrieval import MOST
 from nsllm.node.service import ChatCommand
 
-MAX_TOP_LOGPROBS: Final = 20
 UNSERVED: Final[dict[str, tuple[Any, ...]]] = {
     "functions": ([],),
     "function_call": ("none", "auto"),
@@ -88,7 +88,7 @@ def chat_commands(body: ChatBody, client: str = "") -> tuple[ChatCommand, ...]:
     format_guide = guide(body)
     if tools.guide is not None and format_guide is not None:
         raise bad_request("a forced tool call has a format of its own", param="tool_choice")
-    top_logprobs = _top_logprobs(body)
+    top_logprobs, of_prompt = _top_logprobs(body), prompt_logprobs(body)
     reader = PartsReader()
     visibility, group = circle(body.visibility)
     command = ChatCommand(
@@ -103,9 +103,10 @@ def chat_commands(body: ChatBody, client: str = "") -> tuple[ChatCommand, ...]:
         top_logprobs=top_logprobs,
         client=client,
         retrieve=_retrieve(body.retrieve),
-        reuse=top_logprobs is None,
+        reuse=top_logprobs is None and of_prompt is None,
     )
-    return choices(body, command)
+    first, *others = choices(body, command)  # they have one prompt
+    return replace(first, prompt_logprobs=of_prompt), *others
 
 
 def _retrieve(sent: bool | int | None) -> bool | int | None:

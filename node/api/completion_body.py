@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from nsllm.node.api.fields import circle, integer, model_name, refuse_unless
+from nsllm.node.api.fields import circle, given_tokens, integer, model_name, refuse_unless
 from nsllm.node.api.formats import guide
 from nsllm.node.api.openai_errors import bad_request, unsupported
-from nsllm.node.api.sampling_fields import MAX_CHOICES, SamplingFields, choices, sampling
+from nsllm.node.api.sampling_fields import (
+    MAX_CHOICES,
+    MAX_TOP_LOGPROBS,
+    SamplingFields,
+    choices,
+    prompt_logprobs,
+    sampling,
+)
 from nsllm.node.service import ChatCommand
 from nsllm.record import MAX_TEXT_CHARS, Message
 
-MAX_LOGPROBS: Final = 20
-"""OpenAI's limit is 5, vLLM's 20."""
 MAX_PROMPTS: Final = 32
 DEFAULT_TOKENS: Final = 16
 """OpenAI's and vLLM's default of this endpoint."""
@@ -33,7 +38,7 @@ class CompletionBody(SamplingFields, forbid_unknown_fields=True, kw_only=True):
     logprobs: int | None = None
     echo: bool | None = None
     best_of: int | None = None
-    """Only as many as `n`: this peer picks no best."""
+    """Answers that are generated for each prompt; those `n` are told whose tokens are likeliest on average."""
     # accepted only at the value that changes nothing
     suffix: str | None = None
     prompt_embeds: Any = None
@@ -47,47 +52,80 @@ def completion_commands(body: CompletionBody, client: str = "") -> tuple[ChatCom
         ApiError: 400 that names the field.
     """
     refuse_unless(UNSERVED, body)
-    if body.best_of is not None and body.best_of != (body.n or 1):
-        raise unsupported("best_of", "'best_of' is not supported; ask for 'n' answers")
+    picks = picked_from(body)
     max_tokens = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
-    top_logprobs = integer("logprobs", body.logprobs, 0, MAX_LOGPROBS)
+    if prompt_alone(body):
+        max_tokens = 1  # the least that a model generates; nobody sees it
+    top_logprobs = integer("logprobs", body.logprobs, 0, MAX_TOP_LOGPROBS)
     asked = sampling(body, max_tokens)
     visibility, group = circle(body.visibility)
-    if body.echo and top_logprobs is not None:
-        said = "'echo' tells no log-probabilities of the prompt: leave out one of 'echo' and 'logprobs'"
-        raise unsupported("echo", said)
+    if body.echo and body.truncate_prompt_tokens is not None:
+        raise unsupported("echo", "'echo' of a prompt that is cut would not be what the model read")
+    of_prompt = prompt_logprobs(body)
+    told = [most for most in (of_prompt, top_logprobs if body.echo else None) if most is not None]
     commands: list[ChatCommand] = []
     prompts = _prompts(body.prompt)
-    if len(prompts) * (body.n or 1) > MAX_CHOICES:
-        said = f"{len(prompts)} prompts with 'n' {body.n} ask for more than {MAX_CHOICES} answers"
-        raise bad_request(said, param="n")
+    each, name = (body.n or 1, "n") if picks is None else (picks, "best_of")
+    if len(prompts) * each > MAX_CHOICES:
+        said = f"{len(prompts)} prompts with {name!r} {each} ask for more than {MAX_CHOICES} answers"
+        raise bad_request(said, param=name)
     for prompt in prompts:
+        text = prompt if isinstance(prompt, str) else ""
         command = ChatCommand(
             model=model_name(body.model),
-            messages=(Message(role="user", content=prompt),),
+            messages=(Message(role="user", content=text),),
+            prompt_token_ids=() if isinstance(prompt, str) else prompt,
             sampling=asked,
-            visibility=visibility,
+            visibility="private" if prompt_alone(body) else visibility,
             group=group,
             form="text",
             guide=guide(body),
-            top_logprobs=top_logprobs,
+            # The best are found by their probabilities.
+            top_logprobs=0 if picks is not None and top_logprobs is None else top_logprobs,
+            prompt_logprobs=max(told, default=None),
             client=client,
-            reuse=top_logprobs is None,
+            reuse=top_logprobs is None and not told and picks is None and not prompt_alone(body),
         )
-        commands.extend(choices(body, command))
+        commands.extend(choices(body, command, each))
     return tuple(commands)
 
 
-def _prompts(given: str | list[Any]) -> list[str]:
-    prompts = [given] if isinstance(given, str) else given
+def prompt_alone(body: CompletionBody) -> bool:
+    """Nothing but the prompt is told, as programs ask that measure how likely a text is."""
+    return bool(body.echo) and body.max_tokens == 0
+
+
+def picked_from(body: CompletionBody) -> int | None:
+    """How many answers to a prompt the told ones are picked from; None: all that are generated are told.
+
+    Raises:
+        ApiError: 400, fewer than `n`, too many, or streamed.
+    """
+    count = 1 if body.n is None else body.n
+    if body.best_of is None or body.best_of == count:
+        return None
+    if not count <= body.best_of <= MAX_CHOICES:
+        said = f"'best_of' is {body.best_of}, it must be from 'n', {count}, to {MAX_CHOICES}"
+        raise bad_request(said, param="best_of")
+    if body.stream:
+        raise bad_request("the best answers are known once all have ended: leave out 'stream'", param="best_of")
+    return body.best_of
+
+
+def _prompts(given: str | list[Any]) -> list[str | tuple[int, ...]]:
+    """A text or several, tokens or several lists of them."""
+    single = isinstance(given, str) or (bool(given) and isinstance(given[0], int))
+    prompts = [given] if single else given
     if not 1 <= len(prompts) <= MAX_PROMPTS:
         raise bad_request(f"{len(prompts)} prompts, 1 to {MAX_PROMPTS} are allowed", param="prompt")
-    for index, prompt in enumerate(prompts):
-        at = "prompt" if isinstance(given, str) else f"prompt[{index}]"
-        if isinstance(prompt, int | list) and not isinstance(prompt, bool):
-            raise unsupported("prompt", "token ids are not supported: send text, or ask POST /detokenize for it")
-        if not isinstance(prompt, str):
-            raise bad_request(f"expected a string, got {type(prompt).__name__}", param=at, code="invalid_type")
-        if not 1 <= len(prompt) <= MAX_TEXT_CHARS:
-            raise bad_request(f"a prompt of {len(prompt)} characters, 1 to {MAX_TEXT_CHARS} are allowed", param=at)
-    return prompts
+    return [_prompt(prompt, "prompt" if single else f"prompt[{index}]") for index, prompt in enumerate(prompts)]
+
+
+def _prompt(given: Any, at: str) -> str | tuple[int, ...]:
+    if isinstance(given, list):
+        return given_tokens(given, at)
+    if not isinstance(given, str):
+        raise bad_request(f"expected a string, got {type(given).__name__}", param=at, code="invalid_type")
+    if not 1 <= len(given) <= MAX_TEXT_CHARS:
+        raise bad_request(f"a prompt of {len(given)} characters, 1 to {MAX_TEXT_CHARS} are allowed", param=at)
+    return given

@@ -10,13 +10,15 @@ import msgspec
 
 from nsllm.node.api.openai_errors import bad_request, unsupported
 from nsllm.node.engine.declared import MOST_BIAS
-from nsllm.record import MAX_BAD_WORD_CHARS, MAX_BAD_WORDS, Visibility
+from nsllm.record import MAX_BAD_WORD_CHARS, MAX_BAD_WORDS, MAX_TEXT_CHARS, Visibility
 
 MICRO: Final = 1_000_000
 MAX_STOPS: Final = 4
 MAX_STOP_CHARS: Final = 256
 MAX_BIASES: Final = 1024
 MAX_TOKEN: Final = 2**31 - 1
+MAX_GIVEN_TOKENS: Final = MAX_TEXT_CHARS
+"""As many as a request may hold; a model's context holds fewer, or its encoder."""
 MAX_MODEL_CHARS: Final = 256
 
 
@@ -76,6 +78,20 @@ def integer(name: str, value: int | None, low: int, high: int) -> int | None:
     return value
 
 
+def prompt_limit(value: int | None, most: int) -> int | None:
+    """`truncate_prompt_tokens` as requests hold it: vLLM's -1, all that there is room for, is 0.
+
+    Raises:
+        ApiError: 400, 0 or out of bounds.
+    """
+    if value == -1:
+        return 0
+    if value is not None and not 1 <= value <= most:
+        said = f"'truncate_prompt_tokens' is {value}, it must be -1, or from 1 to {most}"
+        raise bad_request(said, param="truncate_prompt_tokens")
+    return value
+
+
 def stops(stop: str | list[str] | None) -> tuple[str, ...]:
     """Stop strings.
 
@@ -122,6 +138,27 @@ def token_ids(name: str, given: Sequence[int] | None, most: int) -> tuple[int, .
         if not 0 <= token <= MAX_TOKEN:
             raise bad_request(f"{name!r} has {token}, which is no token id", param=name)
     return tuple(found)
+
+
+def given_tokens(given: Sequence[Any], at: str) -> tuple[int, ...]:
+    """Token ids in place of a text, in their order; whether the model has them is for the model to say.
+
+    Args:
+        given: as they were sent.
+        at: the field.
+
+    Raises:
+        ApiError: 400, none, too many, or something that is no token id.
+    """
+    if not 1 <= len(given) <= MAX_GIVEN_TOKENS:
+        raise bad_request(f"{len(given)} tokens, 1 to {MAX_GIVEN_TOKENS} are allowed", param=at)
+    for index, token in enumerate(given):
+        if isinstance(token, bool) or not isinstance(token, int):
+            said = f"expected a token id, got {type(token).__name__}"
+            raise bad_request(said, param=f"{at}[{index}]", code="invalid_type")
+        if not 0 <= token <= MAX_TOKEN:
+            raise bad_request(f"{token} is no token id", param=f"{at}[{index}]")
+    return tuple(given)
 
 
 def logit_bias(biases: Mapping[str, float] | None) -> tuple[tuple[int, int], ...]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 from nsllm.ids import hex0x
 from nsllm.node.attachments.attend import Note
 from nsllm.node.service import ChatFinished, ChatStarted, Citation, Source
+
+ToldUsage = Literal["never", "last", "always"]
+"""Whether a stream counts tokens: in a chunk of its own at the end, or in every chunk."""
 
 
 def reply_headers(started: ChatStarted) -> dict[str, str]:
@@ -84,14 +88,18 @@ def _source(source: Source) -> dict[str, object]:
     }
 
 
-def usage(prompt_tokens: int, finished: Iterable[ChatFinished]) -> dict[str, int]:
-    """Tokens of a whole reply: its prompts', each once, and all of its answers'."""
-    completion = sum(each.completion_tokens for each in finished)
+def usage_so_far(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    """Tokens of an answer and its prompt."""
     return {
         "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion,
-        "total_tokens": prompt_tokens + completion,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
     }
+
+
+def usage(prompt_tokens: int, finished: Iterable[ChatFinished]) -> dict[str, int]:
+    """Tokens of a whole reply: its prompts', each once, and all of its answers'."""
+    return usage_so_far(prompt_tokens, sum(each.completion_tokens for each in finished))
 
 
 def score_text(score_ppm: int) -> str:

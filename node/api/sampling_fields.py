@@ -9,9 +9,19 @@ from typing import Final, Literal
 import msgspec
 from msgspec import Struct
 
-from nsllm.node.api.fields import bad_words, integer, logit_bias, micro, refuse_unless, stops, token_ids
+from nsllm.node.api.fields import (
+    bad_words,
+    integer,
+    logit_bias,
+    micro,
+    prompt_limit,
+    refuse_unless,
+    stops,
+    token_ids,
+)
 from nsllm.node.api.formats import FormatFields
 from nsllm.node.api.openai_errors import bad_request
+from nsllm.node.api.reply import ToldUsage
 from nsllm.node.engine.declared import MOST_PENALTY, MOST_TEMPERATURE
 from nsllm.node.service import ChatCommand
 from nsllm.record import MAX_STOP_TOKENS, Sampling
@@ -21,15 +31,15 @@ Reuse = Literal["semantic", "exact", "none"]
 MAX_CHOICES: Final = 128
 """OpenAI's limit; of all answers of a request, as many prompts as it may have."""
 MAX_TOKENS: Final = 1_000_000
+MAX_TOP_LOGPROBS: Final = 20
+"""OpenAI's limit of chats, and vLLM's; OpenAI's of completions is 5."""
 UNSERVED: Final = {
     "store": (False,),
     "use_beam_search": (False,),
     "include_stop_str_in_output": (False,),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
-    "truncate_prompt_tokens": (-1,),
     "return_tokens_as_token_ids": (False,),
-    "prompt_logprobs": (),
     "logits_processors": ([],),
     "kv_transfer_params": (),
 }
@@ -43,7 +53,7 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
     include_obfuscation: bool | None = None
     """Accepted; this peer never obfuscates."""
     continuous_usage_stats: bool | None = None
-    """vLLM's: usage so far in every chunk; only false is served."""
+    """vLLM's: with `include_usage`, usage so far in every chunk."""
 
 
 class SamplingFields(FormatFields, forbid_unknown_fields=True, kw_only=True):
@@ -65,7 +75,9 @@ class SamplingFields(FormatFields, forbid_unknown_fields=True, kw_only=True):
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
+    truncate_prompt_tokens: int | None = None
     return_token_ids: bool | None = None
+    prompt_logprobs: int | None = None
     n: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -79,9 +91,7 @@ class SamplingFields(FormatFields, forbid_unknown_fields=True, kw_only=True):
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
-    truncate_prompt_tokens: int | None = None
     return_tokens_as_token_ids: bool | None = None
-    prompt_logprobs: int | None = None
     logits_processors: list[object] | None = None
     kv_transfer_params: dict[str, object] | None = None
     # accepted and not used: they are about accounts, billing and queues, never about the answer
@@ -95,9 +105,12 @@ class SamplingFields(FormatFields, forbid_unknown_fields=True, kw_only=True):
     priority: int | None = None
     request_id: str | None = None
 
-    def includes_usage(self) -> bool:
-        """The stream ends with a chunk that counts tokens."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
+    def told_usage(self) -> ToldUsage:
+        """How a stream counts tokens."""
+        asked = self.stream_options
+        if asked is None or not asked.include_usage:
+            return "never"
+        return "always" if asked.continuous_usage_stats else "last"
 
 
 def sampling(body: SamplingFields, max_tokens: int | None, limit_name: str = "max_tokens") -> Sampling:
@@ -114,8 +127,6 @@ def sampling(body: SamplingFields, max_tokens: int | None, limit_name: str = "ma
     refuse_unless(UNSERVED, body)
     if body.stream_options is not None and not body.stream:
         raise bad_request("'stream_options' needs 'stream': true", param="stream_options")
-    if body.stream_options is not None and body.stream_options.continuous_usage_stats:
-        raise bad_request("usage is told once, at the end", param="stream_options.continuous_usage_stats")
     integer(limit_name, max_tokens, 1, MAX_TOKENS)
     min_tokens = integer("min_tokens", body.min_tokens, 0, MAX_TOKENS)
     if body.ignore_eos:
@@ -140,10 +151,22 @@ def sampling(body: SamplingFields, max_tokens: int | None, limit_name: str = "ma
         stop=stops(body.stop),
         stop_token_ids=token_ids("stop_token_ids", body.stop_token_ids, MAX_STOP_TOKENS),
         bad_words=bad_words(body.bad_words),
+        truncate_prompt_tokens=prompt_limit(body.truncate_prompt_tokens, MAX_TOKENS),
     )
 
 
-def choices(body: SamplingFields, command: ChatCommand) -> tuple[ChatCommand, ...]:
+def prompt_logprobs(body: SamplingFields) -> int | None:
+    """Alternatives to tell with each token of the prompt; None: nothing is told of it.
+
+    Raises:
+        ApiError: 400, out of bounds, or streamed, which vLLM does not serve either.
+    """
+    if body.prompt_logprobs is not None and body.stream:
+        raise bad_request("'prompt_logprobs' is told in whole replies only", param="prompt_logprobs")
+    return integer("prompt_logprobs", body.prompt_logprobs, 0, MAX_TOP_LOGPROBS)
+
+
+def choices(body: SamplingFields, command: ChatCommand, generated: int | None = None) -> tuple[ChatCommand, ...]:
     """One command for each of the `n` answers.
 
     With a seed, the first uses it as given and the others seeds derived from it; several answers are always generated.
@@ -151,6 +174,7 @@ def choices(body: SamplingFields, command: ChatCommand) -> tuple[ChatCommand, ..
     Args:
         body: says `n`.
         command: what is asked.
+        generated: answers, where more of them are generated than told.
 
     Raises:
         ApiError: 400, `n` out of bounds.
@@ -158,12 +182,13 @@ def choices(body: SamplingFields, command: ChatCommand) -> tuple[ChatCommand, ..
     count = 1 if body.n is None else body.n
     if not 1 <= count <= MAX_CHOICES:
         raise bad_request(f"'n' is {count}, this peer makes 1 to {MAX_CHOICES} choices", param="n")
+    count = generated or count
     reuse = command.reuse and count == 1 and body.reuse != "none"
     command = replace(
         command,
         reuse=reuse,
         # The tokens of a like question's prompt are not those of this one.
-        semantic=reuse and body.reuse != "exact" and not body.return_token_ids,
+        semantic=reuse and body.reuse != "exact" and not body.return_token_ids and body.truncate_prompt_tokens is None,
         return_token_ids=bool(body.return_token_ids),
         max_wrong_ppm=micro("max_wrong_rate", body.max_wrong_rate, 0, 1),
     )

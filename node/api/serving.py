@@ -17,11 +17,15 @@ from nsllm.node.api.bridge import Inbox
 from nsllm.node.api.choices import Numbered, run_choices
 from nsllm.node.api.context import CONTEXT, Context
 from nsllm.node.api.openai_errors import error_body, from_exception
-from nsllm.node.api.reply import reply_headers, usage
-from nsllm.node.errors import ServiceError
+from nsllm.node.api.reply import ToldUsage, reply_headers, usage, usage_so_far
+from nsllm.node.errors import InvalidRequestError, ServiceError
 from nsllm.node.service import ChatCommand, ChatDelta, ChatEvent, ChatFinished, ChatStarted
 
 SSE_HEADERS: Final = {"Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"}
+MAX_PROMPT_ENTRIES: Final = 400_000
+"""Tokens and alternatives told of all prompts of a request: some 60 MB, or two prompts of 8,192 tokens with 20 each."""
+UNCOUNTED: Final = b'"usage":null,"choices":['
+"""As a `Frame` writes it; it stands nowhere else, because quotes within texts are escaped."""
 HEARTBEAT: Final = b": the answer is on its way\n\n"
 
 
@@ -36,10 +40,19 @@ class Asked:
     make: Callable[[int, ChatCommand], Answer]
     """A choice by its index and command."""
     stream: bool
-    include_usage: bool
+    usage: ToldUsage
     choices_a_prompt: int
+    """Answers that are generated to one prompt."""
     renamed: Mapping[str, str]
     """Parameters as the engine's refusals name them, to the fields of this request."""
+    shown: Callable[[Sequence[Answer]], Sequence[Answer]] = tuple
+    """Of a whole reply's answers, those that are told, in their order."""
+
+    def named(self, error: Exception) -> Exception:
+        """The same error, with the name of this request's field where it has the engine's."""
+        if isinstance(error, ServiceError) and error.param is not None:
+            error.param = self.renamed.get(error.param, error.param)
+        return error
 
     def prompt_tokens(self, answers: Sequence[Answer]) -> int:
         """Tokens of all prompts, each counted once however many answers it has."""
@@ -53,9 +66,7 @@ async def serve(request: web.Request, asked: Asked) -> web.StreamResponse:
     try:
         return await (reply.stream() if asked.stream else reply.whole())
     except ServiceError as error:
-        if error.param is not None:
-            error.param = asked.renamed.get(error.param, error.param)
-        raise
+        raise asked.named(error) from None
 
 
 class _Reply:
@@ -68,6 +79,7 @@ class _Reply:
         self._answers = [asked.make(index, command) for index, command in enumerate(asked.commands)]
         self._several = len(self._answers) > 1
         self._frame: Frame | None = None
+        self._prompt_entries = 0
         self._response: web.StreamResponse | None = None
 
     async def whole(self) -> web.Response:
@@ -76,7 +88,10 @@ class _Reply:
             while (events := await self._next(inbox)) != []:
                 for index, event in events or ():
                     self._take(self._answers[index], event)
-        first = self._answers[0]
+        shown = self._asked.shown(self._answers)
+        for index, answer in enumerate(shown):
+            answer.index = index
+        first = shown[0]
         described = about(first)
         assert first.started is not None
         body = {
@@ -84,7 +99,7 @@ class _Reply:
             "object": self._asked.kind,
             "created": first.started.created_s,
             "model": first.started.model,
-            "choices": [answer.choice(several=self._several) for answer in self._answers],
+            "choices": [answer.choice(several=len(shown) > 1) for answer in shown],
             "usage": self._usage(),
             "nsllm": described,
             **first.beside(),
@@ -106,7 +121,9 @@ class _Reply:
                 raise
             # The status is sent: the error goes into the stream.
             response = self._response
-            failure = from_exception(error, where=f"{self._request.method} {self._request.path} (streaming)")
+            failure = from_exception(
+                self._asked.named(error), where=f"{self._request.method} {self._request.path} (streaming)"
+            )
             with suppress(ConnectionError):
                 await response.write(b"data: " + msgspec.json.encode(error_body(failure)) + b"\n\n")
         with suppress(ConnectionError):
@@ -125,7 +142,7 @@ class _Reply:
         if not all(answer.finished for answer in self._answers):
             raise RuntimeError("an answer ended without its last event")
         response = await self._opened(None)
-        tail = self._frame.usage(self._usage()) if self._asked.include_usage and self._frame is not None else b""
+        tail = self._frame.usage(self._usage()) if self._asked.usage != "never" and self._frame is not None else b""
         await response.write(tail + b"data: [DONE]\n\n")
         return response
 
@@ -136,9 +153,10 @@ class _Reply:
             answer = self._answers[index]
             if isinstance(event, ChatStarted):
                 if self._frame is None:
-                    self._frame = Frame(self._asked.chunk_kind, event, include_usage=self._asked.include_usage)
-                chunks.append(answer.begin(self._frame))
-            chunks.append(self._take(answer, event))
+                    self._frame = Frame(self._asked.chunk_kind, event, include_usage=self._asked.usage != "never")
+                answer.started = event
+                chunks.append(self._counted(answer, event, answer.begin(self._frame)))
+            chunks.append(self._counted(answer, event, self._take(answer, event)))
             if self._response is None and isinstance(event, ChatStarted):
                 await self._opened(event)
         data = b"".join(chunks)
@@ -148,6 +166,8 @@ class _Reply:
     def _take(self, answer: Answer, event: ChatEvent) -> bytes:
         match event:
             case ChatDelta():
+                if event.prompt:
+                    self._bound(event)
                 return answer.delta(event)
             case ChatStarted():
                 answer.started = event
@@ -155,6 +175,29 @@ class _Reply:
             case ChatFinished():
                 answer.finished = event
                 return answer.end(several=self._several, first=answer is self._answers[0])
+
+    def _counted(self, answer: Answer, event: ChatEvent, chunks: bytes) -> bytes:
+        """Chunks of an event, with its answer's usage so far if they are to tell it and it is known."""
+        if self._asked.usage != "always" or not chunks or answer.started is None:
+            return chunks
+        prompt, tokens = answer.started.prompt_tokens, 0
+        if isinstance(event, ChatFinished):
+            prompt, tokens = event.prompt_tokens, event.completion_tokens
+        elif isinstance(event, ChatDelta):
+            prompt, tokens = (prompt, event.tokens) if event.tokens else (None, 0)
+        if prompt is None:
+            return chunks
+        said = b'"usage":' + msgspec.json.encode(usage_so_far(prompt, tokens)) + b',"choices":['
+        return chunks.replace(UNCOUNTED, said)
+
+    def _bound(self, event: ChatDelta) -> None:
+        """What is told of prompts is held here until the reply is written: it must not fill the memory."""
+        self._prompt_entries += sum(1 + len(token.top) for token in event.prompt)
+        if self._prompt_entries > MAX_PROMPT_ENTRIES:
+            said = f"more than {MAX_PROMPT_ENTRIES} probabilities of prompts in one reply"
+            raise InvalidRequestError(
+                said, param="prompt_logprobs", hint="ask for fewer alternatives, or send less at once"
+            )
 
     async def _opened(self, started: ChatStarted | None) -> web.StreamResponse:
         """The response with its headers on the way; those of the answer too, if it has begun by then."""

@@ -10,16 +10,16 @@ from aiohttp import web
 from msgspec import Struct
 
 from nsllm.node.api.context import CONTEXT
-from nsllm.node.api.fields import MAX_TOKEN, model_name, refuse_unless
+from nsllm.node.api.fields import given_tokens, model_name, refuse_unless
 from nsllm.node.api.messages import ChatMessage, conversation
 from nsllm.node.api.openai_errors import bad_request
 from nsllm.node.api.parts import PartsReader
 from nsllm.node.api.requests import decode, read_body
 from nsllm.node.api.tool_fields import SentTool, tooling
+from nsllm.node.errors import ServiceError
 from nsllm.node.service import ChatCommand
 from nsllm.record import MAX_TEXT_CHARS, Message, Sampling
 
-MAX_IDS: Final = 100_000
 UNSERVED: Final = {
     "return_token_strs": (False,),
     "add_generation_prompt": (True,),
@@ -69,13 +69,13 @@ async def detokenize(request: web.Request) -> web.Response:
     """The text of tokens, special ones left out."""
     context = request.app[CONTEXT]
     body = decode(await read_body(request), DetokenizeBody)
-    if len(body.tokens) > MAX_IDS:
-        raise bad_request(f"{len(body.tokens)} tokens, the limit is {MAX_IDS}", param="tokens")
-    wrong = next((token for token in body.tokens if not 0 <= token <= MAX_TOKEN), None)
-    if wrong is not None:
-        raise bad_request(f"{wrong} is no token id", param="tokens")
-    work = partial(context.service.detokenize, model_name(body.model), tuple(body.tokens))
-    return _json({"prompt": await context.bridge.call(work)})
+    tokens = given_tokens(body.tokens, "tokens") if body.tokens else ()
+    work = partial(context.service.detokenize, model_name(body.model), tokens)
+    try:
+        return _json({"prompt": await context.bridge.call(work)})
+    except ServiceError as error:
+        error.param = "tokens" if error.param == "prompt_token_ids" else error.param
+        raise
 
 
 def _command(body: TokenizeBody) -> ChatCommand:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from nsllm.node.engine.jobs import Inbox
 from nsllm.node.engine.port import Done, Piece
-from nsllm.node.engine.protocol import Gain
+from nsllm.node.engine.protocol import Gain, PromptTold
 from nsllm.record import Sampling
 
 
@@ -26,6 +26,8 @@ class AnswerStream:
         self._reason: Literal["stop", "length"] | None = None
         """Why the generation has ended."""
         self._ended = False
+        self._prompt_tokens: int | None = len(prompt_token_ids)
+        """Told with the first piece."""
 
     def __aiter__(self) -> AnswerStream:
         return self
@@ -37,10 +39,13 @@ class AnswerStream:
             self._ended = True
             return Done(self._reason, self._prompt_token_ids, self._sampling)
         gain = await self._inbox.take()
+        prompt_tokens, self._prompt_tokens = self._prompt_tokens, None
+        if isinstance(gain, PromptTold):
+            return Piece((), "", prompt=gain.tokens, prompt_tokens=prompt_tokens)
         assert isinstance(gain, Gain)
         token_ids, text, logprobs = gain.token_ids, gain.text, gain.logprobs
         while isinstance(more := self._inbox.take_now(), Gain):
             token_ids, text, logprobs = token_ids + more.token_ids, text + more.text, logprobs + more.logprobs
             gain = more
         self._reason = gain.reason
-        return Piece(token_ids, text, logprobs)
+        return Piece(token_ids, text, logprobs, prompt_tokens=prompt_tokens)

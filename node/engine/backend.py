@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from nsllm.node.engine.guide import GuideBook
+from nsllm.node.engine.port import Readable
 from nsllm.node.engine.sampler import Chooser
 from nsllm.node.engine.spelling import Spelling
 from nsllm.record import Message, Tool
@@ -27,6 +28,13 @@ TEMPLATE_LIMIT_S: Final = 1.0
 
 class TemplateError(ValueError):
     """The model's chat template refuses the conversation, or takes too long."""
+
+
+class TokenError(ValueError):
+    """A number that is no token of the model that is to read it."""
+
+    def __init__(self, token: int, vocabulary: int) -> None:
+        super().__init__(f"{token} is no token of this model, whose ids are 0 to {vocabulary - 1}")
 
 
 class Cache(Protocol):
@@ -52,8 +60,16 @@ class Read:
 class Encoder(Protocol):
     """The sentence encoder."""
 
-    def read(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, at most as many as the encoder reads."""
+    def read(self, texts: Sequence[Readable], most_tokens: int | None = None) -> list[list[int]]:
+        """Token ids of each text, at most as many as the encoder reads.
+
+        Args:
+            texts: or token ids, which stay as they are.
+            most_tokens: of each, from the beginning, with those that the tokenizer adds; None: what the encoder reads.
+
+        Raises:
+            TokenError: an id is none of the encoder's tokens'.
+        """
         ...
 
     def vectors(self, rows: list[list[int]]) -> torch.Tensor:
@@ -139,6 +155,18 @@ class Eyes(Protocol):
     ) -> list[int]:
         """As `chat_tokens`, with pictures (PNG files) in the places that the messages hold; for `open` as it is."""
         ...
+
+
+def given_tokens(token_ids: Sequence[int], vocabulary: int) -> list[int]:
+    """Tokens that a caller gave.
+
+    Raises:
+        TokenError: one of them is none of the model's; names the first.
+    """
+    wrong = next((token for token in token_ids if not 0 <= token < vocabulary), None)
+    if wrong is not None:
+        raise TokenError(wrong, vocabulary)
+    return list(token_ids)
 
 
 @contextmanager

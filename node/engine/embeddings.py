@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from nsllm.node.engine.backend import Encoder
+from nsllm.node.engine.backend import Encoder, TokenError
 from nsllm.node.engine.failures import failed
 from nsllm.node.engine.protocol import Embed, Embedded, Refused
 
@@ -52,7 +52,10 @@ class Embeddings:
             self._send(Embedded(job=message.job, vectors=(), tokens=0))
             return
         try:
-            rows = self._encoder.read(message.texts)
+            rows = self._encoder.read(message.texts, message.most_tokens)
+        except TokenError as error:
+            self._send(Refused(job=message.job, kind="invalid", message=str(error), param="input"))
+            return
         except Exception as error:  # noqa: BLE001 - one job's failure is nobody else's
             self._send(failed(message.job, error))
             return

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.distributed import DistributedConfig
 
-from nsllm.node.engine.backend import Cache, Encoder, Read, TemplateError, template_alarm
+from nsllm.node.engine.backend import Cache, Encoder, Read, TemplateError, given_tokens, template_alarm
 from nsllm.node.engine.card import ENCODER_TOKENS
 from nsllm.node.engine.conversation import (
     REFUSALS,
@@ -28,6 +28,7 @@ from nsllm.node.engine.conversation import (
 )
 from nsllm.node.engine.devices import CPU, HERE, Devices
 from nsllm.node.engine.guide import GuideBook
+from nsllm.node.engine.port import Readable
 from nsllm.node.engine.sampler import Chooser, PlainChooser
 from nsllm.node.engine.spelling import Spelling, WindowSpelling, spelling_of
 from nsllm.node.errors import ConfigError
@@ -155,11 +156,15 @@ class TransformersEncoder:
         self._model = AutoModel.from_pretrained(folder, dtype="auto", use_safetensors=True, **SAFE).eval()
         self._most_tokens = min(ENCODER_TOKENS, self._model.config.max_position_embeddings)
 
-    def read(self, texts: Sequence[str]) -> list[list[int]]:
+    def read(self, texts: Sequence[Readable], most_tokens: int | None = None) -> list[list[int]]:
         """Token ids of each text."""
-        cut = [text[:EMBED_CHARS] for text in texts]
-        rows: list[list[int]] = self._tokenizer(cut, truncation=True, max_length=self._most_tokens)["input_ids"]
-        return rows
+        most = min(self._most_tokens, most_tokens or self._most_tokens)
+        return [
+            self._tokenizer(text[:EMBED_CHARS], truncation=True, max_length=most)["input_ids"]
+            if isinstance(text, str)
+            else given_tokens(text, self._model.config.vocab_size)[:most]
+            for text in texts
+        ]
 
     def vectors(self, rows: list[list[int]]) -> torch.Tensor:
         """Mean over the tokens, L2 norm (model card of all-MiniLM-L6-v2)."""

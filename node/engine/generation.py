@@ -7,6 +7,7 @@ from typing import Literal
 
 from nsllm.node.engine.backend import Cache, Read
 from nsllm.node.engine.port import TokenLogprob
+from nsllm.node.engine.prompt_teller import PromptTeller
 from nsllm.node.engine.protocol import Gain
 from nsllm.node.engine.sampler import Choice, Sampler
 from nsllm.node.engine.spelling import Spelling
@@ -25,6 +26,8 @@ class Generation:
     """The model's and the request's own."""
     sampler: Sampler
     stream: TextStream
+    teller: PromptTeller | None = None
+    """Tells the prompt's tokens as they are read; None: nobody asks."""
     cache: Cache | None = None
     """None while there is no room for it."""
     tokens: list[int] = field(default_factory=list)
@@ -33,6 +36,11 @@ class Generation:
     """The peer knows that it has begun."""
     suspect: bool = False
     """A pass failed that it took part in: the next one is its alone."""
+
+    @property
+    def tells(self) -> bool:
+        """Tokens of the prompt are left to be told: the model has to read all of them."""
+        return self.teller is not None and self.teller.left
 
     @property
     def most(self) -> int:
@@ -46,14 +54,14 @@ class Generation:
         return len(self.prompt) + len(self.tokens) - self.cache.read
 
     def next_read(self, most: int) -> Read:
-        """The next tokens for the model, up to `most`; logits are asked for if these are the last."""
+        """The next tokens for the model, up to `most`; logits are asked for if these are the last, or all are told."""
         assert self.cache is not None
         if self.tokens and self.unread == 1:
             return Read(self.cache, self.tokens[-1:], 1)
         start = self.cache.read
         sequence = self.prompt + self.tokens if self.tokens else self.prompt
         chunk = sequence[start : start + most]
-        return Read(self.cache, chunk, int(start + len(chunk) == len(sequence)))
+        return Read(self.cache, chunk, len(chunk) if self.tells else int(start + len(chunk) == len(sequence)))
 
     def accept(self, choice: Choice, spelling: Spelling) -> Gain:
         """Add the chosen token; the gain says so if that ends the answer."""

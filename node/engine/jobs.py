@@ -18,6 +18,7 @@ from nsllm.node.engine.protocol import (
     Embedded,
     Gain,
     Judged,
+    PromptTold,
     Refused,
     Retraced,
     Started,
@@ -28,7 +29,7 @@ from nsllm.node.engine.protocol import (
 from nsllm.node.engine.stats import Timing
 from nsllm.node.errors import ContextOverflowError, EngineError, InvalidRequestError
 
-Reply = Started | Gain | Embedded | Judged | Retraced | Tokenized | Detokenized
+Reply = Started | PromptTold | Gain | Embedded | Judged | Retraced | Tokenized | Detokenized
 
 
 class Inbox:
@@ -137,7 +138,9 @@ class Jobs:
                     inbox.timing.finished(gain.reason)
             inbox.put(gain)
 
-    def give(self, reply: Started | Embedded | Judged | Retraced | Tokenized | Detokenized | Refused) -> None:
+    def give(
+        self, reply: Started | PromptTold | Embedded | Judged | Retraced | Tokenized | Detokenized | Refused
+    ) -> None:
         """Hand out another reply, unless its job has left."""
         inbox = self._inboxes.get(reply.job)
         if inbox is None:
@@ -146,6 +149,8 @@ class Jobs:
             case Started():
                 if inbox.timing is not None:
                     inbox.timing.started(trio.current_time(), len(reply.prompt_token_ids))
+                inbox.put(reply)
+            case PromptTold():
                 inbox.put(reply)
             case Embedded() | Judged() | Retraced() | Tokenized() | Detokenized():
                 del self._inboxes[reply.job]

@@ -18,7 +18,7 @@ import trio
 from nsllm.governance.ports import JUDGED_TOKENS, Claim, JudgeModels, Likelihood, Trace
 from nsllm.ids import Digest
 from nsllm.node.engine.judging import Judging
-from nsllm.node.engine.port import Done, Engine, EngineInfo, EngineRequest, LoadedModel, Piece
+from nsllm.node.engine.port import Done, Engine, EngineInfo, EngineRequest, LoadedModel, Piece, Readable
 from nsllm.node.errors import (
     EngineError,
     InvalidRequestError,
@@ -195,9 +195,11 @@ class ModelPool:
         """Unit vectors of the base's encoder."""
         return await self._base.embed(texts)
 
-    async def embed_counted(self, texts: Sequence[str]) -> tuple[list[tuple[float, ...]], int]:
+    async def embed_counted(
+        self, texts: Sequence[Readable], *, most_tokens: int | None = None
+    ) -> tuple[list[tuple[float, ...]], int]:
         """Unit vectors of the base's encoder, and how many tokens it read."""
-        return await self._base.embed_counted(texts)
+        return await self._base.embed_counted(texts, most_tokens=most_tokens)
 
     async def likelihoods(
         self, items: Sequence[tuple[tuple[Message, ...], str]], *, most_tokens: int = JUDGED_TOKENS

@@ -41,6 +41,8 @@ class ModelInfo:
 
 
 State = Literal["starting", "ready", "restarting", "failed"]
+Readable = str | tuple[int, ...]
+"""What an encoder reads: a text, or token ids of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +106,16 @@ class EngineRequest:
     sampling: Sampling
     form: Literal["chat", "text"] = "chat"
     """`text`: the only message is the prompt as it stands."""
+    prompt_token_ids: tuple[int, ...] = field(default=(), repr=False)
+    """Of a text that reads otherwise; empty: the prompt is the text's own tokens."""
     tools: tuple[Tool, ...] = ()
     guide: Guide | None = None
     images: tuple[bytes, ...] = field(default=(), repr=False)
     """PNG files for a model that sees, in the order of their places in the messages."""
     top_logprobs: int | None = None
     """How many alternatives are told with each token; None: not even the token's own probability."""
+    prompt_logprobs: int | None = None
+    """How many alternatives are told with each token of the prompt; None: nothing is told of it."""
     client: str = ""
     """Who asks, in any words: waiting generations are started in turns between clients."""
     model: Digest | None = None
@@ -122,6 +128,7 @@ class EngineRequest:
             messages=request.messages,
             sampling=request.sampling,
             form=request.form,
+            prompt_token_ids=request.prompt_token_ids,
             tools=request.tools,
             guide=request.guide,
             client=client,
@@ -141,6 +148,23 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptToken:
+    """A token of the prompt, and how likely the model finds it after those before it."""
+
+    token_id: int
+    token: bytes
+    """As in `TokenLogprob`."""
+    start: int
+    """Characters of the prompt's text before it."""
+    logprob: float | None
+    """None: nothing comes before it."""
+    rank: int = 0
+    """1: no token is likelier in its place; 0: nothing comes before it."""
+    top: tuple[tuple[int, bytes, float], ...] = ()
+    """The most likely tokens in its place, most likely first."""
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """Tokens as they come; `text` is complete UTF-8 and may be empty while a character is unfinished."""
 
@@ -149,6 +173,10 @@ class Piece:
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
     """One for each token, if they were asked for."""
+    prompt: tuple[PromptToken, ...] = ()
+    """Tokens of the prompt that were read since, if they were asked for: all of them before the answer's first."""
+    prompt_tokens: int | None = None
+    """How many the prompt has, with the first piece; None: not known before the end, or told already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,11 +231,22 @@ class Engine(JudgeModels, Protocol):
         """Text that tokens of a model (None: the default one) spell, special ones left out.
 
         Raises:
-            InvalidRequestError: the tokenizer is not at hand here.
+            InvalidRequestError: the tokenizer is not at hand here, or an id is none of its tokens'.
             EngineError: the worker died.
         """
         ...
 
-    async def embed_counted(self, texts: Sequence[str]) -> tuple[list[tuple[float, ...]], int]:
-        """Unit vectors and how many tokens were read, for `/v1/embeddings`."""
+    async def embed_counted(
+        self, texts: Sequence[Readable], *, most_tokens: int | None = None
+    ) -> tuple[list[tuple[float, ...]], int]:
+        """Unit vectors and how many tokens were read, for `/v1/embeddings`.
+
+        Args:
+            texts: or token ids of the encoder's, which are read as they are.
+            most_tokens: of each that are read, from the beginning; None: as many as the encoder takes.
+
+        Raises:
+            InvalidRequestError: an id is none of the encoder's tokens'.
+            EngineError: the worker died.
+        """
         ...

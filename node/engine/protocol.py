@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from nsllm.errors import EncodingError
 from nsllm.governance.ports import JUDGED_TOKENS, Claim, Trace
-from nsllm.node.engine.port import EngineRequest, TokenLogprob
+from nsllm.node.engine.port import EngineRequest, PromptToken, Readable, TokenLogprob
 from nsllm.record import Message, Sampling
 
 HEAD_BYTES: Final = 4
@@ -36,10 +36,12 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
 
 
 class Embed(msgspec.Struct, frozen=True, tag=True):
-    """Embed texts. Answered by `Embedded`."""
+    """Embed texts. Answered by `Embedded`, or by `Refused`."""
 
     job: int
-    texts: Annotated[tuple[str, ...], Meta(max_length=MAX_BATCH)]
+    texts: Annotated[tuple[Readable, ...], Meta(max_length=MAX_BATCH)]
+    most_tokens: int | None = None
+    """Of each that are read."""
 
 
 class Judge(msgspec.Struct, frozen=True, tag=True):
@@ -99,6 +101,13 @@ class Started(msgspec.Struct, frozen=True, tag=True):
     job: int
     prompt_token_ids: tuple[int, ...]
     max_tokens: int
+
+
+class PromptTold(msgspec.Struct, frozen=True, tag=True):
+    """How likely the next tokens of a prompt are, as far as it was read; comes before the first gain, if asked for."""
+
+    job: int
+    tokens: tuple[PromptToken, ...]
 
 
 class Gain(msgspec.Struct, frozen=True, array_like=True):
@@ -198,7 +207,9 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
 
 
 ToWorker = Generate | Embed | Judge | Retrace | Tokenize | Detokenize | Cancel | Ping
-FromWorker = Ready | Started | Step | Embedded | Judged | Retraced | Tokenized | Detokenized | Refused | Pong
+FromWorker = (
+    Ready | Started | PromptTold | Step | Embedded | Judged | Retraced | Tokenized | Detokenized | Refused | Pong
+)
 M = TypeVar("M")
 
 

@@ -12,9 +12,11 @@ from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from nsllm.governance.ports import HEAD_TOKENS, JUDGED_TOKENS, Claim, Fault, Likelihood, Trace
-from nsllm.node.engine.backend import Backend, Cache, Eyes, Read, TemplateError
+from nsllm.node.engine.backend import Backend, Cache, Eyes, Read
 from nsllm.node.engine.bad_words import spellings
 from nsllm.node.engine.declared import is_possible
+from nsllm.node.engine.port import EngineRequest
+from nsllm.node.engine.prompt import PromptError, spelled, truncated, whole_prompt
 from nsllm.node.engine.sampler import NoChoiceError, Sampler, TokenGuide
 from nsllm.node.engine.strain import Strain
 from nsllm.node.engine.text_stream import TextStream
@@ -36,7 +38,7 @@ class Retracing:
         card: the model's own parameters.
 
     Raises:
-        TemplateError, GuideError: the answer cannot be repeated here: the template or the guide's grammar is refused,
+        PromptError, GuideError: the answer cannot be repeated here: the template or the guide's grammar is refused,
             or it was given to pictures, which records do not hold.
     """
 
@@ -44,7 +46,7 @@ class Retracing:
         self._backend = backend
         self._claim = claim
         self._card = card
-        self._prompt = _prompt(backend, claim.request)
+        self._prompt = _prompt(backend, claim)
         self._ends = backend.end_token_ids.union(claim.sampling.stop_token_ids)
         guide = claim.request.guide
         self._guide: TokenGuide | None = None if guide is None else backend.guides.start(guide)
@@ -96,7 +98,7 @@ class Retracing:
         limit = claim.sampling.max_tokens
         if not is_possible(claim.request.sampling, claim.sampling, self._card):
             return "sampling"
-        if list(claim.prompt_token_ids) != self._prompt:
+        if list(claim.prompt_token_ids) != self._prompt or not _read_as_written(backend, claim.request):
             return "prompt"
         count = len(claim.token_ids)
         if not count or len(self._prompt) + count > backend.context_tokens or (limit is not None and count > limit):
@@ -129,7 +131,8 @@ class Retracing:
 
     def _judged_tokens(self) -> int:
         request, limit = self._claim.request, min(JUDGED_TOKENS, self._backend.context_tokens - 1)
-        if self._fault is not None or request.form != "chat" or request.tools:
+        whole = request.sampling.truncate_prompt_tokens is None
+        if self._fault is not None or request.form != "chat" or request.tools or not whole:
             return 0
         text = self._claim.text[: limit * self._backend.longest_token_chars]
         tokens = self._backend.tokens(text)[:limit] if text.strip() else []
@@ -160,9 +163,15 @@ def likelihood(logprobs: Sequence[float]) -> Likelihood:
     return Likelihood(mean, len(logprobs), math.fsum(head) / len(head) if head else 0.0)
 
 
-def _prompt(backend: Backend, request: Request) -> list[int]:
-    if request.form == "text":
-        return backend.text_tokens(request.messages[0].content)
-    if request.attachments and isinstance(backend, Eyes):
-        raise TemplateError("the answer was given to pictures, which its record does not hold")
-    return backend.chat_tokens(request.messages, tools=request.tools)
+def _prompt(backend: Backend, claim: Claim) -> list[int]:
+    request, sampling = claim.request, claim.sampling
+    if request.form == "chat" and request.attachments and isinstance(backend, Eyes):
+        raise PromptError("the answer was given to pictures, which its record does not hold")
+    whole = whole_prompt(backend, EngineRequest.of(request))
+    return truncated(whole, sampling, backend.context_tokens, sampling.max_tokens or 1)
+
+
+def _read_as_written(backend: Backend, request: Request) -> bool:
+    """Whether a prompt that was given as tokens is the model's tokens, and they spell the text that others judge by."""
+    given = request.prompt_token_ids
+    return not given or (max(given) < backend.vocabulary and spelled(backend, given) == request.messages[0].content)

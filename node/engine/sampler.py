@@ -38,6 +38,18 @@ class Choice:
     """The most likely tokens and theirs, most likely first, the lower token first among equals."""
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a token that is there already stands among all that could be in its place."""
+
+    logprob: float
+    """Natural log-probability before any parameter."""
+    rank: int
+    """1 and one more for each token that is likelier."""
+    top: tuple[tuple[int, float], ...]
+    """As of a `Choice`."""
+
+
 class TokenGuide(Protocol):
     """What an answer must match, token by token: see `nsllm.node.engine.guide`."""
 
@@ -189,6 +201,10 @@ class Chooser(Protocol):
         """As `Sampler.trace`."""
         ...
 
+    def standings(self, rows: torch.Tensor, token_ids: Sequence[int], top: int) -> list[Standing]:
+        """How tokens stand under their rows of logits (tokens, vocabulary); `top` alternatives, `MOST_TOP` at most."""
+        ...
+
 
 class PlainChooser:
     """Chooses by the definition itself, one generation after another."""
@@ -196,6 +212,12 @@ class PlainChooser:
     def trace(self, sampler: Sampler, row: torch.Tensor, token: int) -> Strain:
         """See `Chooser`."""
         return sampler.trace(row, token)
+
+    def standings(self, rows: torch.Tensor, token_ids: Sequence[int], top: int) -> list[Standing]:
+        """See `Chooser`."""
+        return ranked(
+            rows, [_told(row.numpy(), token, min(top, MOST_TOP)) for row, token in zip(rows, token_ids, strict=True)]
+        )
 
     def choose_all(
         self, samplers: Sequence[Sampler], rows: Sequence[torch.Tensor] | torch.Tensor
@@ -259,6 +281,15 @@ def told(token: int, logit: float, highest: float, total: int, likely: Sequence[
     )
 
 
+def ranked(rows: torch.Tensor, tokens: Sequence[Choice]) -> list[Standing]:
+    """Tokens with their ranks in their rows of logits (tokens, vocabulary)."""
+    found: list[Standing] = []
+    for row, one in zip(rows, tokens, strict=True):
+        assert one.logprob is not None
+        found.append(Standing(one.logprob, int((row > row[one.token]).sum()) + 1, one.top))
+    return found
+
+
 def _choose(raw: Floats, change: Adjustments | None, mask: Mask | None, limits: Limits, draw: int) -> int | None:
     if change is not None or mask is not None:
         raw = distribution.adjusted(raw, change, mask)
@@ -268,6 +299,15 @@ def _choose(raw: Floats, change: Adjustments | None, mask: Mask | None, limits: 
 def _told(raw: Floats, token: int, top: int) -> Choice:
     highest = distribution.highest_of(raw)
     total = int(distribution.weights(raw, distribution.scale_of(MICRO)).sum())
-    ids = np.argsort(-raw, kind="stable")[:top]
-    likely = [(int(one), float(raw[one])) for one in ids if raw[one] > -np.inf]
+    likely = [(int(one), float(raw[one])) for one in _likely(raw, top) if raw[one] > -np.inf]
     return told(token, float(raw[token]), float(highest), total, likely)
+
+
+def _likely(raw: Floats, top: int) -> Ints:
+    """The `top` most likely tokens, the lower one first among equals: found without sorting all."""
+    if not 0 < top < len(raw):
+        return np.argsort(-raw, kind="stable")[:top].astype(np.int32)
+    falling = -raw
+    # Not a number comes last, and is no bound.
+    candidates = np.flatnonzero(~(falling > np.partition(falling, top - 1)[top - 1])).astype(np.int32)
+    return candidates[np.argsort(falling[candidates], kind="stable")][:top]

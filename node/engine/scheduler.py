@@ -17,12 +17,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from nsllm.node.engine.backend import Backend, Eyes, Read, TemplateError
+from nsllm.node.engine.backend import Backend, Read
 from nsllm.node.engine.bad_words import spellings
 from nsllm.node.engine.failures import failed
 from nsllm.node.engine.generation import Generation
 from nsllm.node.engine.guide import GuideError
-from nsllm.node.engine.port import EngineRequest
+from nsllm.node.engine.prompt import PromptError, check_tokens, prompt_tokens, spelled, whole_prompt
+from nsllm.node.engine.prompt_teller import PromptTeller
 from nsllm.node.engine.protocol import (
     Cancel,
     Detokenize,
@@ -35,6 +36,7 @@ from nsllm.node.engine.protocol import (
     Load,
     Ping,
     Pong,
+    PromptTold,
     Refused,
     Retrace,
     Started,
@@ -145,32 +147,24 @@ class Scheduler:
         return load
 
     def _start(self, message: Generate) -> None:
-        request = message.request
-        context = self._backend.context_tokens
-        chars = _chars(request)
-        if chars > context * self._backend.longest_token_chars:
-            at_least = chars // self._backend.longest_token_chars
-            self._refuse_overflow(message.job, f"at least {at_least}")
-            return
+        request, sampling = message.request, message.request.sampling
+        limit = sampling.max_tokens or message.max_tokens_cap
         try:
-            prompt = self._prompt(request)
+            check_tokens(self._backend, [token for token, _ in sampling.logit_bias], "logit_bias")
+            prompt = prompt_tokens(self._backend, request, limit)
             guide = None if request.guide is None else self._backend.guides.start(request.guide)
-        except TemplateError as error:
-            self._send(Refused(job=message.job, kind="invalid", message=str(error), param="messages"))
+        except PromptError as error:
+            self._send(Refused(job=message.job, kind=error.kind, message=str(error), param=error.param))
             return
         except GuideError as error:
             self._send(Refused(job=message.job, kind="invalid", message=str(error), param=error.param))
             return
-        if len(prompt) + 1 > context:
-            self._refuse_overflow(message.job, str(len(prompt)))
-            return
-        sampling = request.sampling
         ends = self._backend.end_token_ids.union(sampling.stop_token_ids)
         generation = Generation(
             job=message.job,
             client=request.client,
             prompt=prompt,
-            max_tokens=min(sampling.max_tokens or message.max_tokens_cap, context - len(prompt)),
+            max_tokens=min(limit, self._backend.context_tokens - len(prompt)),
             end_token_ids=ends,
             sampler=Sampler(
                 sampling,
@@ -181,40 +175,26 @@ class Scheduler:
                 top_logprobs=request.top_logprobs,
             ),
             stream=TextStream(self._backend.spelling.decoder(), sampling.stop, sampling.min_tokens or 0),
+            teller=self._teller(prompt, request.prompt_logprobs),
         )
         self._generations[generation.job] = generation
         self._waiting.add(generation.client, generation)
+
+    def _teller(self, prompt: list[int], top: int | None) -> PromptTeller | None:
+        return None if top is None else PromptTeller(prompt, top, self._backend.chooser, self._backend.spelling)
 
     def _spelled(self, message: Tokenize | Detokenize) -> FromWorker:
         """Tokens of a prompt, or the text of tokens: bounded work, done at once."""
         job = message.job
         try:
             if isinstance(message, Detokenize):
-                decoder = self._backend.spelling.decoder()
-                text = "".join(decoder.push(token) for token in message.token_ids) + decoder.finish()
-                return Detokenized(job, text)
-            request = message.request
-            if request.form == "text" and not message.special:
-                return Tokenized(job, tuple(self._backend.tokens(request.messages[0].content)))
-            return Tokenized(job, tuple(self._prompt(request)))
-        except TemplateError as error:
-            return Refused(job=job, kind="invalid", message=str(error), param="messages")
+                check_tokens(self._backend, message.token_ids)
+                return Detokenized(job, spelled(self._backend, message.token_ids))
+            return Tokenized(job, tuple(whole_prompt(self._backend, message.request, special=message.special)))
+        except PromptError as error:
+            return Refused(job=job, kind="invalid", message=str(error), param=error.param)
         except Exception as error:  # noqa: BLE001 - one job's failure is nobody else's
             return failed(job, error)
-
-    def _prompt(self, request: EngineRequest) -> list[int]:
-        if request.form == "text":
-            return self._backend.text_tokens(request.messages[0].content)
-        if request.images:
-            if not isinstance(self._backend, Eyes):
-                raise TemplateError("this model takes no pictures")
-            return self._backend.picture_tokens(request.messages, request.images)
-        return self._backend.chat_tokens(request.messages, tools=request.tools)
-
-    def _refuse_overflow(self, job: int, tokens: str) -> None:
-        context = self._backend.context_tokens
-        said = f"the conversation is {tokens} tokens long, this model's context is {context} tokens, answer included"
-        self._send(Refused(job=job, kind="overflow", message=said, param="messages"))
 
     def _admit(self) -> None:
         """Give room to those who wait, in turns between clients, until it does not suffice for the next."""
@@ -228,7 +208,8 @@ class Scheduler:
                 self._send(Started(job=one.job, prompt_token_ids=tuple(one.prompt), max_tokens=one.max_tokens))
 
     def _give_room(self, one: Generation) -> bool:
-        one.cache = self._backend.open(one.prompt, one.most, side=False)
+        known = [] if one.tells else one.prompt  # what is known already has no logits any more
+        one.cache = self._backend.open(known, one.most, side=False)
         if one.cache is None:
             return False
         self._queried_tokens += len(one.prompt)
@@ -257,7 +238,8 @@ class Scheduler:
             for one in reading:
                 assert one.cache is not None
                 before = one.cache.read
-                self._backend.catch_up(one.cache, one.prompt)
+                if not one.tells:
+                    self._backend.catch_up(one.cache, one.prompt)
                 self._found_tokens += one.cache.read - before
             shares = shared(budget, [(one.client, one.unread) for one in reading], LEAST_CHUNK)
             for one, share in zip(reading, shares, strict=True):
@@ -266,7 +248,9 @@ class Scheduler:
                     reads.append(one.next_read(share))
         return writing, reads
 
-    def _read(self, running: list[Generation], reads: list[Read]) -> tuple[list[Generation], torch.Tensor | None]:
+    def _read(
+        self, running: list[Generation], reads: list[Read]
+    ) -> tuple[list[Generation], Sequence[torch.Tensor] | torch.Tensor | None]:
         """One pass; the generations that have read all, and a row of logits for each."""
         try:
             logits = self._backend.read(reads)
@@ -281,10 +265,35 @@ class Scheduler:
                     self._read_again(one)
             return [], None
         self._failed_passes = 0
+        if any(one.tells for one in running):
+            return self._told(running, reads, logits)
         ready = [one for one, read in zip(running, reads, strict=True) if read.keep]
         for one in ready:
             one.suspect = False
         return ready, logits
+
+    def _told(
+        self, running: list[Generation], reads: list[Read], logits: torch.Tensor
+    ) -> tuple[list[Generation], list[torch.Tensor]]:
+        """The same after a pass that kept more than the last logits: what is to be told of prompts goes out."""
+        ready: list[Generation] = []
+        rows: list[torch.Tensor] = []
+        at = 0
+        for one, read in zip(running, reads, strict=True):
+            assert one.cache is not None
+            own, at = logits[at : at + read.keep], at + read.keep
+            if one.tells and one.teller is not None:
+                try:
+                    told = one.teller.take(one.cache.read - len(read.token_ids), own)
+                except Exception as error:  # noqa: BLE001 - one generation's failure is nobody else's
+                    self._fail(one, error)
+                    continue
+                self._send(PromptTold(job=one.job, tokens=told))
+            if not one.unread:
+                one.suspect = False
+                ready.append(one)
+                rows.append(own[-1])
+        return ready, rows
 
     def _read_again(self, one: Generation) -> None:
         """Read the sequence from its beginning, in passes of its own: what the cache holds is uncertain."""
@@ -294,7 +303,9 @@ class Scheduler:
         if not self._give_room(one):
             self._waiting.add(one.client, one)
 
-    def _choose(self, ready: Sequence[Generation], logits: torch.Tensor | None) -> tuple[Gain, ...]:
+    def _choose(
+        self, ready: Sequence[Generation], logits: Sequence[torch.Tensor] | torch.Tensor | None
+    ) -> tuple[Gain, ...]:
         """The next token of each generation, and what it gains by it. `logits`: (generations, vocabulary)."""
         if logits is None or not ready:
             return ()
@@ -318,9 +329,3 @@ class Scheduler:
     def _fail(self, one: Generation, error: Exception) -> None:
         self._drop(one)
         self._send(failed(one.job, error))
-
-
-def _chars(request: EngineRequest) -> int:
-    """Characters that the prompt holds at least."""
-    turns = sum(len(turn.content) + sum(len(call.arguments) for call in turn.tool_calls) for turn in request.messages)
-    return turns + sum(len(tool.description) + len(tool.parameters) for tool in request.tools)

@@ -10,6 +10,7 @@ from nsllm.node.engine.backend import Backend, TemplateError
 from nsllm.node.engine.embeddings import Embeddings
 from nsllm.node.engine.failures import failed
 from nsllm.node.engine.guide import GuideError
+from nsllm.node.engine.prompt import PromptError
 from nsllm.node.engine.protocol import Embed, Embedded, Judge, Judged, Refused, Retrace, Retraced
 from nsllm.node.engine.retrace import Retracing, likelihood, read_answer
 
@@ -112,8 +113,8 @@ class SideWork:
     def _retracing(self, message: Retrace) -> Generator[None]:
         try:
             steps = Retracing(self._backend, message.claim, message.card).steps()
-        except (TemplateError, GuideError) as error:
-            self._send(Refused(job=message.job, kind="invalid", message=str(error), param="messages"))
+        except (PromptError, GuideError) as error:
+            self._send(Refused(job=message.job, kind="invalid", message=str(error), param=error.param))
             return
         trace = yield from steps
         self._send(Retraced(job=message.job, trace=trace))

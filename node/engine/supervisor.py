@@ -30,7 +30,7 @@ from nsllm.node.engine.devices import HERE, Devices, Wish
 from nsllm.node.engine.jobs import Jobs
 from nsllm.node.engine.link import WorkerLink, WorkerSettings, open_worker, patience_s
 from nsllm.node.engine.models import read_config
-from nsllm.node.engine.port import Done, EngineInfo, EngineRequest, Piece
+from nsllm.node.engine.port import Done, EngineInfo, EngineRequest, Piece, Readable
 from nsllm.node.engine.protocol import (
     MAX_BATCH,
     Detokenize,
@@ -41,6 +41,7 @@ from nsllm.node.engine.protocol import (
     Judge,
     Judged,
     Pong,
+    PromptTold,
     Ready,
     Refused,
     Retrace,
@@ -221,13 +222,15 @@ class WorkerEngine:
         vectors, _ = await self.embed_counted(texts)
         return vectors
 
-    async def embed_counted(self, texts: Sequence[str]) -> tuple[list[tuple[float, ...]], int]:
+    async def embed_counted(
+        self, texts: Sequence[Readable], *, most_tokens: int | None = None
+    ) -> tuple[list[tuple[float, ...]], int]:
         """Unit vectors and how many tokens were read (at most 256 of each text)."""
         vectors: list[tuple[float, ...]] = []
         tokens = 0
         for start in range(0, len(texts), MAX_BATCH):
             batch = tuple(texts[start : start + MAX_BATCH])
-            reply = await self._ask(partial(Embed, texts=batch), Embedded)
+            reply = await self._ask(partial(Embed, texts=batch, most_tokens=most_tokens), Embedded)
             vectors += [struct.unpack(f"<{len(row) // 4}f", row) for row in reply.vectors]
             tokens += reply.tokens
         return vectors, tokens
@@ -375,7 +378,16 @@ class WorkerEngine:
                     case Step():
                         self._recorder.step(message.load)
                         self._jobs.step(message)
-                    case Started() | Embedded() | Judged() | Retraced() | Tokenized() | Detokenized() | Refused():
+                    case (
+                        Started()
+                        | PromptTold()
+                        | Embedded()
+                        | Judged()
+                        | Retraced()
+                        | Tokenized()
+                        | Detokenized()
+                        | Refused()
+                    ):
                         self._jobs.give(message)
                     case _:
                         assert_never(message)

@@ -26,7 +26,7 @@ import trio
 from nsllm import __version__, canonical
 from nsllm.governance.ports import JUDGED_TOKENS, Claim, Likelihood, Trace
 from nsllm.ids import Digest
-from nsllm.node.engine.port import Done, Engine, EngineInfo, EngineRequest, ModelInfo, Piece
+from nsllm.node.engine.port import Done, Engine, EngineInfo, EngineRequest, ModelInfo, Piece, Readable
 from nsllm.node.engine.slots import Slots
 from nsllm.node.engine.upstream_answer import BEFORE_HINT, UpstreamAnswer
 from nsllm.node.engine.upstream_request import Post, make_post
@@ -189,15 +189,21 @@ class UpstreamEngine:
     async def detokenize(self, token_ids: Sequence[int], model: Digest | None) -> str:
         """Nobody here knows the server's tokenizer. Raises `InvalidRequestError`."""
         del token_ids, model
-        raise InvalidRequestError("an upstream server's tokenizer is not at hand here", hint="ask that server")
+        raise InvalidRequestError(
+            "an upstream server's tokenizer is not at hand here",
+            param="prompt_token_ids",
+            hint="send text, or ask that server",
+        )
 
     async def embed(self, texts: Sequence[str]) -> list[tuple[float, ...]]:
         """Unit vectors of the local encoder."""
         return await self._local.embed(texts)
 
-    async def embed_counted(self, texts: Sequence[str]) -> tuple[list[tuple[float, ...]], int]:
+    async def embed_counted(
+        self, texts: Sequence[Readable], *, most_tokens: int | None = None
+    ) -> tuple[list[tuple[float, ...]], int]:
         """Unit vectors of the local encoder and how many tokens it read."""
-        return await self._local.embed_counted(texts)
+        return await self._local.embed_counted(texts, most_tokens=most_tokens)
 
     async def likelihoods(
         self, items: Sequence[tuple[tuple[Message, ...], str]], *, most_tokens: int = JUDGED_TOKENS

@@ -21,7 +21,7 @@ MICRO: Final = 1_000_000
 LLAMA_CPP: Final = frozenset({"llamacpp", "me"})
 """How llama-server and llama-cpp-python's server call the owner of a model."""
 STRUCTURED: Final = frozenset({"vllm", "nsllm"})
-"""Owners whose servers take `structured_outputs`, and `bad_words`."""
+"""Owners whose servers take `structured_outputs`, `bad_words` and `truncate_prompt_tokens`."""
 STOP_TOKENS: Final = frozenset({*STRUCTURED, "sglang"})
 """Owners whose servers take `stop_token_ids`; others may pass over what they do not know."""
 _LARK: Final = re.compile(r"(?m)^\s*(%llguidance\b|start\s*:)")
@@ -51,6 +51,14 @@ def make_post(model: str, request: EngineRequest, owner: str | None) -> Post:
     """
     if request.images:
         raise InvalidRequestError("pictures are not passed to the upstream", param="messages")
+    if request.prompt_token_ids:
+        raise InvalidRequestError(
+            "tokens are not passed to the upstream, whose tokenizer is not at hand here",
+            param="prompt_token_ids",
+            hint="send text",
+        )
+    if request.prompt_logprobs is not None:
+        raise InvalidRequestError("the upstream tells no probabilities of prompts", param="prompt_logprobs")
     body: Body = {"model": model, "stream": True, "stream_options": {"include_usage": True}}
     if request.form == "text":
         body["prompt"] = request.messages[0].content
@@ -107,6 +115,10 @@ def _sampling(sampling: Sampling, owner: str | None) -> Body:
         if owner not in STRUCTURED:
             raise InvalidRequestError("the upstream takes no words that an answer must not hold", param="bad_words")
         body["bad_words"] = list(sampling.bad_words)
+    if sampling.truncate_prompt_tokens is not None:
+        if owner not in STRUCTURED:
+            raise InvalidRequestError("the upstream truncates no prompts", param="truncate_prompt_tokens")
+        body["truncate_prompt_tokens"] = sampling.truncate_prompt_tokens or -1
     return body
 
 

@@ -122,6 +122,9 @@ class Sampling(Value, frozen=True, kw_only=True):
         tuple[Annotated[str, Meta(min_length=1, max_length=MAX_BAD_WORD_CHARS)], ...], Meta(max_length=MAX_BAD_WORDS)
     ] = ()
     """Words whose last token is never chosen after those before it; see `nsllm.node.engine.bad_words`."""
+    truncate_prompt_tokens: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+    """Tokens of the prompt that are read, the last ones; 0: as many as the context holds beside the answer. See
+    `nsllm.node.engine.truncation`."""
 
 
 class Request(Value, frozen=True, kw_only=True):
@@ -136,9 +139,16 @@ class Request(Value, frozen=True, kw_only=True):
     """As the caller set them; unset ones stay None here."""
     form: Literal["chat", "text"] = "chat"
     """`text`: the only message is the prompt as it stands, without the model's chat template."""
+    prompt_token_ids: Annotated[tuple[TokenField, ...], Meta(max_length=MAX_TEXT_CHARS)] = ()
+    """Of a `text` prompt that was given as tokens which its text, the only message, does not read as. Empty: the prompt
+    is the text's own tokens, also where those were sent; so one prompt has one key."""
     tools: Annotated[tuple[Tool, ...], Meta(max_length=64)] = ()
     guide: Guide | None = None
     attachments: Annotated[tuple[DigestField, ...], Meta(max_length=64)] = ()
+
+    def __post_init__(self) -> None:
+        if self.prompt_token_ids and self.form != "text":
+            raise ValueError("a conversation with a prompt's token ids")
 
     def question(self) -> str:
         """The last user turn: what relevance is judged against and what semantic look-ups embed."""

@@ -86,6 +86,7 @@ def request(*contents: str, **changes: object) -> Request:
         ({"sampling": Sampling(top_p_micro=1)}, False),
         ({"sampling": Sampling(temperature_micro=0, seed=1)}, False),
         ({"sampling": Sampling(logit_bias=((1, 1),))}, False),
+        ({"sampling": Sampling(truncate_prompt_tokens=0)}, False),
         ({"tools": (Tool(name="clock"),)}, False),
         ({"guide": Guide(kind="json_object")}, False),
         ({"attachments": (bytes(32),)}, False),

@@ -35,7 +35,7 @@ class FakeEngine:
     async def embed(self, texts):
         return (await self.embed_counted(texts))[0]
 
-    async def embed_counted(self, texts):
+    async def embed_counted(self, texts, *, most_tokens=None):
         await trio.lowlevel.checkpoint()
         if self.fails:
             raise EngineError("the worker died")
@@ -119,6 +119,13 @@ async def test_private_texts_leave_no_trace(shelf, cast) -> None:
     assert await shelf.store.count() == 0
     assert (await Shelf(cast, default="public").embeddings.texts(["open"], None)).visibility == "public"
     assert (await Shelf(cast, default="group").embeddings.texts(["ours"], None)).visibility == "private"
+
+
+async def test_what_has_no_text_of_its_own_is_never_shared(shelf) -> None:
+    for texts, most in ((["open", (5, 6)], None), ([(5, 6)], None), (["open"], 3)):
+        found = await shelf.embeddings.texts(texts, "public", most_tokens=most)
+        assert (found.visibility, found.shared, len(found.vectors)) == ("private", 0, len(texts))
+    assert await shelf.store.count() == 0
 
 
 async def test_a_public_text_is_computed_once_signed_and_brought_to_its_holders(shelf) -> None:

@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch.nn.functional import embedding, gelu, layer_norm, linear, normalize, scaled_dot_product_attention
 
+from nsllm.node.engine.backend import given_tokens
 from nsllm.node.engine.card import ENCODER_TOKENS
+from nsllm.node.engine.port import Readable
 
 MOST_CHARS: Final = 16_384
 """Characters of a text that the tokenizer looks at: 64 for each token that is read."""
@@ -38,12 +40,20 @@ class BertEncoder:
         weights = load_file(folder / "model.safetensors")
         self._weights = {name.removeprefix("bert."): tensor.float() for name, tensor in weights.items()}
         self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.enable_truncation(min(ENCODER_TOKENS, config["max_position_embeddings"]))
+        self._most_tokens = min(ENCODER_TOKENS, int(config["max_position_embeddings"]))
+        self._vocabulary = len(self._weights["embeddings.word_embeddings.weight"])
         self._tokenizer.no_padding()
 
-    def read(self, texts: Sequence[str]) -> list[list[int]]:
+    def read(self, texts: Sequence[Readable], most_tokens: int | None = None) -> list[list[int]]:
         """Token ids of each text."""
-        return [self._tokenizer.encode(str(text[:MOST_CHARS])).ids for text in texts]
+        most = min(self._most_tokens, most_tokens or self._most_tokens)
+        self._tokenizer.enable_truncation(most)
+        return [
+            self._tokenizer.encode(str(text[:MOST_CHARS])).ids
+            if isinstance(text, str)
+            else given_tokens(text, self._vocabulary)[:most]
+            for text in texts
+        ]
 
     @torch.inference_mode()
     def vectors(self, rows: list[list[int]]) -> torch.Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from nsllm.node.engine.distribution import Floats, Ints, Mask
-from nsllm.node.engine.sampler import MOST_TOP, Choice, NoChoiceError, Sampler, told
+from nsllm.node.engine.sampler import MOST_TOP, Choice, NoChoiceError, Sampler, Standing, ranked, told
 from nsllm.node.engine.strain import Strain
 
 BLOCK: Final = 128
@@ -92,6 +92,19 @@ class NativeChooser:
         sampler.accept(token)
         return Strain(*results)
 
+    def standings(self, rows: torch.Tensor, token_ids: Sequence[int], top: int) -> list[Standing]:
+        """See `nsllm.node.engine.sampler.Chooser`."""
+        table = (_Row * len(token_ids))()
+        for filled, address in zip(table, self._addresses(rows), strict=True):
+            filled.logits, filled.top_count = address, min(top, MOST_TOP)
+        self._choose_rows(table, len(table), self._vocabulary, byref(self._scratch))
+        own = rows.gather(1, torch.tensor(token_ids, dtype=torch.long)[:, None])[:, 0].tolist()
+        found = [
+            told(token, logit, row.highest, row.total, _top_of(row))
+            for row, token, logit in zip(table, token_ids, own, strict=True)
+        ]
+        return ranked(rows, found)
+
     def _result(self, row: _Row, sampler: Sampler) -> Choice | NoChoiceError:
         if row.token < 0 and row.banned_count:  # the guide leaves nothing but an end token
             row.banned_count = _always_banned(sampler)
@@ -104,8 +117,7 @@ class NativeChooser:
             return error
         if row.top_count < 0:
             return Choice(row.token)
-        likely = [(row.top[i], row.top_logits[i]) for i in range(row.top_found)]
-        return told(row.token, row.chosen_logit, row.highest, row.total, likely)
+        return told(row.token, row.chosen_logit, row.highest, row.total, _top_of(row))
 
     def _addresses(self, rows: Sequence[torch.Tensor] | torch.Tensor) -> list[int]:
         if isinstance(rows, torch.Tensor):
@@ -114,6 +126,10 @@ class NativeChooser:
             return [rows.data_ptr() + row * self._vocabulary * rows.itemsize for row in range(len(rows))]
         assert all(len(row) == self._vocabulary and row.is_contiguous() for row in rows)
         return [row.data_ptr() for row in rows]
+
+
+def _top_of(row: _Row) -> list[tuple[int, float]]:
+    return [(row.top[i], row.top_logits[i]) for i in range(row.top_found)]
 
 
 def _always_banned(sampler: Sampler) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -20,7 +20,7 @@ from nsllm.node.api.settings import ApiSettings
 from nsllm.node.api.testing import CHROMIUM_FLAGS, Seen, find_browser
 from nsllm.node.api.testing import ask_and_wait as drive_page
 from nsllm.node.attachments.attend import Note
-from nsllm.node.engine.port import EngineInfo, ModelInfo, TokenLogprob
+from nsllm.node.engine.port import EngineInfo, ModelInfo, PromptToken, TokenLogprob
 from nsllm.node.errors import ContextOverflowError, NotFoundError, OverloadedError, UnknownModelError
 from nsllm.node.service import (
     Brought,
@@ -70,6 +70,10 @@ class FakeService:
     before_start_s: float = 0.0
     fail_entering: Exception | None = None
     fail_after: tuple[int, Exception] | None = None
+    counts_early: bool = True
+    """Tokens are counted as they come, as an upstream does not."""
+    says_seed: bool = False
+    """Answers are the seed's number and `end`, and as likely as its remainder by 97 is small."""
     source: Source = field(default_factory=lambda: Source(kind="engine", generator=GENERATOR))
     finish_reason: str = "stop"
     notes: tuple[Note, ...] = ()
@@ -81,7 +85,8 @@ class FakeService:
     detail: str = ""
     prompt_token_ids: tuple[int, ...] = tuple(range(7))
     commands: list[ChatCommand] = field(default_factory=list)
-    embedded: list[Sequence[str]] = field(default_factory=list)
+    most_tokens: int | None = None
+    embedded: list[Sequence[str | tuple[int, ...]]] = field(default_factory=list)
     sent: int = 0
     room: int = 1000
     """Completions that run at once; more are refused."""
@@ -169,19 +174,31 @@ class FakeService:
                         visibility=command.visibility or "public",
                         attachments=self.notes,
                         citations=self.citations,
+                        prompt_tokens=7 if self.counts_early else None,
+                        prompt=command.messages[0].content or " ".join(map(str, command.prompt_token_ids)),
                     )
                 )
-                for index, word in enumerate(self.words):
+                for token in _of_prompt(command):
+                    await send.send(ChatDelta("", prompt=(token,)))
+                words = (f"{command.sampling.seed} ", "end") if self.says_seed else self.words
+                for index, word in enumerate(words):
                     if self.fail_after is not None and self.fail_after[0] == index:
                         raise self.fail_after[1]
                     await trio.sleep(self.pace_s)
-                    await send.send(ChatDelta(word, _told(word, command.top_logprobs)))
+                    logprob = -((command.sampling.seed or 0) % 97) / 97 if self.says_seed else -0.5
+                    await send.send(
+                        ChatDelta(
+                            word,
+                            _told(word, command.top_logprobs, logprob),
+                            tokens=index + 1 if self.counts_early else 0,
+                        )
+                    )
                     self.sent += 1
                 await send.send(
                     ChatFinished(
                         self.finish_reason,  # type: ignore[arg-type]
                         7,
-                        len(self.words),
+                        len(words),
                         self.publication,  # type: ignore[arg-type]
                         self.detail,
                         self.prompt_token_ids,
@@ -194,12 +211,14 @@ class FakeService:
             self.cancelled.set()
             raise
 
-    async def embed(self, texts: Sequence[str], visibility: str | None) -> Vectors:
+    async def embed(self, texts, visibility: str | None, *, most_tokens=None) -> Vectors:
         await trio.lowlevel.checkpoint()
         self.embedded.append(tuple(texts))
+        self.most_tokens = most_tokens
         vectors = tuple((float(len(text)), *([0.5] * 383)) for text in texts)
         shared = 1 if visibility == "public" else 0
-        return Vectors(vectors, sum(len(text.split()) for text in texts), visibility or "private", shared)
+        tokens = sum(len(text.split()) if isinstance(text, str) else len(text) for text in texts)
+        return Vectors(vectors, tokens, visibility or "private", shared)
 
     async def receipt(self, completion_id: str) -> ReceiptStatus:
         await trio.lowlevel.checkpoint()
@@ -294,11 +313,21 @@ class FakeService:
         return "nsllm-invite-v1-abc"
 
 
-def _told(word: str, top: int | None) -> tuple[TokenLogprob, ...]:
+def _told(word: str, top: int | None, logprob: float) -> tuple[TokenLogprob, ...]:
     if top is None:
         return ()
     spelled = word.encode()
-    return (TokenLogprob(spelled, -0.5, ((spelled, -0.5), (b"\xff", float("-inf")))[:top]),)
+    return (TokenLogprob(spelled, logprob, ((spelled, logprob), (b"\xff", float("-inf")))[:top]),)
+
+
+def _of_prompt(command: ChatCommand) -> Iterator[PromptToken]:
+    """One token a character, whose id is the character's; each but the first second to `?` (63)."""
+    if command.prompt_logprobs is None:
+        return
+    for at, char in enumerate(command.messages[-1].content):
+        likely = ((63, b"?", -0.25), (ord(char), char.encode(), -1.5))[: command.prompt_logprobs]
+        known = (-1.5, 2, likely) if at else (None, 0, ())
+        yield PromptToken(ord(char), char.encode(), at, *known)
 
 
 def make_status(service: FakeService) -> Status:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import openai
 import pytest
 import trio
 
-from nsllm.node.api.answers import ChatAnswer, Frame, TextAnswer
+from nsllm.node.api.answers import ChatAnswer, Frame
+from nsllm.node.api.text_answer import TextAnswer, Wanted
 from nsllm.node.engine.port import TokenLogprob
 from nsllm.node.service import ChatCommand, ChatDelta, ChatFinished, ChatStarted, Source
 from nsllm.record import Message, Sampling
@@ -121,7 +123,7 @@ def told(text: str, token: str) -> ChatDelta:
     ("reason", "last", "tokens"),
     [("stop", told("", "<|im_end|>"), ["a", "b", "c"]), ("length", told("", "d"), ["a", "b", "c", "d"])],
 )
-@pytest.mark.parametrize("kind", [ChatAnswer, TextAnswer])
+@pytest.mark.parametrize("kind", [ChatAnswer, partial(TextAnswer, wanted=Wanted(logprobs=0))])
 def test_tokens_without_text_wait_for_theirs_and_an_end_token_has_none(kind, reason, last, tokens):
     """The text of a token comes late if it may begin a stop string, or is an unfinished character."""
     command = ChatCommand(
@@ -169,3 +171,17 @@ async def test_choices_run_at_the_same_time(client, running):
     reply = await ask(client, n=3)
     assert [choice.message.content for choice in reply.choices] == ["The sky scatters blue light."] * 3
     assert running.service.most_at_once == 3
+
+
+async def test_a_chats_prompt_is_told_beside_the_choices(client, running):
+    reply = await ask(client, n=3, extra_body={"prompt_logprobs": 1})
+    content = running.service.commands[0].messages[-1].content
+    first, *others = reply.prompt_logprobs
+    assert (first, len(others)) == (None, len(content) - 1)
+    assert others[0] == {
+        str(ord(content[1])): {"logprob": -1.5, "rank": 2, "decoded_token": content[1]},
+        "63": {"logprob": -0.25, "rank": 1, "decoded_token": "?"},
+    }
+    assert sorted(c.prompt_logprobs is None for c in running.service.commands) == [False, True, True]
+    assert not running.service.commands[0].reuse
+    assert "prompt_logprobs" not in (await ask(client)).model_dump()

@@ -140,11 +140,18 @@ def test_fields_that_change_nothing_are_accepted(fields):
         ({"bad_words": [" "]}, "bad_words"),
         ({"bad_words": ["a" * 65]}, "bad_words"),
         ({"bad_words": [str(i) for i in range(65)]}, "bad_words"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs"),
+        ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": 1_000_001}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": "3"}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": True}, "truncate_prompt_tokens"),
         ({"use_beam_search": True}, "use_beam_search"),
         ({"skip_special_tokens": False}, "skip_special_tokens"),
         ({"chat_template": "{{ x }}"}, "chat_template"),
         ({"continue_final_message": True}, "continue_final_message"),
-        ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous_usage_stats"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"frobnicate": 1}, "frobnicate"),
     ],
@@ -159,6 +166,13 @@ def test_a_bad_field_is_named(fields, param):
 def test_tokens_that_end_an_answer_are_a_set():
     assert command(stop_token_ids=[9, 3, 9]).sampling.stop_token_ids == (3, 9)
     assert command(bad_words=["b", "a", "b"]).sampling.bad_words == ("b", "a")
+
+
+def test_a_prompt_that_is_cut_is_never_answered_by_a_like_one():
+    for sent, kept in ((-1, 0), (1, 1), (1_000_000, 1_000_000)):
+        asked = command(truncate_prompt_tokens=sent)
+        assert (asked.sampling.truncate_prompt_tokens, asked.reuse, asked.semantic) == (kept, True, False)
+    assert (command().sampling.truncate_prompt_tokens, command().semantic) == (None, True)
 
 
 def test_text_parts_are_joined_by_lines_and_developer_is_system():

@@ -44,6 +44,34 @@ async def test_usage_comes_in_a_chunk_of_its_own_when_asked_for(running):
     assert all(c["usage"] is None for c in found[:-2])
 
 
+@pytest.mark.parametrize("several", [1, 2])
+async def test_usage_so_far_stands_in_every_chunk_when_asked_for(running, several):
+    """Each choice's own until the last chunk, which is everybody's."""
+    running.service.words = ('"usage":null,"choices":[', "b", "", "c")
+    asked = {**HELLO, "n": several, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    _, found = await chunks(running, asked)
+    for index in range(several):
+        own = [c for c in found[:-2] if c["choices"][0]["index"] == index]
+        assert [c["usage"]["completion_tokens"] for c in own] == [0, 1, 2, 4, 4]
+        assert {c["usage"]["prompt_tokens"] for c in own} == {7}
+        assert all(c["usage"]["total_tokens"] == 7 + c["usage"]["completion_tokens"] for c in own)
+        assert own[1]["choices"][0]["delta"]["content"] == '"usage":null,"choices":['
+    assert found[-2]["usage"]["completion_tokens"] == 4 * several
+
+
+async def test_usage_that_nobody_knows_yet_is_null_until_the_end(running):
+    running.service.counts_early = False
+    asked = {**HELLO, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    _, found = await chunks(running, asked)
+    assert {str(c["usage"]) for c in found[:-3]} == {"None"}
+    assert found[-3]["usage"] == found[-2]["usage"] == {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
+
+
+async def test_without_usage_nothing_is_counted_on_the_way(running):
+    _, found = await chunks(running, {**HELLO, "stream_options": {"continuous_usage_stats": True}})
+    assert not any("usage" in c for c in found[:-1])
+
+
 async def test_several_choices_come_interleaved_under_the_first_ones_id(running):
     running.service.pace_s = 0.02
     answer, found = await chunks(running, {**HELLO, "n": 3, "stream_options": {"include_usage": True}})

@@ -77,6 +77,144 @@ async def test_an_echo_begins_each_text_with_its_prompt(client):
     assert "".join(chunk.choices[0].text for chunk in chunks) == "a: " + said
 
 
+ECHOED = {
+    "text_offset": [0, 1, 2],
+    "token_logprobs": [None, -1.5, -1.5],
+    "tokens": ["a", ":", " "],
+}
+
+
+@pytest.mark.parametrize("top", [0, 1, 2])
+async def test_an_echo_tells_the_prompts_probabilities_as_the_answers(client, running, top):
+    running.service.finish_reason = "length"
+    asked = {"model": MODEL, "prompt": "a: ", "echo": True, "logprobs": top, "n": 2}
+    reply = await aside(lambda: client.completions.create(**asked))
+    for choice in reply.choices:
+        assert choice.text == "a: The sky scatters blue light."
+        told = choice.logprobs
+        assert told.tokens == [*ECHOED["tokens"], "The ", "sky ", "scatters ", "blue ", "light."]
+        assert told.text_offset == [0, 1, 2, 3, 7, 11, 20, 25]
+        assert told.token_logprobs == [None, -1.5, -1.5, *[-0.5] * 5]
+        likely = [None, {"?": -0.25}, {"?": -0.25, ":": -1.5}][top]
+        assert told.top_logprobs[:2] == [None, likely]
+        assert [choice.text[at:].startswith(one) for at, one in zip(told.text_offset, told.tokens, strict=True)]
+    assert [command.prompt_logprobs for command in running.service.commands] == [top, top]
+    assert not any(command.reuse for command in running.service.commands)
+
+
+async def test_a_streamed_echo_tells_the_prompt_in_one_chunk(client):
+    asked = {"model": MODEL, "prompt": ["a: ", "b: "], "echo": True, "logprobs": 0, "stream": True}
+    chunks = await aside(lambda: list(client.completions.create(**asked)))
+    for index, letter in enumerate("ab"):
+        own = [chunk.choices[0] for chunk in chunks if chunk.choices[0].index == index]
+        assert own[0].text == f"{letter}: "
+        told = own[0].logprobs.model_dump()
+        assert {name: told[name] for name in ECHOED} == {**ECHOED, "tokens": [letter, ":", " "]}
+        assert "".join(one.text for one in own) == f"{letter}: The sky scatters blue light."
+        assert [at for one in own if one.logprobs for at in one.logprobs.text_offset] == [0, 1, 2, 3, 7, 11, 20, 25]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_prompt_alone(client, running, stream):
+    asked = {"model": MODEL, "prompt": "a: ", "echo": True, "logprobs": 1, "max_tokens": 0, "stream": stream}
+    reply = await aside(lambda: client.completions.create(**asked))
+    found = [chunk.choices[0] for chunk in reply] if stream else [reply.choices[0]]
+    assert "".join(one.text for one in found) == "a: "
+    assert [token for one in found if one.logprobs for token in one.logprobs.tokens] == ["a", ":", " "]
+    assert found[-1].finish_reason == "stop"
+    (command,) = running.service.commands
+    assert (command.sampling.max_tokens, command.visibility, command.reuse) == (1, "private", False)
+
+
+async def test_probabilities_of_the_prompt_in_vllms_shape(client, running):
+    asked = {"model": MODEL, "prompt": ["ab", "cd"], "n": 2, "extra_body": {"prompt_logprobs": 1}}
+    reply = await aside(lambda: client.completions.create(**asked))
+    for choice, second in zip(reply.choices, "bbdd", strict=True):
+        assert choice.prompt_logprobs == [
+            None,
+            {
+                str(ord(second)): {"logprob": -1.5, "rank": 2, "decoded_token": second},
+                "63": {"logprob": -0.25, "rank": 1, "decoded_token": "?"},
+            },
+        ]
+        assert choice.logprobs is None
+    reply = await aside(lambda: client.completions.create(**(asked | {"extra_body": {"prompt_logprobs": 0}})))
+    assert list(reply.choices[0].prompt_logprobs[1]) == [str(ord("b"))]
+    both = {"model": MODEL, "prompt": "ab", "echo": True, "logprobs": 2, "extra_body": {"prompt_logprobs": 1}}
+    (choice,) = (await aside(lambda: client.completions.create(**both))).choices
+    assert list(choice.prompt_logprobs[1]) == [str(ord("b")), "63"]
+    assert choice.logprobs.top_logprobs[1] == {"?": -0.25, "b": -1.5}
+    assert (
+        "prompt_logprobs" not in (await aside(lambda: client.completions.create(model=MODEL, prompt="a"))).model_dump()
+    )
+
+
+async def test_more_of_prompts_than_fits_into_memory_is_refused(running, monkeypatch):
+    monkeypatch.setattr("nsllm.node.api.serving.MAX_PROMPT_ENTRIES", 30)
+    for fields, named in (({"prompt_logprobs": 1}, "prompt_logprobs"), ({"echo": True, "logprobs": 1}, "logprobs")):
+        for prompt, status in (("x" * 15, 200), ("x" * 16, 400)):
+            body = {"model": MODEL, "prompt": prompt, **fields}
+            answer = await running.http.post("/v1/completions", json=body)
+            assert answer.status_code == status
+        assert answer.json()["error"]["param"] == named
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_the_likeliest_answers_are_told(client, running, count):
+    running.service.says_seed = True
+    asked = {"model": MODEL, "prompt": ["a", "b"], "n": count, "best_of": 7, "seed": 5}
+    reply = await aside(lambda: client.completions.create(**asked))
+    for at, prompt in enumerate("ab"):
+        own = [command for command in running.service.commands if command.messages[0].content == prompt]
+        seeds = {command.sampling.seed for command in own}
+        assert len(seeds) == 7
+        told = [int(choice.text.removesuffix(" end")) for choice in reply.choices[at * count : (at + 1) * count]]
+        assert set(told) <= seeds
+        assert [seed % 97 for seed in told] == sorted(seed % 97 for seed in seeds)[:count]
+    assert [choice.index for choice in reply.choices] == list(range(2 * count))
+    assert all(choice.logprobs is None for choice in reply.choices)
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (14, 28)
+    assert not any(command.reuse for command in running.service.commands)
+    assert {command.top_logprobs for command in running.service.commands} == {0}
+    asked_a = [number for number, one in enumerate(running.service.commands, 1) if one.messages[0].content == "a"]
+    (first,) = [
+        number
+        for number in asked_a
+        if reply.choices[0].text.startswith(f"{running.service.commands[number - 1].sampling.seed} ")
+    ]
+    assert reply.id.endswith(f"{first:024d}")
+
+
+async def test_the_best_with_probabilities_and_what_is_withheld_comes_last(client, running):
+    running.service.says_seed = True
+    asked = {"model": MODEL, "prompt": "a", "best_of": 2, "logprobs": 1, "seed": 5, "echo": True}
+    reply = await aside(lambda: client.completions.create(**asked))
+    best = min(command.sampling.seed % 97 for command in running.service.commands)
+    assert reply.choices[0].logprobs.token_logprobs == [None, -best / 97, -best / 97]
+    running.service.finish_reason = "content_filter"
+    assert (await aside(lambda: client.completions.create(**asked))).choices[0].finish_reason == "content_filter"
+
+
+async def test_prompts_may_be_tokens(client, running):
+    for prompt, asked in (
+        ([5, 6], [(5, 6)]),
+        ([[5, 6], [7]], [(5, 6), (7,)]),
+        (["a", [7]], [(), (7,)]),
+    ):
+        running.service.commands.clear()
+        reply = await aside(lambda prompt=prompt: client.completions.create(model=MODEL, prompt=prompt, echo=True))
+        found = {command.prompt_token_ids: command.messages[0].content for command in running.service.commands}
+        assert found == {ids: "" if ids else "a" for ids in asked}
+        echoed = [" ".join(map(str, ids)) or "a" for ids in asked]
+        assert [one.text for one in reply.choices] == [text + "The sky scatters blue light." for text in echoed]
+
+
+async def test_tokens_that_the_model_has_not_are_the_prompts_fault(running):
+    running.service.fail_entering = InvalidRequestError("9 is no token", param="prompt_token_ids")
+    answer = await running.http.post("/v1/completions", json={"model": MODEL, "prompt": [9]})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
+
+
 async def test_tokens_of_prompt_and_answer(client):
     told = {"extra_body": {"return_token_ids": True}}
     reply = await aside(lambda: client.completions.create(model=MODEL, prompt=["a", "b"], **told))
@@ -92,13 +230,29 @@ async def test_tokens_of_prompt_and_answer(client):
         ({"prompt": []}, "prompt"),
         ({"prompt": ""}, "prompt"),
         ({"prompt": ["a"] * 33}, "prompt"),
-        ({"prompt": [1, 2, 3]}, "prompt"),
-        ({"prompt": [[1, 2, 3]]}, "prompt"),
+        ({"prompt": [1, True]}, "prompt[1]"),
+        ({"prompt": [1, "a"]}, "prompt[1]"),
+        ({"prompt": [[1], [2, -1]]}, "prompt[1][1]"),
+        ({"prompt": [[1], []]}, "prompt[1]"),
+        ({"prompt": [[[1]]]}, "prompt[0][0]"),
+        ({"prompt": [2**31]}, "prompt[0]"),
+        ({"prompt": [1.5]}, "prompt[0]"),
+        ({"prompt": [1] * 100_001}, "prompt"),
+        ({"prompt": [[1]] * 33}, "prompt"),
+        ({"echo": True, "truncate_prompt_tokens": 3}, "echo"),
         ({"prompt": ["a", True]}, "prompt[1]"),
         ({"prompt": "x" * 100_001}, "prompt"),
-        ({"echo": True, "logprobs": 0}, "echo"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs"),
+        ({"prompt_logprobs": True}, "prompt_logprobs"),
+        ({"prompt_logprobs": 0, "stream": True}, "prompt_logprobs"),
         ({"suffix": "end"}, "suffix"),
-        ({"best_of": 3}, "best_of"),
+        ({"best_of": 0}, "best_of"),
+        ({"best_of": 2, "n": 3}, "best_of"),
+        ({"best_of": 129}, "best_of"),
+        ({"best_of": "2"}, "best_of"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"prompt": ["a"] * 32, "best_of": 5}, "best_of"),
         ({"prompt": ["a"] * 32, "n": 5}, "n"),
         ({"n": 0}, "n"),
         ({"logprobs": 21}, "logprobs"),
@@ -124,11 +278,15 @@ async def test_harmless_fields_are_accepted(running):
         ({"guided_regex": "(("}, "structured_outputs", "guided_regex"),
         ({"response_format": {"type": "json_object"}}, "response_format", "response_format"),
         ({}, "model", "model"),
+        ({"best_of": 2}, "logprobs", "best_of"),
+        ({"best_of": 2, "logprobs": 1}, "logprobs", "logprobs"),
+        ({"echo": True, "logprobs": 1}, "prompt_logprobs", "logprobs"),
+        ({"prompt": [5]}, "prompt_token_ids", "prompt"),
     ],
 )
 async def test_a_refusal_of_the_engine_names_the_field_that_was_sent(running, fields, said, named):
     running.service.fail_entering = InvalidRequestError("no", param=said)
-    for stream in (True, False):
+    for stream in (True, False)[bool("best_of" in fields) :]:
         body = {"model": MODEL, "prompt": "a", "stream": stream, **fields}
         answer = await running.http.post("/v1/completions", json=body)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, named)

@@ -39,10 +39,32 @@ async def test_many_texts_go_to_the_engine_in_slices_and_come_back_in_order(runn
 
 
 @pytest.mark.parametrize(
+    ("sent", "asked"), [([5, 6], [(5, 6)]), ([[5], [6, 7]], [(5,), (6, 7)]), (["a", [5]], ["a", (5,)])]
+)
+async def test_inputs_may_be_the_encoders_tokens(running, sent, asked):
+    answer = await running.http.post("/v1/embeddings", json={"model": ENCODER, "input": sent})
+    assert running.service.embedded == [tuple(asked)]
+    assert answer.json()["usage"]["prompt_tokens"] == sum(map(len, asked))
+
+
+@pytest.mark.parametrize(("sent", "most"), [(None, None), (-1, None), (3, 3), (256, 256)])
+async def test_inputs_are_read_from_their_beginning_as_far_as_asked(running, sent, most):
+    body = {"model": ENCODER, "input": "a", "truncate_prompt_tokens": sent}
+    assert (await running.http.post("/v1/embeddings", json=body)).status_code == 200
+    assert running.service.most_tokens == most
+
+
+@pytest.mark.parametrize(
     ("fields", "status", "param", "code"),
     [
-        ({"input": [1, 2, 3]}, 400, "input", "unsupported_parameter"),
-        ({"input": [[1, 2], [3]]}, 400, "input", "unsupported_parameter"),
+        ({"input": [1, "a"]}, 400, "input[1]", "invalid_type"),
+        ({"input": [[1, 2], [3, -1]]}, 400, "input[1][1]", "invalid_request"),
+        ({"input": [[1], []]}, 400, "input[1]", "invalid_request"),
+        ({"input": [True]}, 400, "input[0]", "invalid_type"),
+        ({"input": [1], "model": CHAT}, 400, "model", "invalid_request"),
+        ({"truncate_prompt_tokens": 2}, 400, "truncate_prompt_tokens", "invalid_request"),
+        ({"truncate_prompt_tokens": 257}, 400, "truncate_prompt_tokens", "invalid_request"),
+        ({"truncate_prompt_tokens": -2}, 400, "truncate_prompt_tokens", "invalid_request"),
         ({"input": []}, 400, "input", "invalid_request"),
         ({"input": ""}, 400, "input", "invalid_request"),
         ({"input": ["a", ""]}, 400, "input[1]", "invalid_request"),

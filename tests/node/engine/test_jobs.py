@@ -130,7 +130,7 @@ async def test_a_late_reader_gets_several_steps_in_one_piece(jobs):
         stream = AnswerStream(inbox, (7, 8), Sampling(seed=3))
         for number in range(3):
             jobs.step(Step((Gain(1, (number,), f"t{number}", logprobs=(told[number],)),), LOAD))
-        assert await anext(stream) == Piece((0, 1, 2), "t0t1t2", tuple(told[:3]))
+        assert await anext(stream) == Piece((0, 1, 2), "t0t1t2", tuple(told[:3]), prompt_tokens=2)
         jobs.step(Step((Gain(1, (3,), "", "stop", (told[3],)),), LOAD))
         assert await anext(stream) == Piece((3,), "", (told[3],))
         assert await anext(stream) == Done("stop", (7, 8), Sampling(seed=3))

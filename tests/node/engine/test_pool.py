@@ -91,7 +91,7 @@ class Fake:
     async def embed(self, texts):
         return [(float(len(self.model.name)),) for _ in texts]
 
-    async def embed_counted(self, texts):
+    async def embed_counted(self, texts, *, most_tokens=None):
         return await self.embed(texts), len(texts)
 
     async def likelihoods(self, items, *, most_tokens=512):

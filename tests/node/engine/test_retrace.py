@@ -31,6 +31,7 @@ KINDS = {
     "stop tokens wait": {"stop_token_ids": (37,), "logit_bias": ((37, 9_000_000),), "min_tokens": 12},
     "bad words": {"bad_words": ("A", "B", "e "), "logit_bias": ((37, 3_000_000),)},
     "least": {"min_tokens": 12},
+    "cut": {"truncate_prompt_tokens": 5, "repetition_penalty_micro": 1_300_000},
 }
 
 

@@ -84,6 +84,29 @@ async def reread(engine, whole, done):
     return trace.fault, trace.worst_strain
 
 
+async def prompts_of_tokens(engine):
+    """Tokens in, tokens told, and what is none."""
+    letters = await engine.tokenize(EngineRequest(user("hi"), Sampling(), form="text"), special=False)
+    given = (*letters, 3)
+    assert await engine.detokenize(given, None) == "hi"
+    asked = EngineRequest(user("hi"), Sampling(max_tokens=2), form="text", prompt_token_ids=given, prompt_logprobs=1)
+    async with engine.generate(asked) as stream:
+        *pieces, done = [event async for event in stream]
+    told = [token for piece in pieces for token in piece.prompt]
+    assert tuple(token.token_id for token in told) == given == done.prompt_token_ids
+    assert [len(token.top) for token in told] == [0, 1, 1]
+    assert not any(piece.prompt for piece in pieces if piece.token_ids)
+    for param, wrong in (
+        ("prompt_token_ids", engine.detokenize((99_999,), None)),
+        ("input", engine.embed_counted([(5,), (99_999,)])),
+    ):
+        with pytest.raises(InvalidRequestError, match="99999") as refused:
+            await wrong
+        assert refused.value.param == param
+    (by_text, by_tokens), tokens = await engine.embed_counted(["ab", tuple(range(4, 90))], most_tokens=3)
+    assert (len(by_text), len(by_tokens), tokens) == (384, 384, 6)
+
+
 async def test_answers_embeddings_and_likelihoods(tiny):
     seen = []
     engine = engine_of(tiny, max_tokens=20, observer=lambda state, restarts: seen.append((state, restarts)))
@@ -124,6 +147,7 @@ async def test_answers_embeddings_and_likelihoods(tiny):
         assert await reread(engine, whole, done) == await reread(engine, whole, done) == (None, 0.0)
         assert (await reread(engine, Piece(whole.token_ids, whole.text + "!"), done))[0] == "text"
 
+        await prompts_of_tokens(engine)
         with pytest.raises(ContextOverflowError, match="context is 256 tokens") as overflow:
             await collect(engine, user("x" * 300), Sampling())
         assert overflow.value.param == "messages"

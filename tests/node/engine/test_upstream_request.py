@@ -66,13 +66,17 @@ def test_no_parameter_is_forgotten(name):
     assert added(EngineRequest(CHAT, one), "vllm")
 
 
-@pytest.mark.parametrize("name", ["stop_token_ids", "bad_words"])
+@pytest.mark.parametrize("name", ["stop_token_ids", "bad_words", "truncate_prompt_tokens"])
 @pytest.mark.parametrize("owner", [None, "llamacpp", "openai"])
 def test_what_only_some_servers_take_is_refused_for_others(name, owner):
-    values = {"stop_token_ids": (3,), "bad_words": ("x",)}
+    values = {"stop_token_ids": (3,), "bad_words": ("x",), "truncate_prompt_tokens": 3}
     with pytest.raises(InvalidRequestError) as caught:
         make_post(MODEL, EngineRequest(CHAT, Sampling(**{name: values[name]})), owner)
     assert caught.value.param == name
+
+
+def test_a_prompt_is_cut_to_what_there_is_room_for_in_the_servers_words():
+    assert added(EngineRequest(CHAT, Sampling(truncate_prompt_tokens=0)), "vllm") == {"truncate_prompt_tokens": -1}
 
 
 @pytest.mark.parametrize("name", [one.name for one in fields(EngineRequest)])
@@ -81,9 +85,11 @@ def test_no_field_of_a_request_is_forgotten(name):
         "messages": (Message(role="user", content="another"),),
         "sampling": ALL,
         "form": "text",
+        "prompt_token_ids": (1,),
         "tools": TOOLS,
         "guide": Guide(kind="json_object"),
         "top_logprobs": 0,
+        "prompt_logprobs": 0,
         "client": "somebody",
         "model": b"x" * 32,
         "images": (b"PNG",),
@@ -91,8 +97,8 @@ def test_no_field_of_a_request_is_forgotten(name):
     request = EngineRequest(**{"messages": CHAT, "sampling": Sampling(), name: values[name]})
     if name in {"client", "model"}:  # whose turn it is and which engine answers is decided here
         assert not added(request)
-    elif name == "images":
-        with pytest.raises(InvalidRequestError, match="pictures"):
+    elif name in {"images", "prompt_token_ids", "prompt_logprobs"}:
+        with pytest.raises(InvalidRequestError, match="upstream"):
             make_post(MODEL, request, None)
     else:
         assert added(request)
