@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from nsllm import canonical
+from nsllm.consensus.batch_conflict import conflict_of
 from nsllm.consensus.errors import CertificateError, PrunedError
 from nsllm.consensus.registry import admit
 from nsllm.errors import PeerFault
@@ -129,6 +130,25 @@ async def test_a_snapshot_reaches_over_epochs(net, autojump_clock) -> None:
     await catch_up(first, late)
     await grow(net, first, late, to=4 * EVERY, start=100)
     assert late._state.parent == first._state.parent
+
+
+async def test_convictions_come_with_a_snapshot_and_what_waits_to_be_approved_stays(net, autojump_clock) -> None:
+    first, late = await net.open(keep_heights=1), await net.open(by=1)
+    await grow(net, first, to=3)
+    assert first.add_evidence(
+        conflict_of(*(net.batch(net.keys[3], net.record(text), number=1)[0] for text in ("one", "other")))
+    )
+    await grow(net, first, to=2 * EVERY + 1, start=50)
+    now = net.clock.now_ms()
+    action, proposer = Suspend(address=net.keys[2].address), net.keys[0]
+    motion = Motion(action=action, proposer=proposer.address, created_ms=now, expires_ms=now + 3_600_000)
+    approvals = tuple(approve(key, net.network, motion) for key in (net.keys[0], net.keys[3]))
+    assert await late.add_motion(GovernanceTransaction(motion=motion, approvals=approvals))
+    await take(first, late)
+    assert late._state.offences == first._state.offences != {}
+    assert [row.offence_height for row in late._state.offences.values()] == [None]
+    [waiting] = late.motions()
+    assert [each.validator for each in waiting.approvals] == [proposer.address], "the convicted one's counts no more"
 
 
 async def test_the_proofs_of_own_records_outlive_their_blocks(net, autojump_clock) -> None:
