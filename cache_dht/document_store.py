@@ -23,7 +23,7 @@ from nsllm.clock import Clock
 from nsllm.databases import ON_DISK, Databases, connect
 from nsllm.errors import EncodingError
 from nsllm.ids import Address, Digest, TimeMs
-from nsllm.offload import Offload
+from nsllm.offload import InTurn, Offload
 from nsllm.record import MAX_CHUNK_BYTES, SignedChunk
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class DocumentStore:
         self._connection = connection
         self._path = path
         self._own = own
-        self._offload = offload
+        self._offload = InTurn(offload)
         self._max_bytes = max_bytes
         self._bytes = 0
         self._index = SemanticIndex()

@@ -19,7 +19,7 @@ from nsllm.clock import Clock
 from nsllm.databases import ON_DISK, Databases
 from nsllm.errors import EncodingError
 from nsllm.ids import Address, Digest
-from nsllm.offload import Offload
+from nsllm.offload import InTurn, Offload
 
 ROW_BYTES: Final = 2048
 """What one takes: vector, signature, keys and their indexes."""
@@ -46,7 +46,7 @@ class EmbeddingStore:
         self._connection = connection
         self._path = path
         self._own = own
-        self._offload = offload
+        self._offload = InTurn(offload)
         self._most = most
         self.notice: str | None = None
         """What an operator should know about opening: a damaged file that was moved aside."""

@@ -19,7 +19,7 @@ from nsllm.clock import Clock
 from nsllm.databases import ON_DISK, Databases
 from nsllm.errors import EncodingError
 from nsllm.ids import Digest
-from nsllm.offload import Offload
+from nsllm.offload import InTurn, Offload
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -49,7 +49,7 @@ class SealedStore:
         self._connection = connection
         self._path = path
         self._clock = clock
-        self._offload = offload
+        self._offload = InTurn(offload)
         self._max_bytes = max_bytes
         self.version = 0
         """Grows whenever envelopes come or go."""

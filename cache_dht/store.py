@@ -36,7 +36,7 @@ from nsllm.consensus.certified import CertifiedRecord
 from nsllm.databases import ON_DISK, Databases
 from nsllm.errors import EncodingError
 from nsllm.ids import Digest
-from nsllm.offload import Offload
+from nsllm.offload import InTurn, Offload
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class RecordStore:
         self._connection = connection
         self._path = path
         self._clock = clock
-        self._offload = offload
+        self._offload = InTurn(offload)
         self._max_bytes = max_bytes
         self._bytes = 0
         """Of all records, `ROW_BYTES` included."""

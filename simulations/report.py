@@ -94,7 +94,7 @@ def _page(
 
 
 def _heights(timeline: Timeline, end_s: float) -> str:
-    top = max((height for _, _, height in timeline.heights), default=1)
+    top = max((height for _, _, height in timeline.heights), default=0) or 1
     peers = sorted({peer for _, peer, _ in timeline.heights})
     shown = peers[:: max(1, -(-len(peers) // CURVES))]
     lines: list[str] = []

@@ -33,6 +33,22 @@ class ThreadOffload:
         return await trio.to_thread.run_sync(work, limiter=self._limiter)
 
 
+class InTurn:
+    """Another offload's work, one call after another: for what two threads must not touch at once.
+
+    A SQLite connection has one transaction, whichever thread began it, and FAISS moves its memory as it grows.
+    """
+
+    def __init__(self, offload: Offload) -> None:
+        self._offload = offload
+        self._lock = trio.Lock()
+
+    async def run(self, work: Callable[[], R]) -> R:
+        """Waits for the calls before, in the order in which they came."""
+        async with self._lock:
+            return await self._offload.run(work)
+
+
 class InlineOffload:
     """Blocking work at once, in the caller's turn: deterministic."""
 

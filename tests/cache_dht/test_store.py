@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import trio
 
 from nsllm.cache_dht.errors import StoreError
 from nsllm.cache_dht.store import RecordStore
@@ -166,3 +167,32 @@ async def test_what_is_erased_is_in_no_file_any_more(tmp_path: Path, certify) ->
     assert await store.get(kept.leaf.request_key) == kept
     assert [found for found, _ in await store.near(kept.signed.record.embedding, 5)] == [kept]
     assert await store.erase([gone.leaf.record]) == ()
+
+
+class Yielding:
+    """Work that others could run beside, as they can in threads."""
+
+    def __init__(self) -> None:
+        self.inside = 0
+
+    async def run(self, work):
+        assert self.inside == 0, "two calls touch the store at once"
+        self.inside += 1
+        try:
+            await trio.lowlevel.checkpoint()
+            return work()
+        finally:
+            self.inside -= 1
+
+
+async def test_calls_that_come_together_touch_it_one_after_another(certify) -> None:
+    """In a peer they come from many streams, and the work runs in threads: SQLite and FAISS must not be shared."""
+    store = RecordStore.open(None, SystemClock(), Yielding())
+    records = [certify(f"question {number}", embedding=axis(number)) for number in range(6)]
+    async with trio.open_nursery() as nursery:
+        for record in records:
+            nursery.start_soon(store.put, record, record.leaf.request_key, 900_000)
+            nursery.start_soon(store.get, record.leaf.request_key)
+            nursery.start_soon(store.near, record.signed.record.embedding, 3)
+            nursery.start_soon(store.served, record.leaf.record)
+    assert (await store.stats()).records == 6

@@ -58,3 +58,10 @@ def test_only_scenarios_have_a_report(tmp_path: Path) -> None:
     assert done.exit_code == 2
     assert "--scenario" in done.output
     assert not list(tmp_path.iterdir())
+
+
+def test_a_report_of_peers_that_decided_nothing_has_no_height() -> None:
+    timeline = Timeline(2.0)
+    timeline.heights.append((1.0, 0, 0))
+    html = render_real({"scenario": "suspended", "peers": 1, "seed": 3, "seconds": 2.0}, timeline)
+    assert html.count("<polyline") == 1
