@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from itertools import chain
 from typing import Any
 
 Pattern = re.Pattern[str]
@@ -31,6 +32,8 @@ class Lexicon:
     counted: Pattern
     """Finds `one` where it is a number."""
     forms: tuple[tuple[str, Pattern], ...]
+    formed: Pattern
+    """Finds any of the forms: most questions ask for none."""
     asks: tuple[tuple[str, Pattern], ...]
 
 
@@ -53,6 +56,7 @@ def lexicon() -> Lexicon:
         timely=re.compile(rf"\b(?:{'|'.join(found['timely'])})\b"),
         counted=re.compile(rf"\b(?:{before}) one\b|\bone (?=(?:{after})\b)"),
         forms=_patterns(found["forms"].items()),
+        formed=re.compile("|".join(chain.from_iterable(found["forms"].values()))),
         asks=_patterns(found["asks"].items()),
     )
 

@@ -95,7 +95,9 @@ def read(text: str) -> Wording | None:
         units=frozenset(units - {"year"} if asks == "when" else units),
         calendar=known.calendar & set(words),
         asks=asks,
-        forms=frozenset(name for name, pattern in known.forms if pattern.search(whole)),
+        forms=frozenset(name for name, pattern in known.forms if pattern.search(whole))
+        if known.formed.search(whole)
+        else frozenset(),
         scripts=_scripts(text),
         foreign=len(tokens) >= 5 and not known.function & set(tokens),
         timely=bool(known.timely.search(lower)),
