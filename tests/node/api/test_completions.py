@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import openai
 import pytest
 import trio
@@ -290,3 +292,11 @@ async def test_a_refusal_of_the_engine_names_the_field_that_was_sent(running, fi
         body = {"model": MODEL, "prompt": "a", "stream": stream, **fields}
         answer = await running.http.post("/v1/completions", json=body)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, named)
+
+
+async def test_an_error_in_mid_stream_names_the_field_that_was_sent(running):
+    running.service.fail_after = (2, InvalidRequestError("no", param="messages"))
+    answer = await running.http.post("/v1/completions", json={"model": MODEL, "prompt": "a", "stream": True})
+    last = answer.text.rstrip().split("\n\n")[-1]
+    assert answer.status_code == 200
+    assert json.loads(last.removeprefix("data: "))["error"]["param"] == "prompt"
