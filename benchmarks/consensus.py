@@ -143,7 +143,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     parts = [table(result["goals"]), facts(plain), "CPU time by kind of work:", split_table(result)]
     if result["memory"]:
         parts += ["In memory:", table(result["memory"])]
-    parts += ["Disk by table, MB in 1,000 answers:", facts(_largest(result["disk_mb_by_table"]))]
+    if result["disk_mb_by_table"]:
+        parts += ["Disk by table, MB in 1,000 answers:", facts(_largest(result["disk_mb_by_table"]))]
     return "\n\n".join([*parts, facts(result["machine"])])
 
 

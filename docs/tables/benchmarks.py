@@ -169,6 +169,8 @@ def _cpu_split(result: Mapping[str, Any]) -> str:
         for name, words in (("cpu_split", "one by one"), ("scores_cpu_split", "many scores"))
         if result.get(f"n{size}.{name}")
     }
+    if not columns:
+        return ""
     kinds = sorted({kind for split in columns.values() for kind in split})
     lines = ["| CPU time | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
     for kind in kinds:
@@ -197,6 +199,8 @@ def _memory(rows: Sequence[Mapping[str, float]]) -> str:
 
 def _disk(result: Mapping[str, Any]) -> str:
     largest = list(result["disk_mb_by_table"].items())[:5]
+    if not largest:
+        return ""
     said = ", ".join(f"`{name}` {size:.1f}" for name, size in largest)
     return f"What a peer's databases grow by in 1,000 answers, in MB, the largest tables: {said}."
 

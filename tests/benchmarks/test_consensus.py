@@ -85,6 +85,9 @@ def test_a_result_is_shown_to_people():
     text = markdown(json.loads(json.dumps(result)))
     assert "| n4.decisions_per_s | at least 20 | no |" in text.replace(" 1 |", "")
     assert "| network | 25% |" in text
+    hurried = result | {"disk_mb_by_table": {}} | {name: None for name in result if name.endswith("cpu_split")}
+    assert "no data" in markdown(hurried)
+    assert "Disk by table" not in markdown(hurried)
 
 
 async def test_cpu_time_is_booked_on_what_a_task_does(monkeypatch):
