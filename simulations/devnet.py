@@ -258,12 +258,13 @@ async def _watch(peer: DevnetPeer, process: trio.Process, ready: trio.Event, rep
     tail = await trio.to_thread.run_sync(log_tail, peer.log)
     if not ready.is_set():
         raise DevnetError(
-            f"peer {peer.index} exited {_reason(status)} before it was ready; the end of {peer.log}:\n{tail}"
+            f"peer {peer.index} exited {how_ended(status)} before it was ready; the end of {peer.log}:\n{tail}"
         )
-    report(DevnetEvent("exited", peer.index, f"{_reason(status)}; the end of {peer.log}:\n{tail}"))
+    report(DevnetEvent("exited", peer.index, f"{how_ended(status)}; the end of {peer.log}:\n{tail}"))
 
 
-def _reason(status: int) -> str:
+def how_ended(status: int) -> str:
+    """In words, such as `on SIGKILL`."""
     return f"on {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
 
 

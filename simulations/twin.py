@@ -17,7 +17,16 @@ import httpx
 import psutil
 import trio
 
-from nsllm.simulations.devnet import PEER_COMMAND, Devnet, DevnetEvent, Report, log_tail, readiness, start_peer
+from nsllm.simulations.devnet import (
+    PEER_COMMAND,
+    Devnet,
+    DevnetEvent,
+    Report,
+    how_ended,
+    log_tail,
+    readiness,
+    start_peer,
+)
 from nsllm.simulations.errors import ScenarioError
 from nsllm.simulations.signatures import Signatures
 from nsllm.simulations.switchboard import HOST
@@ -53,6 +62,7 @@ class Twin:
     processes: dict[int, trio.Process] = field(default_factory=dict[int, trio.Process])
     promised: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
     """(peer, completion) of answers that are to have a receipt."""
+    killed: set[int] = field(default_factory=set[int])
     asked: int = 0
     began_s: float = field(default_factory=trio.current_time)
 
@@ -85,6 +95,7 @@ class Twin:
             self._mark("started", index)
         process = await start_peer(peers[index], (*command, "--announce", doors[index], *reached))
         self.processes[index] = process
+        self.killed.discard(index)
         await self.board.know({number: running.pid for number, running in self.processes.items()})
         self.report(DevnetEvent("starting", index, f"process {process.pid}{f', {habit}' if habit else ''}"))
 
@@ -95,6 +106,7 @@ class Twin:
             InvariantError: it signed twice.
         """
         self._mark("killed", index)
+        self.killed.add(index)
         self.processes[index].kill()
         await self.processes[index].wait()
         peer = self.devnet.peers[index]
@@ -143,7 +155,7 @@ class Twin:
         """Wait until these peers are ready.
 
         Raises:
-            ScenarioError: one is not in time, or has exited.
+            ScenarioError: one is not in time.
         """
         for index in indices:
             await self.until(lambda index=index: self._is_ready(index), f"peer {index} ready", READY_S)  # type: ignore[misc]
@@ -206,11 +218,12 @@ class Twin:
         """Wait until something holds; how long it took, in seconds.
 
         Raises:
-            ScenarioError: it does not in time.
+            ScenarioError: it does not in time, or a peer ended by itself.
         """
         began_s = trio.current_time()
         with trio.move_on_after(within_s):
-            while not await holds():  # noqa: ASYNC110 - other processes bring it about
+            while not await holds():
+                await self._still_run()
                 await trio.sleep(0.1)
             return round(trio.current_time() - began_s, 3)
         raise ScenarioError(f"not within {within_s:g} s: {what}")
@@ -256,11 +269,19 @@ class Twin:
         self.timeline.marks.append(Mark(round(trio.current_time() - self.began_s, 3), what, indices))
 
     async def _is_ready(self, index: int) -> bool:
-        peer, status = self.devnet.peers[index], self.processes[index].returncode
-        if status is not None:
-            tail = await trio.to_thread.run_sync(log_tail, peer.log)
-            raise ScenarioError(f"peer {index} exited with status {status}; the end of {peer.log}:\n{tail}")
-        return (await readiness(self.client, peer.url))[0]
+        return (await readiness(self.client, self.devnet.peers[index].url))[0]
+
+    async def _still_run(self) -> None:
+        """Pass silently if no peer has ended by itself.
+
+        Raises:
+            ScenarioError: one has; shows the end of its log.
+        """
+        for index, process in self.processes.items():
+            if process.returncode is not None and index not in self.killed:
+                log = self.devnet.peers[index].log
+                tail = await trio.to_thread.run_sync(log_tail, log)
+                raise ScenarioError(f"peer {index} exited {how_ended(process.returncode)}; the end of {log}:\n{tail}")
 
     async def _is_level(self) -> bool:
         views = [await self.status(index) for index in self.honest]
