@@ -55,12 +55,14 @@ def measured(peers: int, *, rounds: int, calls: int, opponents: Sequence[str]) -
     """Figures of so many peers: `rounds` turns of `calls` calls of each kind."""
     with running(peers, opponents) as (tables, items):
         said(f"{peers} peers: {', '.join(one.name for one in tables)} are running")
-        chosen = [items(calls) for _ in range(rounds)]
-        for number, some in enumerate(chosen):
+        first, *chosen = items(peers), *(items(calls) for _ in range(rounds))
+        for number, some in enumerate([first, *chosen]):
             for one in tables if number % 2 else tables[::-1]:
                 one.turn("put", [(item.giver, _put(item, keys=one.name != "nsllm")) for item in some])
         for one in tables:
             one.warm_up(WARMTH[one.name])
+            _look_up(one, first)
+            one.forget_look_ups()
         settle(tables)
         idle = {f"{one.name}_idle_cpus": one.idle_cpus() for one in tables}
         said(f"{peers} peers: {', '.join(f'{name} {cpus:.2f}' for name, cpus in idle.items())}")

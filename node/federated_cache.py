@@ -213,8 +213,10 @@ class FederatedCache:
         gathered: list[Near] = []
         asked: set[PeerId] = set()
 
-        async def ask(shard: Shard) -> None:
-            for holder in (await self.peers_of(shard))[:ASK]:
+        async def answered(holders: Sequence[PeerId]) -> bool:
+            """Ask one after the other until one answers; False if none does. Nobody is asked for two shards."""
+            silent = not holders
+            for holder in holders[:ASK]:
                 if holder in asked:
                     continue
                 asked.add(holder)
@@ -227,7 +229,13 @@ class FederatedCache:
                     log.info("near_failed peer=%s error=%s", holder, error)
                 else:
                     gathered.extend(self._comparable(found, request, embedding, holder))
-                    return
+                    return True
+                silent = True
+            return not silent
+
+        async def ask(shard: Shard) -> None:
+            if not await answered(self.holders.to_ask(shard)):
+                await answered(await self._announced(shard))
 
         async with trio.open_nursery() as nursery:
             for shard in placement.near_shards(embedding, self._placement.shards, PROBES):

@@ -9,6 +9,7 @@ from nsllm.cache_dht import placement
 from nsllm.cache_dht.placement import Shard
 from nsllm.ids import Address, PeerId
 from nsllm.node.context import PeerContext
+from nsllm.p2p.neighbours import SMALL
 from nsllm.p2p.network import Network
 
 IN_LINE: Final = 4
@@ -54,13 +55,22 @@ class Holders:
         """Whether we are: records of the shard are taken from whoever has reason to give them."""
         return self._context.address in self.line(shard)
 
+    def is_here(self, member: Address) -> bool:
+        """Whether a member is connected."""
+        return self._peer_of(member) in self._network.connected()
+
     def to_ask(self, shard: Shard) -> tuple[PeerId, ...]:
-        """Whom to ask for what is in a shard: holders that are connected, stand-ins for the others, then those."""
+        """Whom to ask for what is in a shard: holders that are connected, stand-ins for the others, then those.
+
+        In a large network most members are not connected, and yet not away: there stand-ins are left to the DHT.
+        """
         connected = self._network.connected()
         peers = [peer for address in self.line(shard) if (peer := self._peer_of(address)) is not None]
         named = [peer for peer in peers[: self._placement.replication] if peer != self._network.peer_id]
         here = [peer for peer in named if peer in connected]
         away = [peer for peer in named if peer not in connected]
+        if len(self._context.registry.members()) > SMALL:
+            return (*here, *away)
         stand_ins = [peer for peer in peers[self._placement.replication :] if peer in connected]
         return (*here, *stand_ins[: len(away)], *away)
 

@@ -37,6 +37,8 @@ LOOK_S: Final = 30.0
 """Between two rounds, on average."""
 AWAY_S: Final = 60.0
 """A member that has not answered for so long is away, and the next in line stands in for it."""
+AWAY_AGAIN_S: Final = 300.0
+"""Who is away and not connected is tried again after this long: each time costs a walk of the DHT."""
 AGREED_S: Final = 600.0
 """How long who only stands in takes it that holders still have what they had."""
 BYTES_PER_S: Final = 1024 * 1024
@@ -88,6 +90,8 @@ class Stocktaking:
         self._catalogue = Catalogue(records, envelopes, context.genesis.placement.shards)
         self._silent: dict[Address, float] = {}
         """Since when a member does not answer, on trio's clock."""
+        self._tried: dict[Address, float] = {}
+        """When a member was visited last."""
         self._agreed: dict[tuple[Address, Shard], tuple[Digest, float]] = {}
         """Our stock of a shard, all of which a member has said to have, and when."""
         self._free_s = 0.0
@@ -140,6 +144,9 @@ class Stocktaking:
                     due.setdefault(member, []).append(shard)
         async with trio.open_nursery() as nursery:
             for member, shards in due.items():
+                if self._is_given_up(member):
+                    continue
+                self._tried[member] = trio.current_time()
                 nursery.start_soon(self._visit, member, shards, shelves)
 
     def _acting(self, line: Sequence[Address]) -> tuple[Address, ...]:
@@ -149,6 +156,11 @@ class Stocktaking:
 
     def _is_away(self, member: Address) -> bool:
         return trio.current_time() - self._silent.get(member, trio.current_time()) >= AWAY_S
+
+    def _is_given_up(self, member: Address) -> bool:
+        """Whether there is no point in visiting a member now."""
+        again_s = self._tried.get(member, -AWAY_AGAIN_S) + AWAY_AGAIN_S
+        return self._is_away(member) and not self._holders.is_here(member) and trio.current_time() < again_s
 
     def _has_agreed(self, member: Address, shard: Shard) -> bool:
         stock, at_s = self._agreed.get((member, shard), (None, 0.0))

@@ -204,6 +204,24 @@ async def test_far_holders_are_found_through_the_dht(cast, autojump_clock, shelf
     assert shelf.network.peer_id not in shelf.shelves.asked
 
 
+async def test_near_holders_that_fail_are_made_up_for_by_others(cast, autojump_clock, shelf) -> None:
+    asked, embedding = cast.request("What is near?"), b"\x7f" + bytes(383)
+    certified = cast.certified(cast.record("What is nearest?", by=1, embedding=embedding))
+    for identity in cast.identities[1:]:
+        shelf.shelves.gives[identity.peer_id] = UnreachableError("gone")
+    shelf.network.announced = ("somebody else", shelf.network.peer_id)
+    shelf.shelves.gives["somebody else"] = certified
+    (near,) = await shelf.cache.remote_near(asked, embedding)
+    assert (near.certified, near.holder) == (certified, "somebody else")
+    assert len(shelf.shelves.asked) == len(set(shelf.shelves.asked)), "nobody is asked twice"
+
+
+async def test_near_holders_that_have_nothing_are_believed(cast, autojump_clock, shelf) -> None:
+    shelf.network.fails = AssertionError("the DHT was asked")
+    assert await shelf.cache.remote_near(cast.request("What is near?"), b"\x7f" + bytes(383)) == ()
+    assert len(shelf.shelves.asked) in {1, 2}
+
+
 async def test_a_disk_that_cannot_be_read_costs_the_hit_and_no_more(cast, autojump_clock, shelf) -> None:
     async def broken(*_args, **_kwargs):
         raise StoreError("record store: disk I/O error")

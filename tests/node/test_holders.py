@@ -10,6 +10,7 @@ from nsllm.cache_dht.placement import Shard
 from nsllm.consensus.registry import Member, RegistryState
 from nsllm.ids import Address
 from nsllm.node.holders import IN_LINE, Holders
+from nsllm.p2p.neighbours import SMALL
 
 SHARD = Shard("key", 5)
 MEMBERS = [
@@ -21,6 +22,10 @@ MEMBERS = [
 @dataclass
 class Registry:
     state: RegistryState
+    large: bool = False
+
+    def members(self):
+        return self.state.members * (2 if self.large else 1)
 
 
 @dataclass
@@ -78,6 +83,13 @@ def test_holders_stand_first_in_line(cast, town) -> None:
 def test_stand_ins_are_asked_for_holders_that_are_away(town, here, expected) -> None:
     town.network.here = tuple(sorted(town.line[place] for place in here))
     assert town.holders.to_ask(SHARD) == tuple(town.line[place] for place in expected)
+
+
+def test_in_a_large_network_who_is_not_connected_is_not_away(town) -> None:
+    town.registry.large = True
+    town.network.here = tuple(sorted(town.line[place] for place in (1, 2, 3)))
+    assert town.holders.to_ask(SHARD) == (town.line[1], town.line[0])
+    assert 2 * len(MEMBERS) > SMALL
 
 
 def test_we_do_not_ask_ourselves(town) -> None:

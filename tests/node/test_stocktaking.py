@@ -132,6 +132,22 @@ async def test_the_next_in_line_stands_in_for_who_is_away_and_who_comes_back_is_
     assert line[1] in await town.have(certified.leaf.record)
 
 
+async def test_who_is_away_and_not_connected_is_tried_seldom(cast, town, autojump_clock, nursery) -> None:
+    certified = cast.certified(cast.record("question", by=1))
+    line = town.line(certified)[0]
+    part = town.parts[line[0]]
+    await part.cache.hold(certified)
+    town.away = {line[1]}
+    part.cache._network.neighbours = tuple(
+        peer for peer in part.cache._network.neighbours if peer != town.parts[line[1]].peer
+    )
+    await run(town, nursery, line[0])
+    await trio.sleep(module.START_AFTER_S * 1.2 + module.AWAY_S + 2 * module.LOOK_S)
+    town.asked.clear()
+    await trio.sleep(3 * module.AWAY_AGAIN_S)
+    assert 2 <= len([number for _, number in town.asked if number == line[1]]) <= 3
+
+
 async def test_nothing_is_sent_faster_than_allowed(cast, town, autojump_clock, nursery, monkeypatch) -> None:
     monkeypatch.setattr(module, "BYTES_PER_S", 1000)
     records = [cast.certified(cast.record(f"question {number}", by=1)) for number in range(30)]
