@@ -34,8 +34,9 @@ log = logging.getLogger(__name__)
 
 ASK: Final = 3
 """Holders that one look-up asks; the first valid answer wins."""
-PATIENCE_S: Final = 0.01
-"""How long one holder may take before the next one is asked as well. A holder that has nothing is not waited for."""
+PATIENCE_S: Final = 0.05
+"""How long one holder may take before the next one is asked as well: most round trips are shorter, and to ask two costs
+more than twice, because who is late is hung up on. A holder that has nothing is not waited for."""
 ASK_DEADLINE_S: Final = 0.8
 PROBES: Final = 2
 """Shards of the embedding space that one look-up by meaning asks."""

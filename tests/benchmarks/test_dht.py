@@ -114,7 +114,7 @@ def test_a_simulated_look_up_is_counted(monkeypatch):
     monkeypatch.setattr("benchmarks.look_up_costs.RECORDS", 3)
     found = costs(8)
     assert found["hit_as_expected"] == found["near_hit_as_expected"] == found["miss_as_expected"] == 1.0
-    # links are slower than a look-up's patience: mostly two are asked, and the line to the slower one is given up
+    # a question and a record with the end frame; where a link is slow, or the first holder has nothing, two are asked
     assert 2.0 <= found["hit_messages"] <= 8.0
     assert found["cold_hit_messages"] >= found["hit_messages"]
     assert found["hit_walks"] == 0.0
