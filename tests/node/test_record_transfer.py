@@ -89,3 +89,20 @@ async def test_nothing_is_evicted_for_what_is_brought(cast) -> None:
         await shelf.bring(records)
     assert "cache.max_mb" in refused.value.hint
     assert 6 <= shelf._store.records <= 8
+
+
+def test_what_a_network_certified_is_served_where_it_was_brought(on_stage) -> None:
+    async def play(stage) -> None:
+        one, other = stage.peers
+        answer = await stage.ask(one, "Why is the sky blue?", visibility="public")
+        await stage.anchored(one, answer)
+        page = await one.records(None, 10)
+        ((record, body),) = page.rows
+        await other.stores.records.erase([record])
+        known, stored = [(await peer.bring_records([body]))[0] for peer in (one, other)]
+        assert (known.outcome, stored.outcome) == ("known", "stored")
+        again = await stage.ask(other, "Why is the sky blue?", visibility="public")
+        assert (again.started.source.kind, again.started.source.match) == ("cache", "exact")
+        assert other.parts.cache.counters.hits_local == 1
+
+    on_stage(play, peers=2)
