@@ -20,7 +20,7 @@ from nsllm.consensus.certified import CertifiedRecord, Inclusion
 from nsllm.consensus.header import Header, precommit_digest
 from nsllm.consensus.observation import DimensionScore, Quartiles, ScoreLeaf
 from nsllm.governance.defaults import default_policy
-from nsllm.ids import ZERO_DIGEST, Digest, Height, PeerId, Round, TimeMs
+from nsllm.ids import ZERO_DIGEST, Address, Digest, Height, PeerId, Round, TimeMs
 from nsllm.node.config import CacheConfig
 from nsllm.node.context import PeerContext, Standing
 from nsllm.node.events import EventBus
@@ -60,9 +60,12 @@ class Founding:
 
 
 class Alone:
-    """A network with nobody in it."""
+    """A network with nobody in it, and nobody's shelves."""
 
     peer_id = PeerId("alone")
+
+    def peer_of(self, _member: Address) -> None:
+        """Nobody."""
 
     def connected(self) -> tuple[PeerId, ...]:
         """Nobody."""
@@ -115,8 +118,8 @@ class Maker:
 
     def cache(self, store: RecordStore) -> FederatedCache:
         """The first member's cache around a store; there is nobody else to ask."""
-        alone = cast("Network", Alone())
-        return FederatedCache(context=self.context, store=store, network=alone, shelves=cast("Shelves", None))
+        network, shelves = cast("Network", Alone()), cast("Shelves", Alone())
+        return FederatedCache(context=self.context, store=store, network=network, shelves=shelves)
 
     def near(self) -> NearAnswers:
         """The first member's choice among like questions, as shipped; it has learned nothing yet."""

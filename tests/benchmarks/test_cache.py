@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks import cache_attack
+from benchmarks.cache_latency import look_ups
+from benchmarks.cache_records import Maker
 from benchmarks.cache_stream import Embedded, best_fixed, near_miss_stream, play, play_fixed, upper95
 from benchmarks.cache_workload import NEAR_MISSES, PARAPHRASES, Asked, Topic, apart
 from nsllm.record import quantize_embedding
@@ -94,3 +96,23 @@ def test_poison_is_of_three_kinds() -> None:
     assert cache_attack.spoil("off topic", others[0], others, rng) == others[1]
     assert len(cache_attack.spoil("incoherent", others[0], others, rng).split()) == 25
     assert cache_attack.spoil("fluent lie", others[1], others, rng) == "Glass is not clear."
+
+
+async def test_look_ups_are_timed_in_a_store_whose_records_verify() -> None:
+    texts = [
+        f"why is the {thing} of the sea so blue in summer" for thing in ("water", "light", "colour", "wave", "foam")
+    ]
+    vectors = np.stack([np.frombuffer(vector(number), np.int8) / 127 for number in range(5)])
+    figures = await look_ups(Maker(), texts, vectors, 12)
+    assert figures["records"] == 12
+    assert all(
+        figures[f"{kind}_{name}"] > 0 for kind in ("exact", "semantic") for name in ("p50_ms", "p99_ms", "cpu_ms")
+    )
+
+
+def test_what_is_made_for_the_store_is_certified() -> None:
+    make = Maker()
+    records = list(make.records((f"question {number}", vector(number)) for number in range(11)))
+    assert len({record.certificate for record in records}) == 2
+    for record in records:
+        record.check(make.context.network_id, make.context.validators)
