@@ -74,7 +74,7 @@ def test_a_table_is_part_of_the_published_question_and_its_digest_of_the_record(
 def test_pictures_that_look_alike_have_keys_of_their_own(on_stage) -> None:
     async def play(stage) -> None:
         peer = stage.peers[0]
-        describer = peer.parts.reception._describer = AllAlike()
+        describer = peer.parts.reception._reader._describer = AllAlike()
         records = []
         for picture in (PICTURE, OTHER):
             started, _ = await ask(peer, picture)
@@ -92,7 +92,7 @@ def test_pictures_that_look_alike_have_keys_of_their_own(on_stage) -> None:
 def test_the_same_picture_again_is_answered_from_the_cache(on_stage) -> None:
     async def play(stage) -> None:
         peer = stage.peers[0]
-        peer.parts.reception._describer = AllAlike()
+        peer.parts.reception._reader._describer = AllAlike()
         started, _ = await ask(peer, PICTURE)
         await stage.anchored(peer, SimpleNamespace(started=started))
         again, finished = await ask(peer, PICTURE)
@@ -121,7 +121,7 @@ def test_a_model_that_sees_gets_the_picture_and_the_record_its_digest_only(on_st
 
     async def play(stage) -> None:
         peer = stage.peers[0]
-        peer.parts.reception._describer = AllAlike()
+        peer.parts.reception._reader._describer = AllAlike()
         started, _ = await ask(peer, PICTURE)
         assert [note.how for note in started.attachments] == ["native"]
         assert asked[-1].images == (b"PNG of one picture",)
