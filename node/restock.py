@@ -131,7 +131,9 @@ class Restocker:
                     # The log does not tell a group's record from another.
                     sealed = await self._shelves.want(peer, leaf.request_key) if certified is None else None
                 if certified is not None:
-                    return await self._cache.hold(certified)
+                    # Who is next in line may hold a record, but only its holders fetch it.
+                    ours = self._context.address in self._cache.holders_of_record(certified)
+                    return ours and await self._cache.hold(certified)
                 if sealed is not None:
                     return await self._vault.hold(sealed)
             except (PeerFault, trio.TooSlowError) as error:

@@ -98,6 +98,7 @@ def test_each_parameter_is_the_requests_or_the_cards(named, seed) -> None:
         stop=("a",),
         stop_token_ids=(4,),
         bad_words=("b",),
+        truncate_prompt_tokens=100,
     )
     asked = replace(OPEN, **{name: getattr(other, name) for name in named})
     merged = replace(HONEST, seed=seed, **{name: getattr(other, name) for name in named})
