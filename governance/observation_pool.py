@@ -80,11 +80,13 @@ class ObservationPool:
         Cheap checks come first: the signature is looked at last.
 
         Raises:
-            ObservationError: another epoch or rubric, no validator's, or malformed.
+            ObservationError: a later epoch, another rubric, no validator's, or malformed.
             SignatureError: not the validator's.
             BatchEquivocationError: it contradicts an earlier one; carries the proof, `ban` whom it names.
         """
         commit = signed.commit
+        if commit.epoch < self._terms.validators.epoch:
+            return False  # it was under way when the epoch ended
         self._check_terms(commit.validator, commit.epoch, commit.rubric)
         held = self._lanes.get(commit.validator, commit.number)
         if (held is not None and held.signed == signed) or not self._lanes.takes(commit.validator, commit.number):
@@ -104,8 +106,10 @@ class ObservationPool:
         """Take the rows of a batch that is here; False if nothing in it is new.
 
         Raises:
-            ObservationError: another epoch, no validator's, malformed, or not what was committed to.
+            ObservationError: a later epoch, no validator's, malformed, or not what was committed to.
         """
+        if reveal.epoch < self._terms.validators.epoch:
+            return False
         self._check_terms(reveal.validator, reveal.epoch, self._terms.rubric)
         held = self._lanes.get(reveal.validator, reveal.number)
         rows = unpack_rows(reveal.rows, len(self._terms.dimensions))

@@ -26,7 +26,7 @@ class Observations:
         """Take a validator's committed batch; True if it is new and speaks of a record that is not settled yet.
 
         Raises:
-            ObservationError: another epoch or rubric, no validator's, or malformed.
+            ObservationError: a later epoch, another rubric, no validator's, or malformed.
             SignatureError: not its signer's.
             BatchEquivocationError: it contradicts an earlier one; carries the proof, which the next block shall hold.
         """

@@ -86,3 +86,21 @@ def test_seven_validators_of_which_two_are_byzantine(lay_out_tiny, tiny_models, 
     }
     with pytest.raises(InvariantError, match=r"honest validators are convicted|signed"):
         inspect(genesis, honest)
+
+
+@pytest.mark.long
+def test_who_commits_twice_is_convicted_and_what_was_under_way_is_certified(
+    lay_out_tiny, tiny_models, tmp_path, nsllm
+) -> None:
+    """The conviction ends the epoch in the middle of the first questions."""
+    net = lay_out_tiny(tmp_path / "net", tiny_models, peers=4, first_port=23000)
+    port = net.url(0).rpartition(":")[2]
+    done = nsllm(
+        "devnet", "--peers", "4", "--scenario", "byzantine", "--seed", "3", "--json", "--base-port", port,
+        "--data-dir", str(tmp_path / "net"), timeout=450,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["byzantine"].partition(": ")[2] == "commits twice"
+    assert result["convicted"] == 1
+    assert result["receipts_checked"] == result["questions"] == 5
