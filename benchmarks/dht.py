@@ -30,7 +30,7 @@ SIZES: Final = (4, 16)
 MAIN: Final = 16
 """Figures of this size stand under their plain names, those of others behind `n4.`."""
 SIMULATED: Final = (16, 64, 250, 1000)
-QUICK_SIMULATED: Final = (16, 64)
+QUICK_SIMULATED: Final = (4, 16)
 OPPONENTS: Final = ("hivemind", "kad")
 KINDS: Final = {
     "nsllm": {"hit": "remote_hit", "miss": "remote_miss", "near": "near_hit", "near_miss": "near_miss", "put": "put"},
@@ -161,7 +161,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of Markdown")
-    parser.add_argument("--quick", action="store_true", help="16 peers only, fewer calls: one to three minutes")
+    parser.add_argument("--quick", action="store_true", help="16 peers only, fewer calls: about a minute")
     parser.add_argument("--sizes", type=int, nargs="+", choices=SIZES, help="numbers of peers, instead of all")
     parser.add_argument("--without", nargs="+", choices=OPPONENTS, default=[], help="opponents to leave out")
     parser.add_argument("--without-simulation", action="store_true", help="leave simulated networks out")

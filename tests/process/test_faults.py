@@ -195,6 +195,7 @@ def test_a_validator_whose_state_diverged_is_healed_as_the_manual_says(tiny_net,
         assert "offence" not in net.log(index)[seen[index] :]
 
 
+@pytest.mark.long
 def test_an_equivocator_is_convicted_and_every_peer_shows_it(lay_out_tiny, tiny_models, tmp_path, nsllm):
     """Three honest peers and one that signs everything twice, as processes: they go on, and a block names it."""
     net = lay_out_tiny(tmp_path / "net", tiny_models, peers=4, first_port=18000)

@@ -13,7 +13,7 @@ from nsllm.ids import Address
 from nsllm.simulations.errors import InvariantError
 from nsllm.simulations.inspection import inspect
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.process, pytest.mark.long, pytest.mark.timeout(900)]
 
 
 SEEN = {
@@ -23,12 +23,9 @@ SEEN = {
     "delay": lambda result: 1.0 < result["all_late_certified_after_s"] < 120,
 }
 DRAWN = {"churn": " killed at ", "suspended": " suspended at ", "partition": "links cut ", "delay": "links slow "}
-SHORT = "churn"
 
 
-@pytest.mark.parametrize(
-    "scenario", [pytest.param(name, marks=[] if name == SHORT else pytest.mark.long) for name in SEEN]
-)
+@pytest.mark.parametrize("scenario", SEEN)
 def test_a_scenario_on_real_processes(lay_out_tiny, tiny_models, tmp_path, nsllm, scenario) -> None:
     net = lay_out_tiny(tmp_path / "net", tiny_models, peers=4, first_port=16000)
     port = net.url(0).rpartition(":")[2]
@@ -64,7 +61,6 @@ def test_a_scenario_on_real_processes(lay_out_tiny, tiny_models, tmp_path, nsllm
             inspect(genesis, {copy: peers[first]} | {other: peers[other] for other in others})
 
 
-@pytest.mark.long
 def test_seven_validators_of_which_two_are_byzantine(lay_out_tiny, tiny_models, tmp_path, nsllm) -> None:
     net = lay_out_tiny(tmp_path / "net", tiny_models, peers=7, first_port=20000)
     port = net.url(0).rpartition(":")[2]
@@ -88,7 +84,6 @@ def test_seven_validators_of_which_two_are_byzantine(lay_out_tiny, tiny_models, 
         inspect(genesis, honest)
 
 
-@pytest.mark.long
 def test_who_commits_twice_is_convicted_and_what_was_under_way_is_certified(
     lay_out_tiny, tiny_models, tmp_path, nsllm
 ) -> None:
