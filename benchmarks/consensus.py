@@ -107,7 +107,7 @@ def among(count: int, extent: Extent) -> dict[str, Any]:
         latencies_ms = [took * 1000 for took in network.latencies_s(answers)]
         alone = validators.between(before, network.counted())
         one = [network.load(seconds, batch=1, lanes=1) for _ in range(rounds)]
-        scores = partial(network.load, seconds, batch=validators.BATCH, lanes=validators.LANES)
+        scores = partial(network.load, seconds, batch=validators.BATCH, lanes=validators.LANES[count])
         many = [scores() for _ in range(rounds)]
         tasks = (partial(network.latencies_s, max(count, answers // 4)), scores)
         splits = [network.split(task) if extent.splits else None for task in tasks]
