@@ -82,12 +82,12 @@ FULL: Final = Effort(
 QUICK: Final = Effort(
     rounds=5,
     steps=1,
-    windows=2,
-    read_at_once=464,
-    generated_tokens=12,
+    windows=1,
+    read_at_once=496,
+    generated_tokens=8,
     generate_rounds=1,
     worker_rounds=1,
-    systems=5,
+    systems=3,
     thorough=False,
 )
 
