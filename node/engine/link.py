@@ -25,7 +25,7 @@ from nsllm.node.errors import EngineError
 log = logging.getLogger(__name__)
 
 READ_BYTES: Final = 1 << 16
-TRACE_LINES: Final = 40
+TRACE_LINES: Final = 80
 """Last lines of a worker's standard error that are kept to explain its death."""
 LAST_WORDS_S: Final = 1.0
 ERROR_LINE: Final = re.compile(r"[\w.]+(Error|Exception|Missing|Interrupt)\b")
@@ -159,7 +159,7 @@ class WorkerLink:
         raised = [line for line in lines if ERROR_LINE.match(line)]
         said = (raised or lines or ["no trace"])[-1]
         for line in lines:
-            log.info("worker_trace pid=%d line=%s", self.pid, line)
+            log.warning("worker_trace pid=%d line=%s", self.pid, line)
         return f"exit status {status}, {said}"
 
 

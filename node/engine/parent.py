@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import os
 import select
 import signal
@@ -21,12 +22,14 @@ OOM_SCORE: Final = "500"
 def die_with(parent: int, connection: socket.socket) -> None:
     """End with the parent, whatever ends it, also in the middle of a computation.
 
-    SIGTERM ends this process at once; SIGINT is the peer's affair.
+    SIGTERM ends this process at once; SIGINT is the peer's affair. What a crash in native code was doing goes to
+    standard error, which the supervisor keeps.
 
     Args:
         parent: process id; if it is not our parent any more, this process exits here.
         connection: whose other end only the parent holds.
     """
+    faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform == "linux":
