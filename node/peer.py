@@ -125,6 +125,10 @@ class Peer:
         """Text of tokens."""
         return await self.parts.reader.detokenize(model, token_ids)
 
+    async def token_strs(self, model: str, token_ids: Sequence[int]) -> tuple[str, ...]:
+        """Tokens as a model's vocabulary writes them."""
+        return await self.parts.reader.token_strs(model, token_ids)
+
     async def embed(
         self, texts: Sequence[Readable], visibility: Visibility | None, *, most_tokens: int | None = None
     ) -> Vectors:
@@ -141,6 +145,11 @@ class Peer:
         lacking = self._lacks_connections()
         problems = [*([] if engine == "ready" else [f"engine is {engine}"]), *([lacking] if lacking else [])]
         return Readiness(genesis=True, engine=engine == "ready", quorum=not lacking, detail="; ".join(problems))
+
+    def load(self) -> int:
+        """Answers of all models that are under way."""
+        info = self._world.engine.info()
+        return info.active + info.queued
 
     def _lacks_connections(self) -> str:
         """Who must be connected and is not: a quorum, or for a follower of a large network some neighbours."""

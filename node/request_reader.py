@@ -76,6 +76,10 @@ class RequestReader:
         """Text of tokens, see `nsllm.node.service.PeerService.detokenize`."""
         return await self._engine.detokenize(token_ids, self.named(model).digest)
 
+    async def token_strs(self, model: str, token_ids: Sequence[int]) -> tuple[str, ...]:
+        """Tokens as the vocabulary writes them, see `nsllm.node.service.PeerService.token_strs`."""
+        return await self._engine.token_strs(token_ids, self.named(model).digest)
+
     async def _spelled(self, token_ids: tuple[int, ...], model: ModelInfo) -> tuple[str, tuple[int, ...]]:
         """The text of a prompt that was given as tokens; with them, unless the text has the very same ones."""
         text = await self._engine.detokenize(token_ids, model.digest)

@@ -399,6 +399,10 @@ class PeerService(Protocol):
         """Text that tokens of a model spell. Raises `ServiceError`, `EngineError`."""
         ...
 
+    async def token_strs(self, model: str, token_ids: Sequence[int]) -> tuple[str, ...]:
+        """Each token as a model's vocabulary writes it. Raises `ServiceError`, `EngineError`."""
+        ...
+
     async def embed(
         self, texts: Sequence[Readable], visibility: Visibility | None, *, most_tokens: int | None = None
     ) -> Vectors:
@@ -411,6 +415,10 @@ class PeerService(Protocol):
 
     def readiness(self) -> Readiness:
         """Cheap; for `/readyz`."""
+        ...
+
+    def load(self) -> int:
+        """Answers of this peer's models that are generated now or wait for it; for `/load`."""
         ...
 
     async def status(self) -> Status:

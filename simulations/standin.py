@@ -113,6 +113,11 @@ class StandInEngine:
         del token_ids, model
         raise InvalidRequestError("a stand-in has no vocabulary")
 
+    async def token_strs(self, token_ids: Sequence[int], model: Digest | None) -> tuple[str, ...]:
+        """As `detokenize`. Raises `InvalidRequestError`."""
+        del token_ids, model
+        raise InvalidRequestError("a stand-in has no vocabulary")
+
     async def embed(self, texts: Sequence[str]) -> list[tuple[float, ...]]:
         """Hashed bags of words, unit length."""
         await trio.sleep(0.001 * len(texts))

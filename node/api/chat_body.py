@@ -36,6 +36,7 @@ UNSERVED: Final[dict[str, tuple[Any, ...]]] = {
     "documents": ([],),
     "chat_template": (),
     "chat_template_kwargs": ({},),
+    "mm_processor_kwargs": ({},),
     "include_reasoning": (True,),
 }
 """Fields that are accepted only at these values, which change nothing."""
@@ -70,6 +71,7 @@ class ChatBody(SamplingFields, forbid_unknown_fields=True, kw_only=True):
     documents: list[Any] | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    mm_processor_kwargs: dict[str, Any] | None = None
     include_reasoning: bool | None = None
 
 

@@ -1,4 +1,4 @@
-"""`GET /healthz` and `GET /readyz`: for process managers and load balancers, without a key."""
+"""`GET /healthz`, `/readyz`, `/health` and `/ping`: for process managers and load balancers, without a key."""
 
 from __future__ import annotations
 
@@ -23,6 +23,16 @@ async def healthz(request: web.Request) -> web.Response:
     except TimeoutError:
         raise ApiError(503, f"the peer's loop did not answer in {ANSWER_S:g} s", "stuck", "server_error") from None
     return web.json_response({"status": "ok"})
+
+
+async def health(request: web.Request) -> web.Response:
+    """As vLLM's: 200 with nothing in it when the engine can answer, else 503, whatever the network does."""
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            readiness = await request.app[CONTEXT].bridge.call_sync(request.app[CONTEXT].service.readiness)
+    except TimeoutError:
+        raise ApiError(503, f"the peer's loop did not answer in {ANSWER_S:g} s", "stuck", "server_error") from None
+    return web.Response(status=200 if readiness.engine else 503)
 
 
 async def readyz(request: web.Request) -> web.Response:

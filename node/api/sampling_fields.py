@@ -36,12 +36,15 @@ MAX_TOP_LOGPROBS: Final = 20
 UNSERVED: Final = {
     "store": (False,),
     "use_beam_search": (False,),
+    "length_penalty": (1.0,),
+    "allowed_token_ids": ([],),
     "include_stop_str_in_output": (False,),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "return_tokens_as_token_ids": (False,),
     "logits_processors": ([],),
     "kv_transfer_params": (),
+    "vllm_xargs": ({},),
 }
 """Fields that are accepted only at these values, which change nothing."""
 
@@ -88,12 +91,16 @@ class SamplingFields(FormatFields, forbid_unknown_fields=True, kw_only=True):
     # accepted only at the value that changes nothing
     store: bool | None = None
     use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    """Of beam search."""
+    allowed_token_ids: list[int] | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     logits_processors: list[object] | None = None
     kv_transfer_params: dict[str, object] | None = None
+    vllm_xargs: dict[str, object] | None = None
     # accepted and not used: they are about accounts, billing and queues, never about the answer
     user: str | None = None
     metadata: dict[str, str] | None = None

@@ -1,4 +1,4 @@
-"""`GET /status.json`, `/peers` and `/events`: what the status page and `nsllm status` show."""
+"""`GET /status.json`, `/peers`, `/events`, `/version` and `/load`: what pages, commands and balancers ask of a peer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from nsllm import __version__
 from nsllm.ids import hex0x
 from nsllm.node.api.bridge import ClosedError
 from nsllm.node.api.context import CONTEXT
@@ -47,6 +48,17 @@ async def status_json(request: web.Request) -> web.Response:
     for row in body["engine"]["loaded"]:
         del row["stats"]  # those of the default model stand above, all of them in /metrics
     return _json(body)
+
+
+async def version(_request: web.Request) -> web.Response:
+    """This program's version, as vLLM tells its own."""
+    return _json({"version": __version__})
+
+
+async def load(request: web.Request) -> web.Response:
+    """How many answers of this peer's models are under way, as vLLM tells it."""
+    context = request.app[CONTEXT]
+    return _json({"server_load": await context.bridge.call_sync(context.service.load)})
 
 
 async def peers(request: web.Request) -> web.Response:

@@ -21,7 +21,6 @@ from nsllm.node.service import ChatCommand
 from nsllm.record import MAX_TEXT_CHARS, Message, Sampling
 
 UNSERVED: Final = {
-    "return_token_strs": (False,),
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
     "chat_template": (),
@@ -41,6 +40,7 @@ class TokenizeBody(Struct, forbid_unknown_fields=True):
     add_special_tokens: bool | None = None
     """Of a prompt, true where nothing is said; a conversation's template has them anyway."""
     return_token_strs: bool | None = None
+    """Tells each token as the vocabulary writes it, too."""
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template: str | None = None
@@ -62,7 +62,10 @@ async def tokenize(request: web.Request) -> web.Response:
     command = _command(body)
     special = body.add_special_tokens is not False
     tokens, most = await context.bridge.call(partial(context.service.tokenize, command, special=special))
-    return _json({"count": len(tokens), "max_model_len": most, "tokens": tokens, "token_strs": None})
+    strs = None
+    if body.return_token_strs:
+        strs = await context.bridge.call(partial(context.service.token_strs, command.model, tokens))
+    return _json({"count": len(tokens), "max_model_len": most, "tokens": tokens, "token_strs": strs})
 
 
 async def detokenize(request: web.Request) -> web.Response:

@@ -238,6 +238,11 @@ class ModelPool:
         held = self._asked(model)
         return await (self._base if held is None else held.engine).detokenize(token_ids, None)
 
+    async def token_strs(self, token_ids: Sequence[int], model: Digest | None) -> tuple[str, ...]:
+        """Tokens as a model's vocabulary writes them."""
+        held = self._asked(model)
+        return await (self._base if held is None else held.engine).token_strs(token_ids, None)
+
     # Models
 
     @property

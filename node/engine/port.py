@@ -236,6 +236,10 @@ class Engine(JudgeModels, Protocol):
         """
         ...
 
+    async def token_strs(self, token_ids: Sequence[int], model: Digest | None) -> tuple[str, ...]:
+        """Each token as the model's vocabulary writes it, such as `Ġthe`. Raises as `detokenize`."""
+        ...
+
     async def embed_counted(
         self, texts: Sequence[Readable], *, most_tokens: int | None = None
     ) -> tuple[list[tuple[float, ...]], int]:

@@ -76,6 +76,8 @@ class Detokenize(msgspec.Struct, frozen=True, tag=True):
 
     job: int
     token_ids: tuple[int, ...]
+    apart: bool = False
+    """Each token as the vocabulary writes it, not their text."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -189,6 +191,9 @@ class Detokenized(msgspec.Struct, frozen=True, tag=True):
 
     job: int
     text: str
+    """Empty if they were asked for apart."""
+    written: tuple[str, ...] = ()
+    """Each as the vocabulary writes it, if they were asked for apart."""
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):

@@ -189,6 +189,8 @@ class Scheduler:
         try:
             if isinstance(message, Detokenize):
                 check_tokens(self._backend, message.token_ids)
+                if message.apart:
+                    return Detokenized(job, "", tuple(map(self._backend.spelling.written, message.token_ids)))
                 return Detokenized(job, spelled(self._backend, message.token_ids))
             return Tokenized(job, tuple(whole_prompt(self._backend, message.request, special=message.special)))
         except PromptError as error:

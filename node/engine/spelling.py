@@ -35,6 +35,10 @@ class Spelling(Protocol):
         """What a token stands for, special ones as they are written; not always whole characters."""
         ...
 
+    def written(self, token_id: int) -> str:
+        """A token as the vocabulary writes it; empty for an id without a token."""
+        ...
+
     def decoder(self) -> TextDecoder:
         """For the text of a new sequence, special tokens left out."""
         ...
@@ -57,6 +61,10 @@ class ByteSpelling:
         """See `Spelling`."""
         special = self._special.get(token_id)
         return self.text_bytes(token_id) if special is None else special.encode()
+
+    def written(self, token_id: int) -> str:
+        """See `Spelling`."""
+        return self._written(token_id) or ""
 
     def text_bytes(self, token_id: int) -> bytes:
         """What a token adds to a text."""
@@ -92,6 +100,10 @@ class WindowSpelling:
         written = self._written(token_id) or ""
         byte = BYTE_TOKEN.fullmatch(written)
         return bytes.fromhex(byte[1]) if byte else written.replace("▁", " ").encode()
+
+    def written(self, token_id: int) -> str:
+        """See `Spelling`."""
+        return self._written(token_id) or ""
 
     def decoder(self) -> TextDecoder:
         """See `Spelling`."""

@@ -271,6 +271,11 @@ class WorkerEngine:
         del model
         return (await self._ask(partial(Detokenize, token_ids=tuple(token_ids)), Detokenized)).text
 
+    async def token_strs(self, token_ids: Sequence[int], model: Digest | None) -> tuple[str, ...]:
+        """Tokens as the vocabulary writes them, see `Engine.token_strs`; of the only model that there is here."""
+        del model
+        return (await self._ask(partial(Detokenize, token_ids=tuple(token_ids), apart=True), Detokenized)).written
+
     def _complete(self, sampling: Sampling) -> Sampling:
         """Every field set but `max_tokens`: the caller's values, then the model card's, then a drawn seed."""
         defaults = msgspec.structs.asdict(self._text.defaults)

@@ -195,6 +195,11 @@ class UpstreamEngine:
             hint="send text, or ask that server",
         )
 
+    async def token_strs(self, token_ids: Sequence[int], model: Digest | None) -> tuple[str, ...]:
+        """Nobody here knows the server's tokenizer. Raises `InvalidRequestError`."""
+        del token_ids, model
+        raise InvalidRequestError("an upstream server's tokenizer is not at hand here", hint="ask that server")
+
     async def embed(self, texts: Sequence[str]) -> list[tuple[float, ...]]:
         """Unit vectors of the local encoder."""
         return await self._local.embed(texts)

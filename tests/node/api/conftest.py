@@ -159,6 +159,9 @@ class FakeService:
             raise UnknownModelError(f"no model {model!r} here", param="model")
         return " ".join("x" * token for token in token_ids)
 
+    async def token_strs(self, model: str, token_ids: Sequence[int]) -> tuple[str, ...]:
+        return tuple((await self.detokenize(model, token_ids)).split(" "))
+
     async def _generate(
         self, command: ChatCommand, completion_id: str, send: trio.MemorySendChannel[ChatEvent]
     ) -> None:
@@ -219,6 +222,9 @@ class FakeService:
         shared = 1 if visibility == "public" else 0
         tokens = sum(len(text.split()) if isinstance(text, str) else len(text) for text in texts)
         return Vectors(vectors, tokens, visibility or "private", shared)
+
+    def load(self) -> int:
+        return self.at_once
 
     async def receipt(self, completion_id: str) -> ReceiptStatus:
         await trio.lowlevel.checkpoint()

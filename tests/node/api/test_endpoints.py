@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import trio
 
+from nsllm import __version__
 from nsllm.errors import OwnFault, PeerFault, UsageError
 from nsllm.node.api.app import make_app
 from nsllm.node.api.context import Context
@@ -60,6 +61,21 @@ async def test_readiness(running, ready, status):
     assert answer.status_code == status
     assert answer.json()["ready"] is (status == 200)
     assert answer.json()["detail"] == ready.detail
+
+
+@pytest.mark.parametrize("path", ["/health", "/ping"])
+@pytest.mark.parametrize("quorum", [True, False])
+@pytest.mark.parametrize(("engine", "status"), [(True, 200), (False, 503)])
+async def test_health_is_the_engines_alone_and_says_nothing(running, path, engine, status, quorum):
+    running.service.ready = Readiness(True, engine, quorum, "")
+    answer = await running.http.get(path)
+    assert (answer.status_code, answer.content) == (status, b"")
+
+
+async def test_what_monitors_of_vllm_ask(running):
+    assert (await running.http.get("/version")).json() == {"version": __version__}
+    running.service.at_once = 3
+    assert (await running.http.get("/load")).json() == {"server_load": 3}
 
 
 async def test_metrics_count_requests_by_route_never_by_path(running):

@@ -127,7 +127,9 @@ async def test_without_a_configured_key_any_authorization_is_ignored(running, au
         ("Bearer", 401),
     ],
 )
-@pytest.mark.parametrize("path", ["/v1/models", "/status.json", "/peers", "/metrics", "/v1/receipts/x", "/events"])
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/status.json", "/peers", "/metrics", "/v1/receipts/x", "/events", "/version", "/load"]
+)
 async def test_a_configured_key_is_asked_for(start, path, authorization, status):
     running = await start(api_key=KEY)
     headers = {} if authorization is None else {"Authorization": authorization}
@@ -142,7 +144,7 @@ async def test_a_configured_key_is_asked_for(start, path, authorization, status)
 
 async def test_with_a_key_health_and_the_empty_page_stay_open(start):
     running = await start(api_key=KEY)
-    for path in ("/healthz", "/readyz", "/", "/session"):
+    for path in ("/healthz", "/readyz", "/health", "/ping", "/", "/session"):
         assert (await running.http.get(path)).status_code == 200, path
 
 

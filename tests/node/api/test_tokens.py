@@ -15,6 +15,11 @@ async def test_a_prompts_tokens_with_and_without_the_tokenizers_own(running):
     assert [command.form for command in running.service.commands] == ["text", "text"]
 
 
+async def test_tokens_as_the_vocabulary_writes_them(running):
+    answer = await running.http.post("/tokenize", json={"model": MODEL, "prompt": "ab c", "return_token_strs": True})
+    assert answer.json() == {"count": 3, "max_model_len": 8192, "tokens": [1, 2, 1], "token_strs": ["x", "xx", "x"]}
+
+
 async def test_a_conversation_is_tokenized_as_it_would_be_asked(running):
     tool = {"type": "function", "function": {"name": "now"}}
     body = {"messages": [{"role": "system", "content": "be"}, {"role": "user", "content": "good"}], "tools": [tool]}
@@ -34,7 +39,6 @@ async def test_tokens_become_text(running):
         ("/tokenize", {}, "prompt"),
         ("/tokenize", {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}, "prompt"),
         ("/tokenize", {"prompt": "x" * 100_001}, "prompt"),
-        ("/tokenize", {"prompt": "a", "return_token_strs": True}, "return_token_strs"),
         ("/tokenize", {"prompt": "a", "add_generation_prompt": False}, "add_generation_prompt"),
         ("/tokenize", {"messages": []}, "messages"),
         ("/detokenize", {"tokens": [-1]}, "tokens[0]"),

@@ -14,7 +14,17 @@ from nsllm.governance.ports import Claim
 from nsllm.ids import Digest
 from nsllm.node.engine.port import EngineRequest
 from nsllm.node.engine.prompt import PromptError, prompt_tokens, spelled, truncated
-from nsllm.node.engine.protocol import Detokenize, Embed, Generate, Refused, Retrace, Retraced, Started, Step
+from nsllm.node.engine.protocol import (
+    Detokenize,
+    Detokenized,
+    Embed,
+    Generate,
+    Refused,
+    Retrace,
+    Retraced,
+    Started,
+    Step,
+)
 from nsllm.node.engine.scheduler import Scheduler
 from nsllm.record import Message, Request, Sampling
 
@@ -217,6 +227,9 @@ def test_what_is_no_token_of_the_model_is_refused_alone(backend):
     spelt = []
     Scheduler(backend, spelt.append).handle(Detokenize(7, (5, backend.vocabulary)))
     assert isinstance(spelt[0], Refused)
+    Scheduler(backend, spelt.append).handle(Detokenize(8, (65, 66), apart=True))
+    assert spelt[1] == Detokenized(8, "", tuple(map(backend.spelling.written, (65, 66))))
+    assert all(spelt[1].written)
 
 
 def test_a_conversation_has_no_tokens_of_its_own():

@@ -74,6 +74,15 @@ def test_single_tokens_of_other_tokenizers(token, spelled):
     assert WindowSpelling(decode, lambda _id: token).token_bytes(5) == spelled
 
 
+def test_a_token_is_written_as_in_the_vocabulary():
+    assert [spelling_of(TOKENIZER, decode).written(TOKENIZER.token_to_id(token)) for token in ("Ġthe", "<|end|>")] == [
+        "Ġthe",
+        "<|end|>",
+    ]
+    assert spelling_of(TOKENIZER, decode).written(SIZE + 3) == ""
+    assert WindowSpelling(decode, lambda _id: "▁the").written(5) == "▁the"
+
+
 def test_other_decoders_are_asked_themselves():
     words = Tokenizer(models.BPE(vocab={"▁a": 0, "▁b": 1}, merges=[]))
     words.decoder = decoders.Metaspace()
