@@ -68,7 +68,9 @@ def devnet(folder: Path, base_port: int) -> Iterator[tuple[list[str], float]]:
         process.wait(30)
 
 
-def ask(url: str, question: str, *, max_tokens: int, seed: int | None) -> tuple[dict, str, list[float], int, float]:
+def ask(
+    http: httpx.Client, url: str, question: str, *, max_tokens: int, seed: int | None
+) -> tuple[dict, str, list[float], int, float]:
     """(the reply's `nsllm` object, source, times of the pieces, tokens, time of asking) of a streamed answer."""
     body = {
         "model": "default",
@@ -82,7 +84,7 @@ def ask(url: str, question: str, *, max_tokens: int, seed: int | None) -> tuple[
     about: dict = {}
     pieces: list[float] = []
     tokens = 0
-    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=300) as response:
+    with http.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=300) as response:
         for line in response.iter_lines():
             if not line.startswith("data: {"):
                 continue
@@ -94,11 +96,11 @@ def ask(url: str, question: str, *, max_tokens: int, seed: int | None) -> tuple[
         return about, response.headers["x-nsllm-source"], pieces, tokens, began
 
 
-def reached(url: str, completion: str, level: str) -> float:
+def reached(http: httpx.Client, url: str, completion: str, level: str) -> float:
     """When the receipt has reached `level`."""
     while True:
         params = {"wait": level, "timeout_s": "30"}
-        answer = httpx.get(f"{url}/v1/receipts/{completion}", params=params, timeout=60)
+        answer = http.get(f"{url}/v1/receipts/{completion}", params=params, timeout=60)
         state = answer.headers.get("x-nsllm-receipt")
         levels = ("pending", "certified", "logged", "anchored")
         if state in levels and levels.index(state) >= levels.index(level):
@@ -120,13 +122,13 @@ def spread(url: str, count: int) -> None:
         time.sleep(POLL_S)
 
 
-def measure(url: str, peer: int, question: str, *, max_tokens: int, seed: int | None) -> Row | None:
+def measure(http: httpx.Client, url: str, peer: int, question: str, *, max_tokens: int, seed: int | None) -> Row | None:
     """One question's road; None if the answer was not published."""
-    about, _, pieces, tokens, began = ask(url, question, max_tokens=max_tokens, seed=seed)
+    about, _, pieces, tokens, began = ask(http, url, question, max_tokens=max_tokens, seed=seed)
     if about["publication"] != "pending" or not pieces:
         return None
-    certified = reached(url, about["completion_id"], "certified")
-    anchored = reached(url, about["completion_id"], "anchored")
+    certified = reached(http, url, about["completion_id"], "certified")
+    anchored = reached(http, url, about["completion_id"], "anchored")
     return Row(
         peer=peer,
         question=question,
@@ -147,14 +149,16 @@ def quantiles(values: Sequence[float]) -> dict[str, float | int | None]:
     return {"p50": round(statistics.median(ranked), 3), "p95": round(p95, 3), "n": len(ranked)}
 
 
-def run(urls: list[str], questions: list[str], *, streams: int, max_tokens: int, seed: int | None) -> dict:
+def run(
+    http: httpx.Client, urls: list[str], questions: list[str], *, streams: int, max_tokens: int, seed: int | None
+) -> dict:
     """All figures."""
     turn = threading.Semaphore(streams)
 
     def one(number: int) -> Row | None:
         peer = number % len(urls)
         with turn:
-            return measure(urls[peer], peer, questions[number], max_tokens=max_tokens, seed=seed)
+            return measure(http, urls[peer], peer, questions[number], max_tokens=max_tokens, seed=seed)
 
     began = time.perf_counter()
     with ThreadPoolExecutor(streams) as pool:
@@ -166,7 +170,7 @@ def run(urls: list[str], questions: list[str], *, streams: int, max_tokens: int,
     misses = 0
     for row in rows:
         elsewhere = urls[(row.peer + 1) % len(urls)]
-        _, source, pieces, _, asked = ask(elsewhere, row.question, max_tokens=max_tokens, seed=seed)
+        _, source, pieces, _, asked = ask(http, elsewhere, row.question, max_tokens=max_tokens, seed=seed)
         if source == "cache":
             hits.append(pieces[-1] - asked)
         else:
@@ -200,7 +204,10 @@ def main() -> None:
     questions = lines[:: len(lines) // 8][:8] if arguments.quick else lines[::7][:20]
     with tempfile.TemporaryDirectory() as folder, devnet(Path(folder) / "net", arguments.base_port) as (urls, ready_s):
         load = os.getloadavg()[0]
-        found = run(urls, questions, streams=arguments.streams, max_tokens=arguments.max_tokens, seed=arguments.seed)
+        with httpx.Client() as http:
+            found = run(
+                http, urls, questions, streams=arguments.streams, max_tokens=arguments.max_tokens, seed=arguments.seed
+            )
     about = {"peers": PEERS, "cores": os.cpu_count(), "machine": platform.machine(), "load_at_start": round(load, 1)}
     found = about | {"ready_s": round(ready_s, 1)} | found
     if arguments.json:

@@ -12,6 +12,7 @@ from nsllm.node.engine.backend import Read
 from nsllm.node.engine.fast import build as build_module
 from nsllm.node.engine.fast.backend import FastBackend
 from nsllm.node.engine.fast.build import build
+from nsllm.node.engine.fast.encoder import BertEncoder, quick_dtype
 from nsllm.node.engine.fast.native import NativeModel, Run
 from nsllm.node.engine.fast.shape import read_shape
 from nsllm.node.engine.fast.weights import load_weights
@@ -298,11 +299,31 @@ def test_tokenizer_and_template_are_those_of_transformers(fast, general):
         assert getattr(fast, name) == getattr(general, name)
 
 
-def test_embeddings_are_those_of_transformers(fast, general):
+def test_embeddings_are_those_of_transformers(tiny, general):
     texts = ["one", "", "a longer text than the others " * 20, "Grüße 🦊"]
-    rows = fast.encoder.read(texts)
+    encoder = BertEncoder(tiny.encoder, torch.float32)
+    rows = encoder.read(texts)
     assert rows == general.encoder.read(texts)
-    torch.testing.assert_close(fast.encoder.vectors(rows), general.encoder.vectors(rows), atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoder.vectors(rows), general.encoder.vectors(rows), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "apart"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-3)])
+def test_an_embedding_does_not_depend_on_what_is_read_beside_it(tiny, dtype, apart):
+    encoder = BertEncoder(tiny.encoder, dtype)
+    rows = encoder.read(["one", "", "a longer text than the others " * 20, "Grüße 🦊"])
+    alone = torch.cat([encoder.vectors([row]) for row in rows])
+    assert (alone * encoder.vectors(rows)).sum(1).min() > 1 - apart
+
+
+def test_a_processor_that_multiplies_bfloat16_embeds_in_it(tiny, monkeypatch):
+    for can, dtype in (({"avx512_bf16": True}, torch.bfloat16), ({"avx512_bf16": False, "avx2": True}, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda can=can: can)
+        assert quick_dtype() == dtype
+    exact = BertEncoder(tiny.encoder, torch.float32)
+    rows = exact.read(["one", "a longer text than the others"])
+    one, other = exact.vectors(rows), BertEncoder(tiny.encoder, torch.bfloat16).vectors(rows)
+    assert not torch.equal(one, other)
+    assert (one * other).sum(1).min() > 0.995
 
 
 def test_a_tokenizer_that_knows_more_than_the_model_is_refused(tiny, kernels, tmp_path):
