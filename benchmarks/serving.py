@@ -191,7 +191,7 @@ class Watch(threading.Thread):
                 self.worker_bytes = max(self.worker_bytes, *workers, 0)
 
     def stop(self, elapsed_s: float) -> dict[str, Any]:
-        """Figures: the largest worker, and processors that were busy; of a count instead of seconds: CPU seconds each."""
+        """Figures: the largest worker, and processors that were busy (CPU seconds each, of a count for seconds)."""
         self._done.set()
         self.join()
         after = self._cpu()
