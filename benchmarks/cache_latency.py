@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from benchmarks.cache_records import Maker
+from benchmarks.cpu_time import busy_cpus, family
 from benchmarks.serving import devnet
 from nsllm.cache_dht.store import RecordStore
 from nsllm.clock import SystemClock
@@ -30,6 +31,13 @@ PROBES: Final = 1000
 WARM: Final = 50
 """Look-ups that are not counted: kernels load and pages are read."""
 LIMIT_PPM: Final = 20_000
+REUSE: Final = ("none", "semantic")
+"""What a request asks for: no look-up, or all of them."""
+WINDOW_S: Final = 0.2
+QUIET_CPUS: Final = 0.4
+"""Upkeep of four peers takes less."""
+QUIET_S: Final = 5.0
+"""Longest wait before a question, on a machine that others use."""
 NOISE: Final = 0.01
 """Of each dimension of a record's embedding, so that many records are made of fewer questions."""
 
@@ -102,13 +110,21 @@ def timed(into: list[tuple[float, float]]) -> Iterator[None]:
 
 
 def miss_added(questions: Sequence[str]) -> dict[str, Any]:
-    """Time to the first token of public questions that nobody has answered, with and without look-ups, in turns."""
-    taken: dict[str, list[float]] = {"semantic": [], "none": []}
-    with tempfile.TemporaryDirectory() as folder, devnet(Path(folder)) as (urls, _pid):
+    """Time to the first token of public questions that nobody has answered, with look-ups and without.
+
+    Each peer is asked twice in a row; which of the two looks up first alternates, and each question waits until all
+    peers are quiet: the scoring of the one before is not part of it.
+    """
+    taken: dict[str, list[float]] = {reuse: [] for reuse in REUSE}
+    with tempfile.TemporaryDirectory() as folder, devnet(Path(folder)) as (urls, pid):
+        peers = family(pid)
         for number, question in enumerate(questions):
-            reuse = "semantic" if number % 2 else "none"
-            took = _first_token_s(urls[number // 2 % len(urls)], question, reuse)
-            if number >= 8:  # connections and kernels are warm
+            pair, second = divmod(number, 2)
+            lap, peer = divmod(pair, len(urls))
+            reuse = REUSE[(second + lap) % 2]
+            _wait_for_quiet(peers)
+            took = _first_token_s(urls[peer], question, reuse)
+            if lap:  # connections and kernels are warm
                 taken[reuse].append(took * 1000)
     p95 = {reuse: quantile(values, 0.95) for reuse, values in taken.items()}
     p50 = {reuse: quantile(values, 0.5) for reuse, values in taken.items()}
@@ -119,8 +135,15 @@ def miss_added(questions: Sequence[str]) -> dict[str, Any]:
         "ttft_miss_p95_ms": p95["semantic"],
         "miss_added_ttft_p50_ms": p50["semantic"] - p50["none"],
         "miss_added_ttft_p95_ms": p95["semantic"] - p95["none"],
-        "ttft_questions": len(questions) - 8,
+        "ttft_questions": sum(map(len, taken.values())),
     }
+
+
+def _wait_for_quiet(pids: Sequence[int]) -> None:
+    """Return once the processes have nothing to do, or after `QUIET_S`."""
+    deadline = time.perf_counter() + QUIET_S
+    while sum(busy_cpus([pids], WINDOW_S)) > QUIET_CPUS and time.perf_counter() < deadline:
+        pass
 
 
 def _first_token_s(url: str, question: str, reuse: str) -> float:

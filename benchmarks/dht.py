@@ -18,11 +18,12 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from benchmarks import goals
 from benchmarks.look_up_costs import costs
-from benchmarks.look_ups import STRANGE, Item, Table, has_hivemind, hash_of, running, said
+from benchmarks.look_ups import STRANGE, Item, Table, has_hivemind, hash_of, idle_cpus, running, said
 from benchmarks.report import facts, machine, table
 from benchmarks.serving import quantile
 
@@ -38,12 +39,27 @@ KINDS: Final = {
     "kad": {"hit": "kad_get", "miss": "kad_miss", "put": "kad_put"},
 }
 """What a call of each kind is called in the result."""
-WARMTH: Final = {"nsllm": 32, "hivemind": 32, "kad": 1}
-"""Look-ups of what is nowhere that each peer does before anything counts; Kademlia's tables are full as they are."""
 QUIET_CPUS: Final = 0.3
 """Upkeep of three networks takes less."""
 SETTLE_S: Final = 30.0
-"""Longest wait between puts and look-ups: what a put leaves to be done behind it is not part of a look-up."""
+"""Longest wait for quiet: what a start or a put leaves to be done behind it is not part of what comes next."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured."""
+
+    rounds: int
+    calls: int
+    """Of each kind, in each round."""
+    kad_calls: int
+    """The same of Kademlia's, which takes some forty times as long as the others."""
+    warmth: Mapping[str, int]
+    """Look-ups of what is nowhere that each peer does before anything counts; Kademlia's tables are full anyway."""
+
+
+FULL: Final = Extent(rounds=9, calls=16, kad_calls=16, warmth={"nsllm": 32, "hivemind": 32, "kad": 1})
+QUICK: Final = Extent(rounds=3, calls=8, kad_calls=4, warmth={"nsllm": 32, "hivemind": 8, "kad": 1})
 FIGURES: Final = tuple(
     f"{name}_{what}" for kinds in KINDS.values() for name in kinds.values() for what in ("p50_ms", "p95_ms", "cpu_ms")
 )
@@ -51,27 +67,28 @@ RATIOS: Final = ("hivemind_get_vs_remote_hit", "kad_get_vs_remote_hit", "kad_get
 NESTED: Final = {"goals", "machine", "simulated"}
 
 
-def measured(peers: int, *, rounds: int, calls: int, opponents: Sequence[str]) -> dict[str, Any]:
-    """Figures of so many peers: `rounds` turns of `calls` calls of each kind."""
+def measured(peers: int, extent: Extent, opponents: Sequence[str]) -> dict[str, Any]:
+    """Figures of so many peers."""
     with running(peers, opponents) as (tables, items):
         said(f"{peers} peers: {', '.join(one.name for one in tables)} are running")
-        first, *chosen = items(peers), *(items(calls) for _ in range(rounds))
+        quiet(tables)
+        first, *chosen = items(peers), *(items(extent.calls) for _ in range(extent.rounds))
         warmed = [one for one in tables if one.name != "kad"]  # it knows all peers, and each call is the same work
         for number, some in enumerate([first, *chosen]):
             for one in warmed if some is first else tables if number % 2 else tables[::-1]:
-                one.turn("put", [(item.giver, _put(item, keys=one.name != "nsllm")) for item in some])
+                mine = _share(one, some, extent)
+                one.turn("put", [(item.giver, _put(item, keys=one.name != "nsllm")) for item in mine])
         for one in tables:
-            one.warm_up(WARMTH[one.name])
+            one.warm_up(extent.warmth[one.name])
         for one in warmed:
             _look_up(one, first)
             one.forget_look_ups()
-        settle(tables)
-        idle = {f"{one.name}_idle_cpus": one.idle_cpus() for one in tables}
+        idle = {f"{name}_idle_cpus": cpus for name, cpus in quiet(tables).items()}
         said(f"{peers} peers: {', '.join(f'{name} {cpus:.2f}' for name, cpus in idle.items())}")
         for number, some in enumerate(chosen):
             for one in tables if number % 2 else tables[::-1]:
-                _look_up(one, some)
-        found = idle | {"gets": rounds * calls} | dict.fromkeys(FIGURES)
+                _look_up(one, _share(one, some, extent))
+        found = idle | {"gets": extent.rounds * extent.calls} | dict.fromkeys(FIGURES)
         for one in tables:
             found |= _figures(one)
     found |= ratios(found)
@@ -79,13 +96,19 @@ def measured(peers: int, *, rounds: int, calls: int, opponents: Sequence[str]) -
     return found
 
 
-def settle(tables: Sequence[Table]) -> None:
-    """Return once the networks have done what puts left to be done, or after `SETTLE_S`, which is said."""
+def quiet(tables: Sequence[Table]) -> dict[str, float]:
+    """Return once the networks have done what is behind them, or after `SETTLE_S`, which is said; what upkeep takes."""
     deadline = time.perf_counter() + SETTLE_S
-    while (cpus := sum(one.idle_cpus() for one in tables)) > QUIET_CPUS:
+    while sum((idle := idle_cpus(tables)).values()) > QUIET_CPUS:
         if time.perf_counter() > deadline:
-            said(f"without a task the networks keep {cpus:.2f} processors busy")
-            return
+            said(f"without a task the networks keep {sum(idle.values()):.2f} processors busy")
+            break
+    return idle
+
+
+def _share(one: Table, items: Sequence[Item], extent: Extent) -> Sequence[Item]:
+    """What a network is asked for of a round."""
+    return items[: extent.kad_calls] if one.name == "kad" else items
 
 
 def _look_up(one: Table, items: Sequence[Item]) -> None:
@@ -159,6 +182,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def main() -> int:
+    """Measure what the arguments ask for, and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of Markdown")
     parser.add_argument("--quick", action="store_true", help="16 peers only, fewer calls: about a minute")
@@ -172,9 +196,9 @@ def main() -> int:
     if "hivemind" in opponents and not has_hivemind():
         said("hivemind is not here and left out: `make bench-setup` installs it")
         opponents.remove("hivemind")
-    load = {"rounds": 3, "calls": 8} if quick else {"rounds": 9, "calls": 16}
+    extent = QUICK if quick else FULL
     wanted = options.sizes or ((MAIN,) if quick else SIZES)
-    result = flat({count: measured(count, **load, opponents=opponents) for count in wanted})
+    result = flat({count: measured(count, extent, opponents) for count in wanted})
     simulated: list[dict[str, Any]] = []
     if not options.without_simulation:
         simulated = [{"peers": count, **costs(count)} for count in (QUICK_SIMULATED if quick else SIMULATED)]

@@ -37,6 +37,8 @@ RECORDS: Final = 40
 ARRIVAL_S: Final = 30.0
 """Peers start one after another within this time."""
 SETTLE_S: Final = 60.0
+ARRIVED_S: Final = 0.25
+"""After a look-up; what it sent last has arrived then: a link takes 30 ms at most."""
 LIMIT_PPM: Final = 20_000
 ROUND_TRIP: Final = 2
 """Messages of a dial, of opening a stream, of a question and its answer."""
@@ -103,7 +105,7 @@ class Count:
         as_expected = await look_up()
         took_s = trio.current_time() - began_s
         network.find_providers = find  # type: ignore[method-assign]
-        await trio.sleep(1.0)  # until what was sent has arrived
+        await trio.sleep(ARRIVED_S)
         steps = math.log2(self._peers) * ALPHA * walks
         messages = self.seen["data"] + ROUND_TRIP * (self.seen["open"] + self.seen["dial"] + steps)
         return {

@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ import psutil
 
 from benchmarks.certified import Certifier
 from benchmarks.contestants.process import ROOT, Process, forked
+from benchmarks.cpu_time import busy_cpus, cpu_s, family
 from nsllm import canonical
 from nsllm.cache_dht.placement import holders, shards_of
 from nsllm.clock import SystemClock
@@ -38,10 +38,12 @@ HOST: Final = "127.0.0.1"
 FIRST_PORT: Final = 25_000
 HIVEMIND: Final = ROOT / ".venv-hivemind" / "bin" / "python"
 """Made by `make bench-setup`."""
+PYTHONS: Final = {"nsllm": sys.executable, "hivemind": str(HIVEMIND), "kad": sys.executable}
+"""Which one runs whose processes."""
 STRANGE: Final = 1_000_000
 """Questions from this number on are answered nowhere."""
-IDLE_S: Final = 2.0
-SETTLE_S: Final = 3.0
+WINDOW_S: Final = 1.0
+"""How long processes are watched to say what upkeep takes."""
 
 
 @dataclass
@@ -87,20 +89,13 @@ class Table:
 
     def cpu_s(self) -> float:
         """Of all processes and their daemons so far."""
-        total = 0.0
-        for pid in self.pids:
-            try:
-                times = psutil.Process(pid).cpu_times()
-            except psutil.NoSuchProcess:
-                continue
-            total += times.user + times.system
-        return total
+        return cpu_s(self.pids)
 
-    def idle_cpus(self) -> float:
-        """Processors that the network keeps busy while nobody asks anything."""
-        before, began = self.cpu_s(), time.perf_counter()
-        time.sleep(IDLE_S)
-        return (self.cpu_s() - before) / (time.perf_counter() - began)
+
+def idle_cpus(tables: Sequence[Table]) -> dict[str, float]:
+    """Processors that each network keeps busy while nobody asks anything."""
+    cpus = busy_cpus([one.pids for one in tables], WINDOW_S)
+    return {one.name: busy for one, busy in zip(tables, cpus, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -126,31 +121,36 @@ class Item:
 
 @contextmanager
 def running(peers: int, opponents: Sequence[str]) -> Iterator[tuple[list[Table], Callable[[int], list[Item]]]]:
-    """Start our network and its opponents; gives their tables, and a function that makes so many items."""
+    """Start our network and its opponents; gives their tables, and a function that makes so many items.
+
+    Ours connects while its opponents start, which mostly wait.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         popens: list[subprocess.Popen[str]] = []
         try:
+            programs = {
+                one: forked(f"benchmarks.contestants.dht_{one}", peers, folder, popens, PYTHONS[one])
+                for one in ("nsllm", *opponents)
+            }
             identities = [open_identity(folder / f"peer-{number}") for number in range(peers)]
             policy = default_policy(stand_in_digest("text"), stand_in_digest("encoder"))
             now_ms = SystemClock().now_ms()
             genesis = found("bench", [founder(identity) for identity in identities], policy, now_ms, local=True)
             save_genesis(folder / "genesis.json", genesis)
-            peer_ids = [identity.peer_id for identity in identities]
-            ports = iter(choose(HOST, FIRST_PORT, count=peers * (1 + len(opponents))))
-            tables = [_ours(folder, peer_ids, [next(ports) for _ in range(peers)], popens)]
-            for opponent in opponents:
-                start = _hivemind if opponent == "hivemind" else _kad
-                tables.append(start(folder, [next(ports) for _ in range(peers)], popens))
+            ports = iter(choose(HOST, FIRST_PORT, count=peers * len(programs)))
+            listen = {one: [f"/ip4/{HOST}/tcp/{next(ports)}" for _ in range(peers)] for one in programs}
+            _plan_ours(programs["nsllm"], folder, [identity.peer_id for identity in identities], listen["nsllm"])
+            pids = {one: STARTS[one](programs[one], listen[one]) for one in opponents}
+            pids["nsllm"] = [process.hear()["pid"] for process in programs["nsllm"]]
             certifier = Certifier(genesis, [identity.member for identity in identities])
             addresses = [identity.address for identity in identities]
-            time.sleep(SETTLE_S)
             made = iter(range(STRANGE))
 
             def items(count: int) -> list[Item]:
                 return [_item(next(made), certifier, genesis, addresses) for _ in range(count)]
 
-            yield tables, items
+            yield [Table(one, programs[one], pids[one]) for one in programs], items
         finally:
             for popen in popens:
                 _kill(popen.pid)
@@ -175,9 +175,8 @@ def _item(number: int, certifier: Certifier, genesis: Genesis, addresses: Sequen
     return Item(number, record, giver, asker)
 
 
-def _ours(folder: Path, peer_ids: Sequence[str], ports: Sequence[int], popens: list[subprocess.Popen[str]]) -> Table:
-    listen = [f"/ip4/{HOST}/tcp/{port}" for port in ports]
-    processes = forked("benchmarks.contestants.dht_nsllm", len(ports), folder, popens)
+def _plan_ours(processes: Sequence[Process], folder: Path, peer_ids: Sequence[str], listen: Sequence[str]) -> None:
+    """Each peer's plan; it says so when it is connected to all others."""
     for number, process in enumerate(processes):
         process.give(
             {
@@ -186,39 +185,39 @@ def _ours(folder: Path, peer_ids: Sequence[str], ports: Sequence[int], popens: l
                 "genesis": str(folder / "genesis.json"),
                 "listen": listen[number],
                 "bootstrap": [f"{listen[0]}/p2p/{peer_ids[0]}"] if number else [],
-                "others": len(ports) - 1,
+                "others": len(processes) - 1,
             }
         )
-    return Table("nsllm", processes, _pids(processes))
 
 
-def _kad(folder: Path, ports: Sequence[int], popens: list[subprocess.Popen[str]]) -> Table:
-    processes = forked("benchmarks.contestants.dht_kad", len(ports), folder, popens)
-    for process, port in zip(processes, ports, strict=True):
-        process.give({"listen": f"/ip4/{HOST}/tcp/{port}"})
+def _start_kad(processes: Sequence[Process], listen: Sequence[str]) -> list[int]:
+    """Process ids, once everybody knows everybody."""
+    for process, address in zip(processes, listen, strict=True):
+        process.give({"listen": address})
     heard = [process.hear() for process in processes]
     addresses = [each["address"] for each in heard]
-    for _ in range(2):  # once to connect, once to know everybody
-        for process in processes:
-            process.ask("meet", addresses=addresses)
-    return Table("kad", processes, [each["pid"] for each in heard])
+    for process in processes:  # one by one, so that no two dial each other
+        process.ask("meet", addresses=addresses)
+    for process in processes:  # all are connected: those who were dialled take in who dialled
+        process.tell("meet", addresses=addresses)
+    for process in processes:
+        process.hear()
+    return [each["pid"] for each in heard]
 
 
-def _hivemind(folder: Path, ports: Sequence[int], popens: list[subprocess.Popen[str]]) -> Table:
-    processes = forked("benchmarks.contestants.dht_hivemind", len(ports), folder, popens, str(HIVEMIND))
+def _start_hivemind(processes: Sequence[Process], listen: Sequence[str]) -> list[int]:
+    """Ids of processes and daemons, once all of them run."""
     bootstrap: list[str] = []
     pids: list[int] = []
-    for process, port in zip(processes, ports, strict=True):  # one by one: daemons that start together give up
-        process.give({"listen": f"/ip4/{HOST}/tcp/{port}", "bootstrap": bootstrap})
+    for process, address in zip(processes, listen, strict=True):  # one by one: daemons that start together give up
+        process.give({"listen": address, "bootstrap": bootstrap})
         heard = process.hear()
         bootstrap = bootstrap or [heard["address"]]
         pids.append(heard["pid"])
-    daemons = [child.pid for pid in pids for child in psutil.Process(pid).children(recursive=True)]
-    return Table("hivemind", processes, [*pids, *daemons])
+    return [member for pid in pids for member in family(pid)]
 
 
-def _pids(processes: Sequence[Process]) -> list[int]:
-    return [process.hear()["pid"] for process in processes]
+STARTS: Final = {"hivemind": _start_hivemind, "kad": _start_kad}
 
 
 def _kill(pid: int) -> None:

@@ -12,7 +12,8 @@ import os
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -132,27 +133,39 @@ async def opened(plan: Mapping[str, Any]) -> Peer:
     return await Peer.open(Settled(config=config, identity=identity, genesis=genesis, founded=False), world)
 
 
-async def serve(plan: Mapping[str, Any]) -> None:
-    """Run, and do what standard input says."""
+@asynccontextmanager
+async def running(plan: Mapping[str, Any]) -> AsyncGenerator[Peer]:
+    """The peer of a plan, running and connected to all others; stopped with the block."""
     peer = await opened(plan)
     async with trio.open_nursery() as nursery:
         await nursery.start(peer.run)
         await connected(peer, plan["others"])
         calm_collector()
-        _answer({"ready": os.getpid()})
-        while line := await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True):
-            task: Mapping[str, Any] = json.loads(line)
+        yield peer
+        nursery.cancel_scope.cancel()
+
+
+async def tasks() -> AsyncGenerator[Mapping[str, Any]]:
+    """What standard input says to do, one JSON object a line, until it ends."""
+    while line := await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True):
+        yield json.loads(line)
+
+
+def answer(values: Mapping[str, Any]) -> None:
+    """One line to whoever asked."""
+    print(json.dumps(values), flush=True)
+
+
+async def serve(plan: Mapping[str, Any]) -> None:
+    """Run, and do what standard input says."""
+    async with running(plan) as peer:
+        answer({"ready": os.getpid()})
+        async for task in tasks():
             began_s, counts = trio.current_time(), Counts(peer)
             questions = [Question(**question) for question in task["questions"]]
             sources = await play(plan["number"], peer, questions, began_s)
             await trio.sleep_until(began_s + task["seconds"])
-            _answer({"counts": counts.taken(), "sources": sources, "height": peer.ledger.height})
-        nursery.cancel_scope.cancel()
-
-
-def _answer(values: Mapping[str, Any]) -> None:
-    """One line to whoever asked."""
-    print(json.dumps(values), flush=True)
+            answer({"counts": counts.taken(), "sources": sources, "height": peer.ledger.height})
 
 
 if __name__ == "__main__":

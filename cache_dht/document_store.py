@@ -7,7 +7,6 @@ its share of the space. Withdrawals stay, so that what was taken back does not r
 
 from __future__ import annotations
 
-import logging
 import sqlite3
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -18,15 +17,14 @@ from typing import Final
 from nsllm import canonical
 from nsllm.cache_dht.errors import StoreError
 from nsllm.cache_dht.index import SemanticIndex
+from nsllm.cache_dht.store_file import StoreFile, connect_store
 from nsllm.cache_dht.withdrawal import SignedWithdrawal
 from nsllm.clock import Clock
-from nsllm.databases import ON_DISK, Databases, connect
+from nsllm.databases import ON_DISK, Databases
 from nsllm.errors import EncodingError
 from nsllm.ids import Address, Digest, TimeMs
 from nsllm.offload import InTurn, Offload
 from nsllm.record import MAX_CHUNK_BYTES, SignedChunk
-
-log = logging.getLogger(__name__)
 
 ROW_BYTES: Final = 1024
 """What a chunk takes beside its encoded form."""
@@ -34,7 +32,10 @@ MEMBER_PART: Final = 4
 """Of the whole limit, the part that one other member's chunks may take: a quarter."""
 WITHDRAWALS: Final = 4096
 """That are kept of one member, the latest."""
-SCHEMA: Final = """
+FILE: Final = StoreFile(
+    name="document",
+    table="chunk",
+    schema="""
 CREATE TABLE IF NOT EXISTS chunk (
     row INTEGER PRIMARY KEY,
     digest BLOB NOT NULL UNIQUE,
@@ -55,7 +56,9 @@ CREATE TABLE IF NOT EXISTS withdrawal (
     body BLOB NOT NULL,
     PRIMARY KEY (member, document)
 ) WITHOUT ROWID;
-"""
+""",
+    comes_back="others' chunks return from them, yours when you take the documents in again",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,19 +138,7 @@ class DocumentStore:
         Raises:
             StoreError: the folder cannot be written.
         """
-        notice = None
-        try:
-            connection = _connect(path, databases)
-        except sqlite3.DatabaseError as error:
-            if path is None or isinstance(error, sqlite3.OperationalError):
-                raise StoreError(f"cannot open document store {path}: {error}", hint="check space and modes") from None
-            aside = path.with_name(f"{path.name}.damaged-{clock.now_ms()}")
-            path.rename(aside)
-            for suffix in ("-wal", "-shm"):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
-            notice = f"document store was damaged ({error}); moved to {aside.name}: take your documents in again"
-            log.error("documents_damaged path=%s aside=%s", path, aside)
-            connection = _connect(path, databases)
+        connection, notice = connect_store(path, FILE, clock, databases)
         store = cls(connection, path, own, offload, max_bytes)
         store.notice = notice
         with store._guarded():
@@ -416,19 +407,3 @@ def _withdrawal(body: bytes) -> SignedWithdrawal:
         return canonical.decode(body, SignedWithdrawal, limit_bytes=MAX_CHUNK_BYTES)
     except EncodingError as error:
         raise StoreError(f"a stored withdrawal is damaged: {error.message}") from None
-
-
-def _connect(path: Path | None, databases: Databases) -> sqlite3.Connection:
-    connection = connect(":memory:", autocommit=False) if path is None else databases.connect(path, autocommit=False)
-    try:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(verdict)
-        connection.executescript(SCHEMA)
-        connection.execute("SELECT count(*) FROM chunk").fetchone()
-    except sqlite3.DatabaseError:
-        connection.close()
-        raise
-    return connection

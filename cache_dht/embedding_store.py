@@ -14,7 +14,7 @@ from typing import Final
 from nsllm import canonical
 from nsllm.cache_dht.embedded import SignedEmbedded
 from nsllm.cache_dht.errors import StoreError
-from nsllm.cache_dht.store_file import connect_store
+from nsllm.cache_dht.store_file import StoreFile, connect_store
 from nsllm.clock import Clock
 from nsllm.databases import ON_DISK, Databases
 from nsllm.errors import EncodingError
@@ -25,7 +25,10 @@ ROW_BYTES: Final = 2048
 """What one takes: vector, signature, keys and their indexes."""
 MEMBER_PART: Final = 4
 """Of all that are kept, the part that one other member may have made: a quarter."""
-SCHEMA: Final = """
+FILE: Final = StoreFile(
+    name="embedding",
+    table="embedding",
+    schema="""
 CREATE TABLE IF NOT EXISTS embedding (
     row INTEGER PRIMARY KEY,
     key BLOB NOT NULL UNIQUE,
@@ -33,7 +36,9 @@ CREATE TABLE IF NOT EXISTS embedding (
     body BLOB NOT NULL
 );
 CREATE INDEX IF NOT EXISTS embedding_by_member ON embedding (member, row);
-"""
+""",
+    comes_back="embeddings are computed again",
+)
 
 
 class EmbeddingStore:
@@ -67,7 +72,7 @@ class EmbeddingStore:
         Raises:
             StoreError: the folder cannot be written.
         """
-        connection, notice = connect_store(path, SCHEMA, "embedding", clock, databases)
+        connection, notice = connect_store(path, FILE, clock, databases)
         connection.execute("PRAGMA synchronous=NORMAL")
         store = cls(connection, path, own, offload, max_bytes and max(MEMBER_PART, max_bytes // ROW_BYTES))
         store.notice = notice

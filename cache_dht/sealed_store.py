@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 from nsllm import canonical
 from nsllm.cache_dht.errors import StoreError
 from nsllm.cache_dht.sealed import MAX_CERTIFIED_SEALED_BYTES, CertifiedSealed
-from nsllm.cache_dht.store_file import connect_store
+from nsllm.cache_dht.store_file import StoreFile, connect_store
 from nsllm.clock import Clock
 from nsllm.databases import ON_DISK, Databases
 from nsllm.errors import EncodingError
@@ -24,7 +24,10 @@ from nsllm.offload import InTurn, Offload
 log = logging.getLogger(__name__)
 R = TypeVar("R")
 
-SCHEMA: Final = """
+FILE: Final = StoreFile(
+    name="sealed",
+    table="sealed",
+    schema="""
 CREATE TABLE IF NOT EXISTS sealed (
     row INTEGER PRIMARY KEY,
     digest BLOB NOT NULL UNIQUE,
@@ -34,7 +37,9 @@ CREATE TABLE IF NOT EXISTS sealed (
     body BLOB NOT NULL
 );
 CREATE INDEX IF NOT EXISTS sealed_by_key ON sealed (request_key, row);
-"""
+""",
+    comes_back="envelopes return from other holders",
+)
 ROW_BYTES: Final = 256
 """What a row takes beside its body, about."""
 
@@ -71,7 +76,7 @@ class SealedStore:
         Raises:
             StoreError: the folder cannot be written.
         """
-        connection, notice = connect_store(path, SCHEMA, "sealed", clock, databases)
+        connection, notice = connect_store(path, FILE, clock, databases)
         store = cls(connection, path, clock, offload, max_bytes)
         store.notice = notice
         return store

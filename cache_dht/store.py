@@ -30,7 +30,7 @@ from nsllm.cache_dht.eviction import (
     worth,
 )
 from nsllm.cache_dht.index import SemanticIndex
-from nsllm.cache_dht.store_file import connect_store
+from nsllm.cache_dht.store_file import StoreFile, connect_store
 from nsllm.clock import Clock
 from nsllm.consensus.certified import CertifiedRecord
 from nsllm.databases import ON_DISK, Databases
@@ -40,7 +40,10 @@ from nsllm.offload import InTurn, Offload
 
 log = logging.getLogger(__name__)
 
-SCHEMA: Final = """
+FILE: Final = StoreFile(
+    name="record",
+    table="record",
+    schema="""
 CREATE TABLE IF NOT EXISTS record (
     row INTEGER PRIMARY KEY,
     digest BLOB NOT NULL UNIQUE,
@@ -56,7 +59,9 @@ CREATE TABLE IF NOT EXISTS record (
 );
 CREATE INDEX IF NOT EXISTS record_by_key ON record (request_key, hybrid_ppm DESC, height, digest);
 CREATE INDEX IF NOT EXISTS record_by_value ON record (value);
-"""
+""",
+    comes_back="records return from other holders",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +116,7 @@ class RecordStore:
         Raises:
             StoreError: the folder cannot be written.
         """
-        connection, notice = connect_store(path, SCHEMA, "record", clock, databases)
+        connection, notice = connect_store(path, FILE, clock, databases)
         store = cls(connection, path, clock, offload, max_bytes)
         store.notice = notice
         with store._guarded():

@@ -16,6 +16,7 @@ from typing import Final
 import httpx
 import trio
 
+from nsllm.errors import NsllmError
 from nsllm.ids import hex0x
 from nsllm.simulations.devnet import Devnet, Report, stop_all
 from nsllm.simulations.errors import ScenarioError
@@ -237,14 +238,14 @@ async def run_ordeal(devnet: Devnet, name: str, *, seed: int, report: Report, ti
 async def _observed(twin: Twin, ordeal: Ordeal, *, watched: bool) -> Seen:
     """Play, and have somebody look on if that is wanted. What goes wrong is raised as it is, out of the nursery."""
     seen: Seen = {}
-    failure: Exception | None = None
+    failure: NsllmError | None = None
     async with trio.open_nursery() as nursery:
         if watched:
             urls = [peer.url for peer in twin.devnet.peers]
             nursery.start_soon(Observer(urls, twin.client, twin.timeline, twin.began_s).run)
         try:
             seen = await _played(twin, ordeal)
-        except Exception as error:  # noqa: BLE001 - raised below
+        except NsllmError as error:  # a bug, or what the machine refuses, comes in the nursery's group, with its trace
             failure = error
         nursery.cancel_scope.cancel()
     if failure is not None:

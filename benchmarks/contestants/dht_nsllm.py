@@ -16,12 +16,12 @@ from typing import Any, Final
 import trio
 
 from benchmarks import certified
-from benchmarks.messages_peer import connected, opened
+from benchmarks.messages_peer import answer, running, tasks
 from nsllm import canonical
 from nsllm.consensus.certified import MAX_CERTIFIED_BYTES, CertifiedRecord
 from nsllm.ids import Digest
 from nsllm.node.near_answers import NOTHING
-from nsllm.node.peer import Peer, calm_collector
+from nsllm.node.peer import Peer
 
 LIMIT_PPM: Final = 20_000
 """Wrong answers to like questions that are accepted, as by default."""
@@ -65,27 +65,16 @@ async def near(peer: Peer, numbers: Sequence[int]) -> dict[str, Any]:
 
 async def serve(plan: Mapping[str, Any]) -> None:
     """Run, and do what standard input says."""
-    peer = await opened(plan)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(peer.run)
-        await connected(peer, plan["others"])
-        calm_collector()
-        _answer({"pid": os.getpid()})
-        while line := await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True):
-            task: Mapping[str, Any] = json.loads(line)
+    async with running(plan) as peer:
+        answer({"pid": os.getpid()})
+        async for task in tasks():
             match task["do"]:
                 case "put":
-                    _answer(await put(peer, task["values"]))
+                    answer(await put(peer, task["values"]))
                 case "get":
-                    _answer(await get(peer, task["keys"]))
+                    answer(await get(peer, task["keys"]))
                 case "near":
-                    _answer(await near(peer, task["numbers"]))
-        nursery.cancel_scope.cancel()
-
-
-def _answer(values: Mapping[str, Any]) -> None:
-    """One line to whoever asked."""
-    print(json.dumps(values), flush=True)
+                    answer(await near(peer, task["numbers"]))
 
 
 def main() -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from benchmarks import certified, dht, goals
 from benchmarks.certified import Certifier
+from benchmarks.cpu_time import busy_cpus, cpu_s, family
 from benchmarks.look_up_costs import costs
 from benchmarks.look_ups import Table, _item
 from nsllm.cache_dht.index import cosine
@@ -78,6 +82,31 @@ def test_a_turn_counts_calls_times_and_cpu_time(monkeypatch):
     found = dht._figures(table)
     assert found["remote_hit_p50_ms"] == 4.0
     assert found["remote_hit_wrong"] == 1
+
+
+def test_what_counts_begins_once_the_networks_are_quiet_together(monkeypatch):
+    seen = iter([{"nsllm": 0.9, "kad": 0.1}, {"nsllm": 0.2, "kad": 0.2}, {"nsllm": 0.2, "kad": 0.05}])
+    monkeypatch.setattr(dht, "idle_cpus", lambda _tables: next(seen))
+    assert dht.quiet([]) == {"nsllm": 0.2, "kad": 0.05}
+
+
+def test_the_wait_for_quiet_has_an_end_which_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(dht, "idle_cpus", lambda _tables: {"nsllm": 0.9})
+    monkeypatch.setattr(dht, "SETTLE_S", 0.0)
+    assert dht.quiet([]) == {"nsllm": 0.9}
+    assert "0.90 processors busy" in capsys.readouterr().err
+
+
+def test_cpu_time_is_that_of_living_processes():
+    pids = family(os.getpid())
+    assert os.getpid() in pids
+    before = cpu_s(pids)
+    while cpu_s(pids) < before + 0.02:
+        pass
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    assert cpu_s([ended.pid]) == 0.0
+    assert busy_cpus([[], pids], 0.001)[0] == 0.0
 
 
 def test_ratios_are_theirs_over_ours_and_none_without_them():

@@ -109,7 +109,7 @@ async def test_the_store_is_bounded_and_nobody_else_takes_more_than_its_share(ne
 async def test_a_damaged_file_is_moved_aside(net, opened, tmp_path) -> None:
     (tmp_path / "documents.sqlite").write_bytes(b"no database" * 1000)
     store = opened()
-    assert "take your documents in again" in store.notice
+    assert "document store was damaged" in store.notice
     assert await store.put([chunk(net.keys[0])]) == 1
 
 

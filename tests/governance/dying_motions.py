@@ -1,10 +1,9 @@
 """A ledger that kills itself (SIGKILL) at a named SQL statement while motions come in, is opened again, and so on.
 
-    dying_motions.py FOLDER STATEMENT LIVES
+    ../lives.py dying_motions.py FOLDER STATEMENT LIVES
 
-Each life is a process of its own, forked from this one. It moves something and approves it, again and again, and writes
-a line to FOLDER/tap for each approval that was acknowledged. It dies at the third statement that begins with STATEMENT;
-the last life only says what waits. Prints how many died.
+Each life moves something and approves it, again and again, and writes a line to FOLDER/tap for each approval that was
+acknowledged. It dies at the third statement that begins with STATEMENT; the last life only says what waits.
 """
 
 from __future__ import annotations
@@ -73,23 +72,6 @@ def report(path: Path, transactions, network) -> None:
                 file.write(f"{transaction.motion.digest(network).hex()} {approval.validator.hex()}\n")
 
 
-def main(folder: Path, statement: str, lives: int) -> int:
-    """Live and die; 0 if the last life came to its end."""
-    deaths = 0
-    for number in range(1, lives + 1):
-        child = os.fork()
-        if child == 0:
-            fatal = statement if number < lives else ""
-            trio.run(live, folder, fatal, number, clock=MockClock(autojump_threshold=0))
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        deaths += os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-        if not os.WIFSIGNALED(status) and status != 0:
-            return 1
-    print(deaths)
-    return status
-
-
-if __name__ == "__main__":
-    place, name, count = sys.argv[1:4]
-    sys.exit(main(Path(place), name, int(count)))
+def life(folder: Path, statement: str, number: int) -> None:
+    """One life, from its beginning to its end."""
+    trio.run(live, folder, statement, number, clock=MockClock(autojump_threshold=0))

@@ -14,6 +14,7 @@ from nsllm.governance.errors import MotionError, StorageError
 from nsllm.governance.motion import Admit, GovernanceTransaction, Motion, Retract, Revoke, Suspend, approve
 from nsllm.ids import Digest, TimeMs
 
+LIVES_OF = Path(__file__).parents[1] / "lives.py"
 SCRIPT = Path(__file__).with_name("dying_motions.py")
 LIVES = 7
 TERM_MS = 60_000
@@ -43,7 +44,7 @@ async def reopen(net: Any, tmp_path: Path) -> Any:
 @pytest.mark.parametrize("statement", ["BEGIN", "DELETE FROM waiting_motion", "INSERT INTO waiting_motion", "COMMIT"])
 def test_killed_at(statement: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, SCRIPT, tmp_path, statement, str(LIVES)],
+        [sys.executable, LIVES_OF, SCRIPT, tmp_path, statement, str(LIVES)],
         capture_output=True,
         text=True,
         timeout=100,

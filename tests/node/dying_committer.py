@@ -1,10 +1,9 @@
 """A validator's committer that kills itself (SIGKILL) at a named moment, is started again, and so on.
 
-    dying_committer.py FOLDER MOMENT LIVES
+    ../lives.py dying_committer.py FOLDER MOMENT LIVES
 
-Each life is a process of its own, forked from this one. It observes the same records as every other life, with integers
-of its own, and dies at MOMENT; the last one goes on to the end. Everything that is sent stands in FOLDER/tap first, a
-line each: the canonical message in hex.
+Each life observes the same records as every other one, with integers of its own, and dies at MOMENT; the last one goes
+on to the end. Everything that is sent stands in FOLDER/tap first, a line each: the canonical message in hex.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sys
 from pathlib import Path
 
 import trio
@@ -101,22 +99,6 @@ async def live(folder: Path, moment: str, number: int) -> None:
         nursery.cancel_scope.cancel()
 
 
-def main(folder: Path, moment: str, lives: int) -> int:
-    """Live and die; prints how often. 0 if the last life came to its end."""
-    deaths = 0
-    for number in range(1, lives + 1):
-        child = os.fork()
-        if child == 0:
-            trio.run(live, folder, moment if number < lives else "", number)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        deaths += os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-        if not os.WIFSIGNALED(status) and status != 0:
-            return 1
-    print(deaths)
-    return status
-
-
-if __name__ == "__main__":
-    place, name, count = sys.argv[1:4]
-    sys.exit(main(Path(place), name, int(count)))
+def life(folder: Path, moment: str, number: int) -> None:
+    """One life, from its beginning to its end."""
+    trio.run(live, folder, moment, number)

@@ -14,6 +14,7 @@ from nsllm.consensus.observation_message import Commit, Reveal, decode_observati
 from nsllm.governance.defaults import default_policy
 from nsllm.ids import Digest
 
+LIVES_OF = Path(__file__).parents[1] / "lives.py"
 SCRIPT = Path(__file__).with_name("dying_committer.py")
 LIVES = 6
 DIMENSIONS = len(default_policy(Digest(bytes(32)), Digest(bytes(32))).rubric.dimensions)
@@ -23,7 +24,11 @@ DIMENSIONS = len(default_policy(Digest(bytes(32)), Digest(bytes(32))).rubric.dim
 @pytest.mark.parametrize("moment", ["batch_signed", "in_transaction", "batch_written", "batch_sent", "rows_opened"])
 def test_killed_at(moment: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, SCRIPT, tmp_path, moment, str(LIVES)], capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, LIVES_OF, SCRIPT, tmp_path, moment, str(LIVES)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) >= 3
