@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any, Final
 
 import trio
+from libp2p.kad_dht.common import PROTOCOL_ID
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
+from libp2p.kad_dht.pb.kademlia_pb2 import Message
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStoreError
+from libp2p.utils.varint import encode_varint_prefixed
 
 from nsllm.ids import PeerId
 from nsllm.p2p.libp2p_stream import STREAM_ERRORS
@@ -20,6 +24,12 @@ log = logging.getLogger(__name__)
 K: Final = 20
 """Kademlia's replication, fixed in the library: with fewer peers in the table, all of them are the closest."""
 ALPHA: Final = 3
+"""Peers that are asked who announced a key: the closest."""
+TOLD: Final = 8
+"""Peers that an announcement goes to: the closest, so that those `ALPHA` are among them although some left since. It is
+repeated every ten minutes and to whoever joins; Kademlia's usual 20 are for a day without."""
+GATHER_S: Final = 1.0
+"""Announcements wait so long for others: those to one peer go on one stream, which costs more than they do."""
 RECEIVE_PER_WINDOW: Final = 100
 """Announcements that we take from one peer in ten seconds. The library's own bound, 10, drops the rest silently."""
 SEND_PER_WINDOW: Final = 60
@@ -81,7 +91,7 @@ class Pointers:
             self._came.set()
 
     async def announce(self) -> None:
-        """Send queued announcements, no faster than receivers take them; until cancelled."""
+        """Send queued announcements, many at once but no faster than receivers take them; until cancelled."""
         window = SlidingWindow(SEND_PER_WINDOW, WINDOW_S)
         while True:
             while not self._due:
@@ -90,11 +100,10 @@ class Pointers:
                     await self._came.wait()
                 if scope.cancelled_caught:
                     self._due.update(self._own)
-            if not window.take():
-                await trio.sleep(window.wait_s())
-                continue
-            key, _ = self._due.popitem(last=False)
-            await self._announce(key)
+            await trio.sleep(max(GATHER_S, window.wait_s()))
+            keys = [self._due.popitem(last=False)[0] for _ in range(min(window.room(), len(self._due)))]
+            window.take(len(keys))
+            await self._announce(keys)
 
     async def find(self, key: bytes) -> tuple[PeerId, ...]:
         """Peers that announced `key`, ascending; remembered for `CACHE_S` if there are any."""
@@ -132,18 +141,33 @@ class Pointers:
             return None
         return next((f"{str(base).partition('/p2p/')[0]}/p2p/{peer}" for base in known), None)
 
-    async def _announce(self, key: bytes) -> None:
-        store = self.service.provider_store
-        store.providing_keys.add(key)
-        closest = await self._closest(key)
-
-        async def tell(peer: Any) -> None:
-            with trio.move_on_after(QUERY_S):
-                await store._send_add_provider(peer, key)  # noqa: SLF001 - `provide` would walk the network every time
-
+    async def _announce(self, keys: Sequence[bytes]) -> None:
+        """Tell the peers closest to each key."""
+        told: dict[Any, list[bytes]] = {}
+        for key in keys:
+            for peer in (await self._closest(key))[:TOLD]:
+                told.setdefault(peer, []).append(key)
         async with trio.open_nursery() as nursery:
-            for peer in closest:
-                nursery.start_soon(tell, peer)
+            for peer, its in told.items():
+                nursery.start_soon(self._tell, peer, its)
+
+    async def _tell(self, peer: Any, keys: Sequence[bytes]) -> None:
+        """Announcements on one stream. The library opens one for each, and signs in it what noise has proved."""
+        addresses = [address.to_bytes() for address in self._host.get_addrs()]
+        parts: list[bytes] = []
+        for key in keys:
+            message = Message(type=Message.MessageType.ADD_PROVIDER, key=key)
+            message.providerPeers.add(id=self._host.get_id().to_bytes(), addrs=addresses)
+            parts.append(encode_varint_prefixed(message.SerializeToString()))
+        try:
+            with trio.move_on_after(QUERY_S):
+                stream = await self._host.new_stream(peer, [PROTOCOL_ID])
+                try:
+                    await stream.write(b"".join(parts))
+                finally:
+                    await stream.close()
+        except STREAM_ERRORS as error:
+            log.info("pointers_untold peer=%s error=%s: %s", peer, type(error).__name__, error)
 
     async def _walk(self, key: bytes) -> tuple[PeerId, ...]:
         """Ask the closest peers. The library's own look-up stops at whatever the local store happens to hold."""

@@ -29,6 +29,7 @@ from nsllm.p2p.guard import StreamLimits
 from nsllm.p2p.identity import PeerKey
 from nsllm.p2p.libp2p_host import dialable, parse
 from nsllm.p2p.libp2p_network import Libp2pNetwork
+from nsllm.p2p.libp2p_pointers import TOLD
 from nsllm.p2p.network import Stream
 from nsllm.p2p.protocols.dialogue import Refused
 from nsllm.p2p.protocols.generate import (
@@ -338,6 +339,40 @@ async def test_pointers() -> None:
         for bad in (b"", bytes(65)):
             with pytest.raises(ValueError, match="64"):
                 await networks[0].provide(bad)
+
+
+async def test_pointers_that_come_together_go_on_one_stream_to_the_closest_peers(monkeypatch) -> None:
+    networks = [network(number) for number in (1, 2)]
+    keys = [bytes([number]) * 32 for number in range(12)]
+    told: list[tuple[str, int]] = []
+    async with running(*networks):
+        pointers = networks[1]._pointers
+        tell = pointers._tell
+
+        async def counted(peer, its):
+            told.append((str(peer), len(its)))
+            await tell(peer, its)
+
+        monkeypatch.setattr(pointers, "_tell", counted)
+        for key in keys:
+            await networks[1].provide(key)
+        with trio.fail_after(10):
+            for key in keys:
+                while await networks[0].find_providers(key) != (networks[1].peer_id,):
+                    await trio.sleep(0.1)
+        assert told == [(networks[0].peer_id, 12)]
+
+        async def closest(_key):
+            return list(range(20))
+
+        async def heard(peer, its):
+            told.append((peer, len(its)))
+
+        told.clear()
+        monkeypatch.setattr(pointers, "_closest", closest)
+        monkeypatch.setattr(pointers, "_tell", heard)
+        await pointers._announce(keys[:3])
+        assert sorted(told) == [(peer, 3) for peer in range(TOLD)]
 
 
 def directory_of(*numbers: int) -> PeerDirectory:
