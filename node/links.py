@@ -25,7 +25,7 @@ from nsllm.p2p.protocols.embeddings import give_embeddings, want_embeddings
 from nsllm.p2p.protocols.fetch import Fetcher
 from nsllm.p2p.protocols.mesh import MeshClient
 from nsllm.p2p.protocols.passages import find_passages
-from nsllm.p2p.protocols.push import push
+from nsllm.p2p.protocols.push import Pusher
 from nsllm.p2p.protocols.removal import ask_removal
 from nsllm.p2p.protocols.sealed import give, offer, want
 from nsllm.p2p.protocols.shelve import Load, Offered, Shelving, shelve
@@ -135,6 +135,7 @@ class MemberLinks:
         self._directory = directory
         self._submitter = Submitter(network)
         self._fetcher = Fetcher(network)
+        self._pusher = Pusher(network)
         self._stock = StockClient(network)
 
     def peer_of(self, member: Address) -> PeerId | None:
@@ -175,7 +176,7 @@ class MemberLinks:
 
     async def push(self, holder: PeerId, certified: CertifiedRecord) -> None:
         """Return once the holder has the record on disk; raises `RefusedError` or another `NetworkError`."""
-        await push(self._network, holder, certified)
+        await self._pusher.push(holder, certified)
 
     async def tell_counts(self, peer: PeerId, rows: Sequence[CountRow]) -> None:
         """Return once the peer has taken in what we observed; raises `RefusedError` or another `NetworkError`."""

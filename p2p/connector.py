@@ -108,7 +108,7 @@ class Connector:
                     if self._is_due(peer):
                         self._greeting[peer] = None
                         nursery.start_soon(self._hello, peer)
-                for peer in self.neighbours.wanted(lambda known: bool(self._addresses(known))):
+                for peer in self.neighbours.wanted(self._reachable):
                     if peer not in connected and peer not in self._dialling:
                         self._dialling[peer] = None
                         nursery.start_soon(self._reach, peer)
@@ -145,6 +145,10 @@ class Connector:
         reached = self._network.address_of(peer)
         listed = self._directory.multiaddrs_of(peer)
         return listed if reached is None or reached in listed else (*listed, reached)
+
+    def _reachable(self, peer: PeerId) -> bool:
+        """Whether `_addresses` has any. Asked of everybody all the time, so what is at hand comes first."""
+        return bool(self._directory.multiaddrs_of(peer)) or self._network.address_of(peer) is not None
 
     async def _keep(self, address: str) -> None:
         """Dial a bootstrap address whenever its peer is not connected."""

@@ -28,7 +28,7 @@ ALPHA: Final = 3
 TOLD: Final = 8
 """Peers that an announcement goes to: the closest, so that those `ALPHA` are among them although some left since. It is
 repeated every ten minutes and to whoever joins; Kademlia's usual 20 are for a day without."""
-GATHER_S: Final = 1.0
+GATHER_S: Final = 2.0
 """Announcements wait so long for others: those to one peer go on one stream, which costs more than they do."""
 RECEIVE_PER_WINDOW: Final = 100
 """Announcements that we take from one peer in ten seconds. The library's own bound, 10, drops the rest silently."""

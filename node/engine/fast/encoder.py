@@ -140,7 +140,9 @@ class _Weights:
 
     def __init__(self, folder: Path, epsilon: float, dtype: torch.dtype) -> None:
         stored = load_file(folder / "model.safetensors")
-        self._stored = {name.removeprefix("bert."): tensor.float() for name, tensor in stored.items()}
+        self._stored: dict[str, torch.Tensor] = {
+            name.removeprefix("bert."): tensor.float() for name, tensor in stored.items()
+        }
         self._epsilon = epsilon
         self._dtype = dtype
 

@@ -14,7 +14,7 @@ import trio.testing
 from nsllm.consensus.certified import CertifiedRecord
 from nsllm.consensus.registry import Member
 from nsllm.ids import ZERO_DIGEST, Digest
-from nsllm.p2p.errors import DeadlineError, MisbehaviourError, NetworkError, RefusedError
+from nsllm.p2p.errors import DeadlineError, MisbehaviourError, NetworkError, RefusedError, UnreachableError
 from nsllm.p2p.framing import FramedStream
 from nsllm.p2p.network import Stream
 from nsllm.p2p.protocols.fetch import (
@@ -26,14 +26,14 @@ from nsllm.p2p.protocols.fetch import (
     Found,
     serve_fetch,
 )
+from nsllm.p2p.protocols.lines import LISTEN_S
 from nsllm.p2p.protocols.push import (
     MAX_PUSH_BYTES,
     PUSH,
     Push,
     PushAnswer,
+    Pusher,
     Stored,
-    push,
-    push_to_holders,
     serve_push,
 )
 from nsllm.p2p.protocols.submit import (
@@ -174,7 +174,7 @@ async def test_members_only(town: Any, make_record: Any, make_certified: Any, au
         with pytest.raises(RefusedError, match="members only"):
             await Submitter(carol.network).submit(bob.peer, [make_record(carol.member_key)])
         with pytest.raises(RefusedError, match="members only"):
-            await push(carol.network, bob.peer, make_certified(carol.member_key))
+            await Pusher(carol.network).push(bob.peer, make_certified(carol.member_key))
     assert pending.taken == []
 
 
@@ -354,15 +354,36 @@ async def test_a_push_is_acknowledged_once_stored(town: Any, make_certified: Any
     bob.network.handle(PUSH, serve_push(bob.directory, store))
     carol.network.handle(PUSH, serve_push(carol.directory, full))
     async with town.running():
-        await push(alice.network, bob.peer, record)
+        pusher = Pusher(alice.network)
+        await pusher.push(bob.peer, record)
         assert stored == [record]
         with pytest.raises(RefusedError, match="disk full"):
-            await push(alice.network, carol.peer, record)
-        town.world.kill("nobody")
-        outcome = await push_to_holders(alice.network, [carol.peer, bob.peer, "unknown"], record)
-    assert outcome.stored == (bob.peer,)
-    assert [peer for peer, _ in outcome.failed] == [carol.peer, "unknown"]
-    assert "disk full" in outcome.failed[0][1]
+            await pusher.push(carol.peer, record)
+        with pytest.raises(UnreachableError):
+            await pusher.push("unknown", record)
+
+
+async def test_one_stream_carries_many_pushes_and_a_dead_one_is_replaced(
+    town: Any, make_certified: Any, autojump_clock: Any
+) -> None:
+    alice, bob = town.citizens[:2]
+    stored: list[CertifiedRecord] = []
+
+    async def store(certified: CertifiedRecord, _member: Member) -> str | None:
+        stored.append(certified)
+        return None
+
+    bob.network.handle(PUSH, serve_push(bob.directory, store))
+    records = [make_certified(alice.member_key, f"question {number}") for number in range(3)]
+    async with town.running():
+        pusher = Pusher(alice.network)
+        for record in records[:2]:
+            await pusher.push(bob.peer, record)
+        assert alice.network.traffic.of(PUSH).streams == 1
+        await trio.sleep(LISTEN_S + 1)
+        await pusher.push(bob.peer, records[2])
+        assert alice.network.traffic.of(PUSH).streams == 2
+    assert stored == records
 
 
 async def test_a_push_to_a_frozen_holder_ends(town: Any, make_certified: Any, autojump_clock: Any) -> None:
@@ -371,7 +392,7 @@ async def test_a_push_to_a_frozen_holder_ends(town: Any, make_certified: Any, au
     async with town.running():
         town.world.isolate(bob.peer)
         with pytest.raises(DeadlineError):
-            await push(alice.network, bob.peer, make_certified(alice.member_key))
+            await Pusher(alice.network).push(bob.peer, make_certified(alice.member_key))
 
 
 async def test_an_acknowledgement_of_another_record_is_none(
@@ -387,7 +408,7 @@ async def test_an_acknowledgement_of_another_record_is_none(
     bob.network.handle(PUSH, lie)
     async with town.running():
         with pytest.raises(MisbehaviourError):
-            await push(alice.network, bob.peer, make_certified(alice.member_key))
+            await Pusher(alice.network).push(bob.peer, make_certified(alice.member_key))
 
 
 @pytest.mark.parametrize("protocol", [SUBMIT, FETCH, PUSH])
