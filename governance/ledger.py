@@ -375,6 +375,11 @@ class Ledger:
             self._pending.looked_up(record, settled=False)
         return found
 
+    async def checkpointed(self, peer: Address) -> int:
+        """Entries of a peer's own log at its newest checkpoint in the network log; 0 before the first."""
+        newest = await self._run_on_state(lambda state: state.last_checkpoint(peer))
+        return 0 if newest is None else newest[0].size
+
     def want(self, record: Digest) -> None:
         """Keep what receipts of others' record need when its block is pruned; written down with the next block."""
         self._state.past.want(record)

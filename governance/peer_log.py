@@ -36,6 +36,8 @@ R = TypeVar("R")
 
 MAX_FIELDS: Final = 16
 MAX_ENTRY_BYTES: Final = 8192
+PRUNED_AT_ONCE: Final = 2000
+"""Entries that one transaction forgets: what happens waits for it."""
 RECOVERY_HINT: Final = "open with recovery: the file is moved aside and a new log begun; say so to whoever audits it"
 
 FieldValue = Annotated[int, Meta(ge=-(2**62), le=2**62)] | Annotated[str, Meta(max_length=130)]
@@ -88,6 +90,7 @@ class PeerLog:
         self._clock = clock
         self._offload = offload
         self._lock = trio.Lock()
+        self._first = 0
         with database.guarded():
             self._tree = TreeStore(database.connection, "peer_log")
             self._frontier = self._load()
@@ -147,6 +150,11 @@ class PeerLog:
         return self._frontier.size
 
     @property
+    def first(self) -> int:
+        """The oldest entry that is kept."""
+        return self._first
+
+    @property
     def root(self) -> Digest:
         """Root over all entries."""
         return self._frontier.root()
@@ -169,7 +177,9 @@ class PeerLog:
             return before.size
 
     async def entries(self, start: int, count: int) -> list[PeerLogEntry]:
-        """At most `count` entries from index `start`."""
+        """At most `count` entries from index `start`. Raises `LogError`: they are not kept any more."""
+        if start < self._first:
+            raise LogError(f"entry {start} is not kept any more, the oldest one is {self._first}")
         query = "SELECT data FROM peer_log_entry WHERE position >= ? AND position < ? ORDER BY position"
 
         def work() -> list[PeerLogEntry]:
@@ -193,6 +203,8 @@ class PeerLog:
         """
         if not 0 <= index < size <= self.size:
             raise LogError(f"no entry {index} among {size} in a log of {self.size}")
+        if index < self._first:
+            raise LogError(f"entry {index} is not kept any more, the oldest one is {self._first}")
         path = await self._run(lambda: self._tree.inclusion(index, size))
         return Inclusion(index=index, size=size, path=path)
 
@@ -204,7 +216,27 @@ class PeerLog:
         """
         if not 0 < old_size <= size <= self.size:
             raise LogError(f"no consistency from {old_size} to {size} in a log of {self.size}")
+        if old_size < self._first:
+            raise LogError(f"the first {old_size} entries are not kept any more, the oldest one is {self._first}")
         return await self._run(lambda: self._tree.consistency(old_size, size))
+
+    async def prune(self, first: int) -> int:
+        """Forget entries before `first`, at most `PRUNED_AT_ONCE`, the oldest ones first; how many went.
+
+        The hashes that stand for them stay: every entry that is kept is proved as before, and so is growth since any
+        size from the oldest of them on.
+
+        Raises:
+            StorageError: no space; nothing was forgotten.
+        """
+        async with self._lock:
+            until = min(first, self.size, self._first + PRUNED_AT_ONCE)
+            gone = until - self._first
+            if gone <= 0:
+                return 0
+            await self._offload.run(lambda: self._forget(until))
+            self._first = until
+            return gone
 
     async def close(self) -> None:
         """Close the file; what was appended stays."""
@@ -223,7 +255,10 @@ class PeerLog:
         connection.execute(
             "CREATE TABLE IF NOT EXISTS peer_log_entry (position INTEGER PRIMARY KEY, data BLOB NOT NULL)"
         )
-        entries = connection.execute("SELECT count(*) FROM peer_log_entry").fetchone()[0]
+        connection.execute("CREATE TABLE IF NOT EXISTS peer_log_first (position INTEGER NOT NULL)")
+        row = connection.execute("SELECT position FROM peer_log_first").fetchone()
+        self._first = 0 if row is None else int(row[0])
+        entries = self._first + connection.execute("SELECT count(*) FROM peer_log_entry").fetchone()[0]
         try:
             frontier = self._tree.frontier()
         except LogError as error:
@@ -252,6 +287,14 @@ class PeerLog:
             sql = "INSERT INTO peer_log_entry (position, data) VALUES (?, ?)"
             self._database.connection.executemany(sql, numbered)
             return self._tree.extend(frontier, [merkle.leaf_hash(data) for data in rows])
+
+    def _forget(self, first: int) -> None:
+        connection = self._database.connection
+        with self._database.transaction():
+            connection.execute("DELETE FROM peer_log_first")
+            connection.execute("INSERT INTO peer_log_first VALUES (?)", (first,))
+            connection.execute("DELETE FROM peer_log_entry WHERE position < ?", (first,))
+            self._tree.prune(first)
 
 
 def verify_entry(

@@ -25,6 +25,7 @@ from nsllm.errors import EncodingError
 from nsllm.governance.database import Database
 from nsllm.governance.errors import StorageError
 from nsllm.ids import Digest, TimeMs
+from nsllm.node.old_completions import forget
 from nsllm.offload import Offload
 from nsllm.record import MAX_RECORD_BYTES, SignedRecord
 
@@ -223,6 +224,17 @@ class Completions:
             return tuple(_completion(row) for row in rows)
 
         return await self._read(work)
+
+    async def forget(self, now_ms: TimeMs, *, keep: int, keep_ms: int) -> int:
+        """Delete some finished completions, see `nsllm.node.old_completions.forget`; how many went. 0: none is left."""
+        gone = 0
+
+        def work() -> None:
+            nonlocal gone
+            gone = forget(self._connection, now_ms, keep=keep, keep_ms=keep_ms)
+
+        await self._transaction(work)
+        return gone
 
     async def close(self) -> None:
         """Write what is noted and close the database."""

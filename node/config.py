@@ -125,7 +125,7 @@ class EngineConfig:
     max_queue: int = setting(64, "Generations that wait; more are answered with 429.", unit="generations", least=0)
     max_wait_s: int = setting(
         30,
-        "Who would probably wait longer for a place is answered with 429 at once.",
+        "Who would probably wait longer until an answer begins, or is judged in its turn, is answered with 429.",
         unit="seconds",
         least=1,
         most=3600,
@@ -261,6 +261,30 @@ class LedgerConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class HistoryConfig:
+    """What this peer keeps of its own past."""
+
+    completions: int = setting(
+        100_000,
+        "Finished completions that are kept, with their records; the oldest go, but for the last hour's. 0: keep all.",
+        unit="completions",
+        least=0,
+        most=1_000_000_000,
+    )
+    days: int = setting(
+        365, "How long finished completions are kept; then receipts are no longer given out. 0: for ever.",
+        unit="days", least=0, most=36_500,
+    )  # fmt: skip
+    log_entries: int = setting(
+        500_000,
+        "Entries of this peer's own log that are kept, and all since its last checkpoint in a block. 0: keep all.",
+        unit="entries",
+        least=0,
+        most=1_000_000_000,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class PluginConfig:
     """Plugins beside the built-in ones."""
 
@@ -310,6 +334,7 @@ class PeerConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     documents: DocumentsConfig = field(default_factory=DocumentsConfig)
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
+    history: HistoryConfig = field(default_factory=HistoryConfig)
     plugins: PluginConfig = field(default_factory=PluginConfig)
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ never withholds text, it only decides whether the answer is published.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -25,6 +25,7 @@ from nsllm.governance.validator import Validator
 from nsllm.ids import hex0x, short
 from nsllm.node.completions import Completions
 from nsllm.node.context import PeerContext
+from nsllm.node.door import Door, Visit
 from nsllm.node.engine.port import Done, EngineRequest, Piece
 from nsllm.node.errors import EngineError
 from nsllm.node.executors import Executors
@@ -65,7 +66,20 @@ class Orchestrator:
         validator: Validator,
         publisher: Publisher,
         completions: Completions,
+        doors: Callable[[], Door],
     ) -> None:
+        """Nothing is asked yet.
+
+        Args:
+            context: of this peer.
+            reception: makes questions of commands.
+            executors: generate.
+            near: answers to like questions.
+            validator: judges questions and answers.
+            publisher: of records.
+            completions: what became of answers.
+            doors: makes a door; what is published has one of its own, because it is judged for longer.
+        """
         self._context = context
         self._reception = reception
         self._executors = executors
@@ -74,6 +88,7 @@ class Orchestrator:
         self._validator = validator
         self._publisher = publisher
         self._completions = completions
+        self._private_door, self._public_door = doors(), doors()
 
     @asynccontextmanager
     async def chat(self, command: ChatCommand) -> AsyncGenerator[trio.MemoryReceiveChannel[ChatEvent]]:
@@ -81,33 +96,38 @@ class Orchestrator:
 
         The channel ends early when something fails; the error is raised on leaving the context.
         """
-        question = await self._reception.admit(command)
         send, receive = trio.open_memory_channel[ChatEvent](CHANNEL_LIMIT)
         failure: NsllmError | None = None
 
-        async def answer() -> None:
+        async def answer(question: Question, visit: Visit) -> None:
             nonlocal failure
             with send:  # closing must not yield: the reader would leave before an error is kept
                 try:
-                    await self._answer(question, send)
+                    await self._answer(question, visit)
                 except NsllmError as error:
                     failure = error
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(answer)
-            try:
-                yield receive
-            finally:
-                nursery.cancel_scope.cancel()  # before the channel closes: a reader that leaves is no error
-                receive.close()
+        with self._door(command).visit(command.client, send) as visit:
+            question = await self._reception.admit(command)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(answer, question, visit)
+                try:
+                    yield receive
+                finally:
+                    nursery.cancel_scope.cancel()  # before the channel closes: a reader that leaves is no error
+                    receive.close()
         if failure is not None:
             raise failure
 
     async def answer(self, command: ChatCommand, listener: Listener) -> None:
         """Run one completion in the caller's task; see `nsllm.node.service.PeerService.answer`."""
-        await self._answer(await self._reception.admit(command), listener)
+        with self._door(command).visit(command.client, listener) as visit:
+            await self._answer(await self._reception.admit(command), visit)
 
-    async def _answer(self, question: Question, send: Listener) -> None:
+    def _door(self, command: ChatCommand) -> Door:
+        return self._private_door if self._reception.visibility(command) == "private" else self._public_door
+
+    async def _answer(self, question: Question, send: Visit) -> None:
         """Raises the one error of ours that ended the answer, if one did."""
         try:
             await self._judge_and_answer(question, send)
@@ -117,7 +137,7 @@ class Orchestrator:
                 raise
             raise failure from None
 
-    async def _judge_and_answer(self, question: Question, send: Listener) -> None:
+    async def _judge_and_answer(self, question: Question, send: Visit) -> None:
         policy = self._context.policy
         verdict = await self._validator.check_input(question.request.question(), question.embedding, policy)
         if verdict.withheld:
@@ -147,7 +167,7 @@ class Orchestrator:
     def _limit_ppm(self, question: Question) -> int:
         return self._near.limit_ppm(question.command.max_wrong_ppm)
 
-    async def _look_up_and_generate(self, question: Question, here: Verdict, send: Listener) -> None:
+    async def _look_up_and_generate(self, question: Question, here: Verdict, send: Visit) -> None:
         """Generate, while a remote look-up runs beside the prefill; a hit cancels the generation."""
         hit: Found | Hit | None = None
         done = trio.Event()
@@ -191,7 +211,7 @@ class Orchestrator:
         if hit is not None:
             await self._serve(question, hit, send)
 
-    async def _run_engine(self, question: Question, look_up: LookUp, send: Listener) -> None:
+    async def _run_engine(self, question: Question, look_up: LookUp, send: Visit) -> None:
         texts: list[str] = []
         token_ids: list[int] = []
         started = False
@@ -230,6 +250,7 @@ class Orchestrator:
             return
         if done is None:
             raise EngineError("the model worker ended without finishing its answer", hint="ask again")
+        send.write_ended()
         text = "".join(texts)
         check = await self._validator.check_output(
             messages,
@@ -246,7 +267,7 @@ class Orchestrator:
         await self._finish(question, send, text, tuple(token_ids), done, check.decision)
         self._near.learn(look_up.weighed, text, shared=question.visibility == "public")
 
-    async def _begin(self, question: Question, look_up: LookUp, send: Listener, prompt_tokens: int | None) -> None:
+    async def _begin(self, question: Question, look_up: LookUp, send: Visit, prompt_tokens: int | None) -> None:
         """Say that this answer is the one, unless the look-up has found another and cancelled us."""
         if look_up.done is not None:
             with trio.move_on_after(self._patience.wait_s):
@@ -259,7 +280,7 @@ class Orchestrator:
     async def _finish(
         self,
         question: Question,
-        send: Listener,
+        send: Visit,
         text: str,
         token_ids: tuple[int, ...],
         done: Done,
@@ -311,7 +332,7 @@ class Orchestrator:
             created_ms=self._context.clock.now_ms(),
         )
 
-    async def _serve(self, question: Question, hit: Found | Hit, send: Listener) -> None:
+    async def _serve(self, question: Question, hit: Found | Hit, send: Visit) -> None:
         """A certified record in place of a generation, in chunks of a word."""
         found = hit.found if isinstance(hit, Hit) else hit
         if found.certified.leaf.request_key == question.key:  # a look-up by meaning may find this very request
@@ -343,7 +364,7 @@ class Orchestrator:
     async def _withhold(
         self,
         question: Question,
-        send: Listener,
+        send: Visit,
         reason: str,
         *,
         stage: str,
@@ -396,7 +417,7 @@ class Orchestrator:
         return Source(kind="engine", generator=hex0x(self._context.address), model_digest=digest)
 
 
-async def _say(send: Listener, event: ChatEvent) -> None:
+async def _say(send: Visit, event: ChatEvent) -> None:
     """Send, and give up the turn only if the reader is behind: generating pauses often enough."""
     try:
         send.send_nowait(event)

@@ -33,12 +33,14 @@ from nsllm.node.count_sharing import CountSharing
 from nsllm.node.data_folder import Settled
 from nsllm.node.document_spreader import DocumentSpreader
 from nsllm.node.documents import Documents
+from nsllm.node.door import Door
 from nsllm.node.embeddings import Embeddings
 from nsllm.node.events import EventBus
 from nsllm.node.examiner import Examiner
 from nsllm.node.executors import Executors
 from nsllm.node.federated_cache import FederatedCache
 from nsllm.node.groups import GroupFolder
+from nsllm.node.housekeeping import Housekeeper
 from nsllm.node.keeper import Keeper
 from nsllm.node.links import BlockFeed, ConsensusMesh, MemberLinks
 from nsllm.node.membership import Membership
@@ -188,6 +190,13 @@ class Parts:
         self._executors = Executors(context=context, engine=engine, network=network, directory=self.directory)
         stores.completions.watch_cached(ledger.want)
         self.receipts = Receipts(context, stores.completions, ledger)
+        self._housekeeper = Housekeeper(
+            context=context,
+            completions=stores.completions,
+            peer_log=stores.peer_log,
+            ledger=ledger,
+            config=settled.config.history,
+        )
         self.embeddings = Embeddings(
             context=context,
             engine=engine,
@@ -215,6 +224,7 @@ class Parts:
             validator=Validator(engine, world.plugins),
             publisher=self._publisher,
             completions=stores.completions,
+            doors=partial(Door.of, settled.config.engine),
         )
         self._presence = Presence(
             context=context,
@@ -258,6 +268,7 @@ class Parts:
             ("removals", self.removals.run),
             ("reuse", self.near.run),
             ("counts", self.counts.run),
+            ("housekeeping", self._housekeeper.run),
         ]
         tasks += [
             ("committer", self._committer.run),

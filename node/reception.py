@@ -44,6 +44,10 @@ class Reception:
         self._default_visibility = default_visibility
         self._embed_private = embed_private
 
+    def visibility(self, command: ChatCommand) -> Visibility:
+        """Who may see what is asked and answered."""
+        return command.visibility or self._default_visibility
+
     async def admit(self, command: ChatCommand) -> Question:
         """The question that is asked.
 
@@ -53,7 +57,7 @@ class Reception:
         """
         model = self._reader.named(command.model)
         request, attended = await self._reader.read(command, model)
-        visibility = command.visibility or self._default_visibility
+        visibility = self.visibility(command)
         count = self._retrieval.wanted(command.retrieve) if command.form == "chat" else 0
         scope = await self._scopes.named(command.group) if visibility == "group" else self._scopes.public
         embedding: tuple[float, ...] | None = None

@@ -83,6 +83,7 @@ def inspect(
                         f" another peer {hex0x(known)[:18]}"
                     )
                 signatures.add_certificate(block.certificate, f"block {header.height} of {name}")
+                signatures.add_batches(block.block.body.batches, f"block {header.height} of {name}")
                 end = (header.height, header.log_root)
                 blocks += 1
             ends.add(end)

@@ -1,4 +1,4 @@
-"""Signatures found on real peers' disks, in certificates, logs and guards: nobody honest signed twice. Blocking.
+"""Signatures found on real peers' disks, in blocks, logs and guards: nobody honest signed twice. Blocking.
 
 Everything is checked against the key that it names, whatever the peer that kept it thought of it.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from nsllm import canonical
+from nsllm.consensus.batch import Excerpt
 from nsllm.consensus.certificate import Certificate
 from nsllm.consensus.errors import ConsensusError
 from nsllm.consensus.guard import SIGN_STEPS, Signed
@@ -24,6 +25,7 @@ from nsllm.errors import PeerFault
 from nsllm.ids import Address, Digest, NetworkId, hex0x, short
 from nsllm.node.agreement import CONSENSUS_FOLDER
 from nsllm.simulations.errors import InvariantError
+from nsllm.simulations.signed_batches import SignedBatches
 
 GUARD_FILE: Final = "guard"
 WAL_FILE: Final = "wal"
@@ -46,12 +48,25 @@ class Signatures:
         self._byzantine = byzantine
         self._signed: dict[tuple[Address, Place], tuple[Digest, str]] = {}
         self._highest: dict[Address, tuple[Place, str]] = {}
-        self.liars: set[Address] = set()
-        """Byzantine validators that did sign twice."""
+        self._batches = SignedBatches(network, byzantine)
+        self._liars: set[Address] = set()
 
     def __len__(self) -> int:
         """Different signatures found."""
-        return len(self._signed)
+        return len(self._signed) + len(self._batches)
+
+    @property
+    def liars(self) -> set[Address]:
+        """Byzantine validators that did sign twice."""
+        return self._liars | self._batches.liars
+
+    def add_batches(self, batches: Sequence[Excerpt], where: str) -> None:
+        """Batches of observations that stand in a block.
+
+        Raises:
+            InvariantError: see `SignedBatches.add`.
+        """
+        self._batches.add((excerpt.signed for excerpt in batches), where)
 
     def add_certificate(self, certificate: Certificate, where: str) -> None:
         """A quorum's precommits, whose signatures the caller has checked.
@@ -66,17 +81,18 @@ class Signatures:
             self._note(precommit.validator, place, digest, where)
 
     def add_left(self, folder: Path, validator: Address) -> None:
-        """What a peer that does not run left behind: its guard, and the log of the height that it was at.
+        """What a peer that does not run left behind: its guard, its batches, and the log of the height that it was at.
 
         Args:
             folder: its data folder.
             validator: its address.
 
         Raises:
-            InvariantError: the guard or log is damaged or another's, holds what nobody signed, or somebody honest
+            InvariantError: the guard or a log is damaged or another's, holds what nobody signed, or somebody honest
                 signed twice.
         """
         home, where = folder / CONSENSUS_FOLDER, folder.name
+        self._batches.add_left(home, validator, f"the batches of {where}")
         try:
             for message in self._logged(home / WAL_FILE):
                 check_signature(message, self._network)
@@ -142,7 +158,7 @@ class Signatures:
                     f"{hex0x(validator)} signed {short(known)} in {before} and {short(digest)} in {where},"
                     f" both at {place}"
                 )
-            self.liars.add(validator)
+            self._liars.add(validator)
         if validator not in self._highest or self._highest[validator][0] < place:
             self._highest[validator] = (place, where)
 

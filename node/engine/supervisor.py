@@ -70,7 +70,7 @@ MAX_EMBEDDING: Final = 64
 MAX_JUDGING: Final = 8
 """Judging messages in the worker at once."""
 MAX_SIDE_WAITING: Final = 64
-"""Of either kind; beyond it callers are refused."""
+"""Of either kind; beyond it callers of `/v1/embeddings` and `/tokenize` are refused."""
 MAX_PAUSE_S: Final = 30.0
 FAILED_STARTS: Final = 3
 """Starts in a row that never became ready; from then on callers are refused instead of waiting."""
@@ -219,18 +219,23 @@ class WorkerEngine:
 
     async def embed(self, texts: Sequence[str]) -> list[tuple[float, ...]]:
         """Unit vectors, 384 floats a text."""
-        vectors, _ = await self.embed_counted(texts)
+        vectors, _ = await self._embed(texts, None, refuses=False)
         return vectors
 
     async def embed_counted(
         self, texts: Sequence[Readable], *, most_tokens: int | None = None
     ) -> tuple[list[tuple[float, ...]], int]:
         """Unit vectors and how many tokens were read (at most 256 of each text)."""
+        return await self._embed(texts, most_tokens, refuses=True)
+
+    async def _embed(
+        self, texts: Sequence[Readable], most_tokens: int | None, *, refuses: bool
+    ) -> tuple[list[tuple[float, ...]], int]:
         vectors: list[tuple[float, ...]] = []
         tokens = 0
         for start in range(0, len(texts), MAX_BATCH):
             batch = tuple(texts[start : start + MAX_BATCH])
-            reply = await self._ask(partial(Embed, texts=batch, most_tokens=most_tokens), Embedded)
+            reply = await self._ask(partial(Embed, texts=batch, most_tokens=most_tokens), Embedded, refuses=refuses)
             vectors += [struct.unpack(f"<{len(row) // 4}f", row) for row in reply.vectors]
             tokens += reply.tokens
         return vectors, tokens
@@ -242,7 +247,7 @@ class WorkerEngine:
         rows: list[Likelihood] = []
         for start in range(0, len(items), MAX_BATCH):
             batch = tuple(items[start : start + MAX_BATCH])
-            reply = await self._ask(partial(Judge, items=batch, most_tokens=most_tokens), Judged)
+            reply = await self._ask(partial(Judge, items=batch, most_tokens=most_tokens), Judged, refuses=False)
             rows += [
                 Likelihood(mean_logprob=mean, tokens=tokens, head_logprob=head) for mean, tokens, head in reply.rows
             ]
@@ -258,7 +263,8 @@ class WorkerEngine:
 
     async def retrace(self, claim: Claim) -> Trace:
         """How an answer's tokens fit the declared sampling. Raises `InvalidRequestError` if that cannot be repeated."""
-        trace = (await self._ask(partial(Retrace, claim=claim, card=self._text.defaults), Retraced)).trace
+        retrace = partial(Retrace, claim=claim, card=self._text.defaults)
+        trace = (await self._ask(retrace, Retraced, refuses=False)).trace
         same = claim.request.model_digest == self._text.digest and self._text.dtype in EXACT
         return replace(trace, exact=same)
 
@@ -301,11 +307,14 @@ class WorkerEngine:
                     if timing.over() in {"stop", "length"}:
                         self._finished.append((timing.tokens, timing.decoding_s))
 
-    async def _ask(self, make: Callable[..., ToWorker], kind: type[Answer]) -> Answer:
-        """One embedding or judging message and its reply; once more if the worker dies over it."""
+    async def _ask(self, make: Callable[..., ToWorker], kind: type[Answer], *, refuses: bool = True) -> Answer:
+        """One embedding or judging message and its reply; once more if the worker dies over it.
+
+        What belongs to an answer that was let in is not refused: there are not more of these than were let in.
+        """
         judging = issubclass(kind, Judged | Retraced)
         places, what = (self._judging, "judging") if judging else (self._embedding, "embedding")
-        if places.statistics().tasks_waiting >= MAX_SIDE_WAITING:
+        if refuses and places.statistics().tasks_waiting >= MAX_SIDE_WAITING:
             raise OverloadedError(f"{MAX_SIDE_WAITING} {what} jobs wait", hint="try again in a moment")
         async with places:
             try:

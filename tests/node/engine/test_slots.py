@@ -36,12 +36,12 @@ class Hall:
 
 
 @pytest.fixture
-async def hall(autojump_clock):
+async def hall():
     async with trio.open_nursery() as nursery:
         yield lambda places, queue, most_wait_s=None: Hall(nursery, places, queue, most_wait_s)
 
 
-async def test_clients_are_admitted_in_turns(hall):
+async def test_clients_are_admitted_in_turns(hall, autojump_clock):
     here = hall(1, 10)
     for name in ("a1", "a2", "a3", "a4", "b1", "c1", "b2"):
         await here.come(name)
@@ -51,7 +51,7 @@ async def test_clients_are_admitted_in_turns(hall):
     assert (here.slots.taken, here.slots.waiting) == (0, 0)
 
 
-async def test_a_full_queue_refuses_and_says_when_to_come_again(hall):
+async def test_a_full_queue_refuses_and_says_when_to_come_again(hall, autojump_clock):
     here = hall(2, 3)
     for number in range(6):
         await here.come(f"a{number}", stay_s=7.9)
@@ -64,7 +64,7 @@ async def test_a_full_queue_refuses_and_says_when_to_come_again(hall):
     assert here.refused[1:] == [("a8", 16)]
 
 
-async def test_who_would_wait_too_long_is_refused_though_the_queue_has_room(hall):
+async def test_who_would_wait_too_long_is_refused_though_the_queue_has_room(hall, autojump_clock):
     here = hall(1, 10, most_wait_s=20)
     for number in range(4):
         await here.come(f"a{number}", stay_s=7.9)
@@ -78,7 +78,7 @@ async def test_who_would_wait_too_long_is_refused_though_the_queue_has_room(hall
     assert here.admitted == ["a0", "a1", "a2", "a3", "a5"]
 
 
-async def test_the_longest_line_gives_way_to_a_client_with_less(hall):
+async def test_the_longest_line_gives_way_to_a_client_with_less(hall, autojump_clock):
     here = hall(1, 3)
     for name in ("a0", "a1", "a2", "a3", "b1"):
         await here.come(name)
@@ -90,14 +90,14 @@ async def test_the_longest_line_gives_way_to_a_client_with_less(hall):
 
 
 @pytest.mark.parametrize("queue", [0, 1])
-async def test_without_a_queue_nobody_waits(hall, queue):
+async def test_without_a_queue_nobody_waits(hall, autojump_clock, queue):
     here = hall(1, queue)
     for name in ("a", "b", "c"):
         await here.come(name)
     assert len(here.refused) == 2 - queue
 
 
-async def test_who_leaves_the_queue_takes_no_place(hall):
+async def test_who_leaves_the_queue_takes_no_place(hall, autojump_clock):
     here = hall(1, 3)
     for name in ("a1", "b1", "c1"):
         await here.come(name)
@@ -107,7 +107,7 @@ async def test_who_leaves_the_queue_takes_no_place(hall):
     assert (here.slots.taken, here.slots.waiting) == (0, 0)
 
 
-async def test_who_is_cancelled_in_the_moment_of_its_turn_passes_it_on(hall):
+async def test_who_is_cancelled_in_the_moment_of_its_turn_passes_it_on(hall, autojump_clock):
     here = hall(1, 3)
     for name in ("a1", "b1", "c1"):
         await here.come(name)
