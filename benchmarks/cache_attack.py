@@ -21,11 +21,11 @@ from nsllm.cache_dht.calibration import shipped
 from nsllm.cache_dht.judge import compatible
 from nsllm.cache_dht.observations import Tally
 from nsllm.cache_dht.reuse import Candidate, SemanticReuse
+from nsllm.embedding import quantize_embedding
 from nsllm.governance.defaults import default_policy
 from nsllm.ids import Address, Digest
 from nsllm.node.engine.models import default_home, ensure_default_models
 from nsllm.node.engine.supervisor import WorkerEngine
-from nsllm.record import quantize_embedding
 
 HONEST, LIAR, VICTIM = (Address(bytes([n]) * 20) for n in (1, 2, 3))
 RECORDS: Final = 3

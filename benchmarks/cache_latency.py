@@ -24,8 +24,9 @@ from benchmarks.cpu_time import busy_cpus, family
 from benchmarks.serving import devnet
 from nsllm.cache_dht.store import RecordStore
 from nsllm.clock import SystemClock
+from nsllm.embedding import quantize_embedding
 from nsllm.offload import ThreadOffload
-from nsllm.record import quantize_embedding, request_key
+from nsllm.record import request_key
 
 PROBES: Final = 1000
 WARM: Final = 50

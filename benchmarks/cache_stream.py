@@ -20,8 +20,8 @@ from nsllm.cache_dht.guards import objection
 from nsllm.cache_dht.index import SemanticIndex
 from nsllm.cache_dht.observations import Tally
 from nsllm.cache_dht.reuse import NEIGHBOURS, Candidate, SemanticReuse
+from nsllm.embedding import quantize_embedding
 from nsllm.ids import Address, Digest
-from nsllm.record import quantize_embedding
 
 PEER: Final = Address(bytes(20))
 ZIPF: Final = 0.8

@@ -18,9 +18,10 @@ from nsllm.consensus.header import Header, precommit_digest
 from nsllm.consensus.observation import DimensionScore, Quartiles, ScoreLeaf
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.crypto import MemberKey
+from nsllm.embedding import quantize_embedding
 from nsllm.governance.genesis import Genesis
 from nsllm.ids import ZERO_DIGEST, Digest, Epoch, Height, Ppm, Round, TimeMs
-from nsllm.record import EMBEDDING_DIMENSIONS, Message, Record, Request, Sampling, quantize_embedding, sign_record
+from nsllm.record import EMBEDDING_DIMENSIONS, Message, Record, Request, Sampling, sign_record
 from nsllm.simulations.standin import NAME, stand_in_digest
 
 ANSWER: Final = "An answer of a few dozen words, such as a small model gives. " * 4

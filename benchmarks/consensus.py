@@ -121,6 +121,7 @@ def among(count: int, extent: Extent) -> dict[str, Any]:
         "cpu_split": splits[0],
         "scores_cpu_split": splits[1],
         "scores_cpus": statistics.median(load["cpus"] for load in many),
+        "scores_cpu_ms": statistics.median(load["cpu_ms_per_score"] for load in many),
     }
     said = f"{found['p50_ms']:.0f} ms, {found['decisions_per_s']:.1f} decisions/s, {found['scores_per_s']:.0f} scores/s"
     print(f"{count} validators: {said}", file=sys.stderr, flush=True)

@@ -27,7 +27,7 @@ from nsllm.cache_dht.likeness import FEATURES, features
 from nsllm.cache_dht.observations import BINS, bin_of
 from nsllm.cache_dht.placement import cell
 from nsllm.cache_dht.wording import read
-from nsllm.record import quantize_embedding
+from nsllm.embedding import quantize_embedding
 
 SHIPPED = Path(__file__).parent.parent / "cache_dht" / "data" / "reuse.json"
 NEAREST = 5

@@ -36,13 +36,14 @@ from nsllm.clock import SystemClock
 from nsllm.consensus.certified import CertifiedRecord
 from nsllm.consensus.registry import MemberRegistry, RegistryState
 from nsllm.crypto import MemberKey
+from nsllm.embedding import quantize_embedding
 from nsllm.ids import Digest
 from nsllm.offload import ThreadOffload
 from nsllm.p2p.directory import PeerDirectory
 from nsllm.p2p.libp2p_network import Libp2pNetwork
 from nsllm.p2p.protocols.fetch import FETCH, MAX_NEAR, Fetcher, serve_fetch
 from nsllm.p2p.rates import Rate
-from nsllm.record import quantize_embedding, sign_record
+from nsllm.record import sign_record
 
 PAD_MS: Final = 20
 RECORDS: Final = 1000

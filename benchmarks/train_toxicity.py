@@ -38,8 +38,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from transformers import AutoModel, AutoTokenizer
 
+from nsllm.embedding import quantize_embedding
 from nsllm.governance import toxicity
-from nsllm.record import quantize_embedding
 
 HERE = Path(__file__).parent
 SHIPPED = HERE.parent / "governance" / "data" / "toxicity.safetensors"

@@ -107,6 +107,7 @@ def between(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> dict[s
         "writes_per_decision": total["writes"] / per,
         "wire_kb_per_decision": total["wire_bytes"] / per / 1000,
         "cpu_ms_per_decision": total["cpu_s"] / per * 1000,
+        "cpu_ms_per_score": total["cpu_s"] / max(1, records) * 1000,
         "cpus": total["cpu_s"] / seconds,
     }
 

@@ -15,7 +15,9 @@ import hashlib
 import struct
 from collections.abc import Iterable
 from functools import cache, cached_property
-from typing import Annotated, Final, NamedTuple
+from itertools import pairwise
+from operator import lt
+from typing import Annotated, Final, NamedTuple, Self
 
 from msgspec import Meta
 
@@ -130,6 +132,14 @@ class SignedCommit(Value, frozen=True, kw_only=True, dict=True):
     commit: BatchCommit
     signature: SignatureField
 
+    @classmethod
+    def sign(cls, key: MemberKey, network: NetworkId, commit: BatchCommit) -> Self:
+        """The commit with a signature by `key`, which need not be recovered here if it is the validator's."""
+        signed = cls(commit=commit, signature=key.sign(commit.digest(network)))
+        if key.address == commit.validator:
+            signed._signed_for.add(network)
+        return signed
+
     def check(self, network: NetworkId) -> None:
         """Pass silently if the columns fit together and the validator signed them.
 
@@ -138,7 +148,22 @@ class SignedCommit(Value, frozen=True, kw_only=True, dict=True):
             SignatureError: not the validator's signature.
         """
         self.commit.check_shape()
-        crypto.verify(self.commit.digest(network), self.signature, self.commit.validator)
+        self.check_signature(network)
+
+    def check_signature(self, network: NetworkId) -> None:
+        """Pass silently if the validator signed the commit.
+
+        Raises:
+            SignatureError: not the validator's signature.
+        """
+        if network not in self._signed_for:
+            crypto.verify(self.commit.digest(network), self.signature, self.commit.validator)
+            self._signed_for.add(network)
+
+    @cached_property
+    def _signed_for(self) -> set[NetworkId]:
+        """Networks for which the signature is known to hold."""
+        return set()
 
     @cached_property
     def size_bytes(self) -> int:
@@ -174,6 +199,15 @@ class Excerpt(Value, frozen=True, kw_only=True, dict=True):
             known = self._opened[dimensions] = unpack_rows(self.rows, dimensions)
         return known
 
+    @classmethod
+    def of(cls, signed: SignedCommit, rows: Iterable[Row]) -> Self:
+        """Of these rows, ascending by position, which need not be read again."""
+        rows = tuple(rows)
+        excerpt = cls(signed=signed, rows=pack_rows(rows))
+        if rows:
+            excerpt._opened[len(rows[0].ppm)] = rows
+        return excerpt
+
     @cached_property
     def _opened(self) -> dict[int, tuple[Row, ...]]:
         return {}
@@ -192,9 +226,8 @@ def row_commitment(
     Neither number nor position is in it: a record that is observed again with the same integers has the same
     commitment, so that two different ones prove two different rows.
     """
-    integers = struct.pack(f">Q{len(row.ppm)}I", epoch, *row.ppm)
-    body = validator + rubric + subject.pack() + row.salt + integers
-    return canonical.digest("observation", network, body)
+    integers = _integers(len(row.ppm)).pack(epoch, *row.ppm)
+    return canonical.digest("observation", network, b"".join((validator, rubric, *subject, row.salt, integers)))
 
 
 def salt_of(secret: bytes, rubric: Digest, record: Digest) -> bytes:
@@ -209,12 +242,12 @@ def salt_secret(key: MemberKey, network: NetworkId, epoch: Epoch) -> bytes:
 
 def sign_commit(key: MemberKey, network: NetworkId, commit: BatchCommit) -> SignedCommit:
     """The commit with its validator's signature."""
-    return SignedCommit(commit=commit, signature=key.sign(commit.digest(network)))
+    return SignedCommit.sign(key, network, commit)
 
 
 def pack_rows(rows: Iterable[Row]) -> bytes:
     """A column of opened rows."""
-    return b"".join(struct.pack(f">H{SALT_BYTES}s{len(row.ppm)}I", row.position, row.salt, *row.ppm) for row in rows)
+    return b"".join([_shape(len(ppm)).pack(position, salt, *ppm) for position, salt, ppm in rows])
 
 
 def unpack_rows(column: bytes, dimensions: int) -> tuple[Row, ...]:
@@ -231,15 +264,14 @@ def unpack_rows(column: bytes, dimensions: int) -> tuple[Row, ...]:
     if len(column) % shape.size:
         raise ObservationError(f"a column of rows has {len(column)} bytes, not a multiple of {shape.size}")
     rows = tuple([Row(each[0], each[1], each[2:]) for each in shape.iter_unpack(column)])
-    last = -1
-    for position, _, ppm in rows:
-        if position <= last:
-            raise ObservationError(f"row {position} after row {last}")
-        if max(ppm, default=0) > PPM_ONE:
-            most = max((one for one in ppm if one != MISSING), default=0)
-            if most > PPM_ONE:
-                raise ObservationError(f"an observation of {most} ppm, the most is {PPM_ONE}")
-        last = position
+    positions = [row[0] for row in rows]
+    if not all(map(lt, positions, positions[1:])):
+        last, position = next(pair for pair in pairwise(positions) if pair[1] <= pair[0])
+        raise ObservationError(f"row {position} after row {last}")
+    if dimensions and max([max(row[2]) for row in rows], default=0) > PPM_ONE:
+        most = max((one for row in rows for one in row.ppm if one != MISSING), default=0)
+        if most > PPM_ONE:
+            raise ObservationError(f"an observation of {most} ppm, the most is {PPM_ONE}")
     return rows
 
 
@@ -268,3 +300,8 @@ def row_bytes(dimensions: int) -> int:
 @cache
 def _shape(dimensions: int) -> struct.Struct:
     return struct.Struct(f">H{SALT_BYTES}s{dimensions}I")
+
+
+@cache
+def _integers(dimensions: int) -> struct.Struct:
+    return struct.Struct(f">Q{dimensions}I")

@@ -122,15 +122,15 @@ def agree(
     observers = sorted({validator for validator, _ in rows})
     if not rows or len(observers) != len(rows):
         raise ObservationError(f"record {subject.record.hex()[:16]}: {len(rows)} rows of {len(observers)} validators")
-    if any(len(row) != len(dimensions) for _, row in rows):
+    given = [row for _, row in rows]
+    if {*map(len, given)} != {len(dimensions)}:
         raise ObservationError(f"record {subject.record.hex()[:16]}: a row that is not {len(dimensions)} integers")
     scores: list[DimensionScore] = []
     quartiles: list[Quartiles] = []
-    for name, *column in zip(dimensions, *(row for _, row in rows), strict=True):
-        column.sort()
+    for name, column in zip(dimensions, map(sorted, zip(*given, strict=True)), strict=True):
         median = _ranked(column, 2)
         if median != MISSING:
-            told = column[: bisect_left(column, MISSING)]
+            told = column if column[-1] != MISSING else column[: bisect_left(column, MISSING)]
             scores.append(DimensionScore(name=name, ppm=median))
             quartiles.append(Quartiles(lower_ppm=_ranked(told, 1), upper_ppm=_ranked(told, 3)))
     if not scores:

@@ -99,8 +99,13 @@ class BatchLog:
                 taken.update(row[0] for row in self._connection.execute(query, (epoch, *part)))
         return [record for record in records if record not in taken]
 
-    def put(self, signed: SignedCommit, reveal: BatchReveal) -> None:
+    def put(self, signed: SignedCommit, reveal: BatchReveal, settled: Sequence[Digest] = ()) -> None:
         """Keep a batch with all of its rows; on return it is on disk and may be sent.
+
+        Args:
+            signed: the commit.
+            reveal: all rows of it.
+            settled: records that blocks have settled since, forgotten in the same transaction: see `settled`.
 
         Raises:
             GuardError: its number is not above the last one, or one of its records was committed to before. It must
@@ -126,6 +131,7 @@ class BatchLog:
             self._connection.executemany(
                 "INSERT INTO entry VALUES (?, ?, ?)", [(commit.epoch, record, commit.number) for record in records]
             )
+            self._forget(commit.epoch, settled)
 
     def outstanding(self, epoch: Epoch, count: int) -> list[tuple[SignedCommit, BatchReveal]]:
         """The newest `count` batches of an epoch with records that are not settled, oldest first."""
@@ -146,14 +152,17 @@ class BatchLog:
     def settled(self, epoch: Epoch, records: Sequence[Digest]) -> None:
         """Forget records that blocks have settled, and batches without any other."""
         with self._database.transaction():
-            numbers: set[int] = set()
-            for places, part in in_parts(records):
-                query = f"DELETE FROM entry WHERE epoch = ? AND record IN ({places}) RETURNING number"  # noqa: S608
-                numbers.update(row[0] for row in self._connection.execute(query, (epoch, *part)).fetchall())
-            for number in numbers:
-                left = "SELECT 1 FROM entry WHERE epoch = ?1 AND number = ?2 LIMIT 1"
-                if self._connection.execute(left, (epoch, number)).fetchone() is None:
-                    self._connection.execute("DELETE FROM batch WHERE epoch = ? AND number = ?", (epoch, number))
+            self._forget(epoch, records)
+
+    def _forget(self, epoch: Epoch, records: Sequence[Digest]) -> None:
+        numbers: set[int] = set()
+        for places, part in in_parts(records):
+            query = f"DELETE FROM entry WHERE epoch = ? AND record IN ({places}) RETURNING number"  # noqa: S608
+            numbers.update(row[0] for row in self._connection.execute(query, (epoch, *part)).fetchall())
+        for number in numbers:
+            left = "SELECT 1 FROM entry WHERE epoch = ?1 AND number = ?2 LIMIT 1"
+            if self._connection.execute(left, (epoch, number)).fetchone() is None:
+                self._connection.execute("DELETE FROM batch WHERE epoch = ? AND number = ?", (epoch, number))
 
     def _last_number(self, epoch: Epoch) -> int:
         with self._database.guarded():

@@ -43,7 +43,7 @@ from nsllm.governance.offences import MAX_BLOCK_EVIDENCE, check_offence
 from nsllm.governance.policy import Policy
 from nsllm.governance.settled import settled_body
 from nsllm.ids import ZERO_DIGEST, Address, Digest, Epoch, Height, NetworkId, TimeMs, hex0x
-from nsllm.merkle import Frontier
+from nsllm.merkle import Frontier, Node
 
 MAX_BLOCK_MOTIONS: Final = 16
 """Governance transactions in one block."""
@@ -120,6 +120,8 @@ class Outcome:
     entries: tuple[bytes, ...]
     """What the block appends to the network log."""
     log: Frontier
+    nodes: tuple[Node, ...]
+    """Of the network log's tree, completed by the entries."""
     registry: RegistryState
     """Members after the block."""
     policy: Policy
@@ -180,12 +182,14 @@ class BlockRules:
         settled = settled_body(body, self.terms)
         registry, policy = self._govern(parent, body.entries)
         registry = self._attend(registry, policy, Height(parent.height + 1), body, proposer, time_ms)
+        log, nodes = parent.log.grow(settled.hashes)
         outcome = Outcome(
             leaves=settled.leaves,
             unscored=settled.unscored,
             scores_root=settled.scores_root,
             entries=settled.entries,
-            log=parent.log.extend(settled.hashes),
+            log=log,
+            nodes=tuple(nodes),
             registry=registry,
             policy=policy,
             change=self._change(registry, policy),

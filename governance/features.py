@@ -14,10 +14,11 @@ from typing import Annotated, Final
 from msgspec import Meta
 
 from nsllm.canonical import Value
+from nsllm.embedding import quantize_embedding
 from nsllm.governance.ports import HEAD_TOKENS, JudgeModels, Likelihood
 from nsllm.governance.support import claims, evidence_claims, support_ppm
 from nsllm.ids import PPM_ONE
-from nsllm.record import EMBEDDING_DIMENSIONS, Message, quantize_embedding
+from nsllm.record import EMBEDDING_DIMENSIONS, Message
 
 MICRO: Final = 1_000_000
 LOGPROB_FLOOR: Final = -30.0

@@ -71,19 +71,25 @@ class HybridScorer:
         self._models = models
         self._plugins = plugins
         self._encoder = encoder
+        self._had: tuple[Rubric, tuple[RuleSet, ...]] | None = None
+        """A rubric of which nothing but its model was lacking, and the rule sets in hand when it was looked at."""
 
     def lacks(self, rubric: Rubric) -> str | None:
         """What a rubric pins and this validator has not (now), for people; None if it has everything."""
         if self._models.judging(rubric.scorer_model) is None:
             return f"the rubric's scorer model is {rubric.scorer_model.hex()[:16]}, which is not loaded here"
+        in_hand = self._plugins.rule_sets()
+        if self._had is not None and self._had[0] is rubric and self._had[1] is in_hand:
+            return None
         if self._encoder != rubric.encoder:
             return f"the rubric's encoder is {rubric.encoder.hex()[:16]}, this peer has {self._encoder.hex()[:16]}"
-        have_rules = {rules.name: rules.digest for rules in self._plugins.rule_sets()}
+        have_rules = {rules.name: rules.digest for rules in in_hand}
         for rules in rubric.rule_sets:
             held = have_rules.get(rules.name)
             if held != rules.digest:
                 mine = "none" if held is None else held.hex()[:16]
                 return f"the rubric's rule set {rules.name} is {rules.digest.hex()[:16]}, this peer has {mine}"
+        self._had = (rubric, in_hand)
         return None
 
     async def observe(self, record: Record, rubric: Rubric) -> Observed:

@@ -199,7 +199,8 @@ class Ledger:
             return self._paced(0.0)
         self._pending.expire(trio.current_time())
         await self._look_up()
-        waits = self._pending.waits_s(trio.current_time())
+        wait_s = self._pending.wait_s(trio.current_time())
+        waits = [wait_s] if wait_s is not None else []
         anchor_ms = self._state.anchor_in_ms(self._clock.now_ms())
         if anchor_ms is not None:
             waits.append(anchor_ms / 1000)

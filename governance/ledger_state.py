@@ -367,7 +367,7 @@ class LedgerState:
             epoch = EpochRow(header.height, outcome.change, outcome.policy, decided.certificate)
             self.store.put_epoch(epoch)
             self.motions.keep_of(outcome.change.validators.members)
-        self.store.log.append(self.parent.log, header.height, outcome.entries)
+        self.store.log.append_grown(self.parent.log.size, header.height, outcome.entries, outcome.nodes)
         # This header certifies the present state root, so anchors executed below it are provable now.
         for log_size in self.store.unproved_anchors():
             proof = canonical.encode(self._chain.prove_anchor(log_size))

@@ -9,7 +9,7 @@ from nsllm import merkle
 from nsllm.consensus.certified import Inclusion
 from nsllm.governance.tree_store import TreeStore
 from nsllm.ids import Digest, Height
-from nsllm.merkle import Frontier
+from nsllm.merkle import Frontier, Node
 
 
 class NetworkLog:
@@ -29,11 +29,17 @@ class NetworkLog:
 
     def append(self, frontier: Frontier, height: Height, entries: Sequence[bytes]) -> Frontier:
         """Append a block's entries after `frontier`, the log's present one; returns the next."""
+        grown, nodes = frontier.grow([merkle.leaf_hash(entry) for entry in entries])
+        self.append_grown(frontier.size, height, entries, nodes)
+        return grown
+
+    def append_grown(self, size: int, height: Height, entries: Sequence[bytes], nodes: Sequence[Node]) -> None:
+        """Append a block's entries after the first `size`, where the nodes that they complete are known."""
         self._connection.executemany(
             "INSERT INTO network_log_entry (position, height, data) VALUES (?, ?, ?)",
-            [(frontier.size + i, height, entry) for i, entry in enumerate(entries)],
+            [(size + i, height, entry) for i, entry in enumerate(entries)],
         )
-        return self._tree.extend(frontier, [merkle.leaf_hash(entry) for entry in entries])
+        self._tree.put(nodes)
 
     def begin(self, frontier: Frontier) -> None:
         """Begin an empty log in the middle: what is appended from here on can be proved, what is before cannot."""

@@ -6,6 +6,7 @@ own rows (out of time or not what was committed to), or, once two of its batches
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,10 @@ class ObservationPool:
         """Records that may be settled, oldest first."""
         self._closed: dict[Digest, None] = {}
         """Records of ours that are committed to and not opened."""
+        self._waits: dict[Digest, float] = {}
+        """Of these, the ones that enough validators have committed to, and until when they wait for the others."""
+        self._openable: dict[Digest, None] = {}
+        """Of these, the ones that wait no longer, whatever the time."""
         self.standings: dict[Address, Standing] = {address: Standing() for address in terms.validators.members}
 
     def add_commit(self, signed: SignedCommit, now: float, settled: Callable[[Digest], bool]) -> bool:
@@ -95,7 +100,7 @@ class ObservationPool:
         fresh = {record for record in (*commit.record_digests, *commit.abstained) if not settled(record)}
         if not fresh:
             return False
-        signed.check(self._terms.network)
+        signed.check_signature(self._terms.network)
         conflict = self.contradiction(signed)
         if conflict is not None:
             raise BatchEquivocationError(conflict)
@@ -173,12 +178,12 @@ class ObservationPool:
 
     def openable(self, now: float) -> list[Digest]:
         """Records whose rows of ours may be shown now."""
-        return [record for record in self._closed if self._cases[record].may_open(now)]
+        waited = [record for record, until_s in self._waits.items() if until_s <= now and record not in self._openable]
+        return [*self._openable, *waited]
 
     def opens_in_s(self, now: float) -> float | None:
         """Seconds until a row of ours may be shown without anybody else's doing; None if there is none to come."""
-        waits = (self._cases[record].open_in_s(now) for record in self._closed)
-        return min((wait for wait in waits if wait is not None), default=None)
+        return max(0.0, min(self._waits.values()) - now) if self._waits else None
 
     def shown(self, record: Digest) -> bool:
         """Is our row about this record opened?"""
@@ -218,7 +223,7 @@ class ObservationPool:
         """Forget a record: a block has it."""
         case = self._cases.pop(record, None)
         self._ready.pop(record, None)
-        self._closed.pop(record, None)
+        self._no_longer_closed(record)
         if case is None:
             return
         for validator, place in case.committed.items():
@@ -250,13 +255,15 @@ class ObservationPool:
     def contradiction(self, signed: SignedCommit) -> BatchConflict | None:
         """The proof that a commit contradicts one that is here; None if it contradicts none."""
         commit = signed.commit
-        numbers = {commit.number}
+        numbers, validator = {commit.number}, commit.validator
         for record in (*commit.record_digests, *commit.abstained):
             case = self._cases.get(record)
             if case is not None:
-                place = case.committed.get(commit.validator)
-                numbers |= {place.number} if place is not None else set()
-                numbers |= {case.abstained[commit.validator]} if commit.validator in case.abstained else set()
+                place = case.committed.get(validator)
+                if place is not None:
+                    numbers.add(place.number)
+                elif validator in case.abstained:
+                    numbers.add(case.abstained[validator])
         for number in sorted(numbers):
             held = self._lanes.get(commit.validator, number)
             if held is not None and contradict(held.signed.commit, commit):
@@ -286,12 +293,14 @@ class ObservationPool:
                 standing.abstained += 1
                 if case.ready:
                     self._ready[record] = None
+                self._look_at(record, case)
                 continue
             case.commit(validator, Place(commit.number, position, now))
             standing.observed += 1
             standing.late += validator in case.late
             if validator == self._me:
                 self._closed[record] = None
+            self._look_at(record, case)
         if commit.abstentions:
             standing.reason = commit.abstentions[-1].reason
         if entered:
@@ -300,10 +309,30 @@ class ObservationPool:
 
     def _open(self, case: RecordCase, validator: Address, opened: Opened) -> None:
         case.open(validator, opened)
+        record = opened.subject.record
         if validator == self._me:
-            self._closed.pop(opened.subject.record, None)
+            self._no_longer_closed(record)
+        self._look_at(record, case)
         if case.ready:
-            self._ready[opened.subject.record] = None
+            self._ready[record] = None
+
+    def _look_at(self, record: Digest, case: RecordCase) -> None:
+        """Something was said about a record: may our own row of it be opened?"""
+        if record not in self._closed:
+            return
+        until_s = case.waits_until_s()
+        if until_s is None:
+            self._waits.pop(record, None)
+        else:
+            self._waits[record] = until_s
+        if case.may_open(-math.inf):
+            self._openable[record] = None
+        else:
+            self._openable.pop(record, None)
+
+    def _no_longer_closed(self, record: Digest) -> None:
+        for records in (self._closed, self._waits, self._openable):
+            records.pop(record, None)
 
     def _forget(self, held: Held) -> None:
         validator = held.signed.commit.validator
@@ -311,7 +340,8 @@ class ObservationPool:
             case = self._cases[record]
             case.forget(validator)
             if validator == self._me:
-                self._closed.pop(record, None)
+                self._no_longer_closed(record)
+            self._look_at(record, case)
             if not case.ready:
                 self._ready.pop(record, None)
             if case.empty:

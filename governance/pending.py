@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from nsllm.consensus.batch import BatchReveal, Excerpt, SignedCommit
@@ -23,6 +23,8 @@ from nsllm.ids import Address, Digest, Epoch, Height, TimeMs
 RECENT_RECORDS: Final = 65_536
 """Settled records remembered in memory, so that late observations of them are refused at once: about 8 MB."""
 MAX_ADMISSIONS: Final = 256
+UNSETTLED_SPARE: Final = 1024
+"""Records nobody speaks of any more, or not yet, that are remembered as not settled before they are swept out."""
 
 
 class Pending:
@@ -84,8 +86,9 @@ class Pending:
         return self.pool.add_reveal(reveal, now)
 
     def contradictions(self, batches: Sequence[Excerpt]) -> list[BatchConflict]:
-        """Proofs that batches of a block contradict what their validators said here."""
-        found = (self.pool.contradiction(excerpt.signed) for excerpt in batches)
+        """Proofs that batches of a block contradict what their validators said here; those that are here do not."""
+        others = (excerpt.signed for excerpt in batches if not self.pool.holds(excerpt.signed))
+        found = (self.pool.contradiction(signed) for signed in others)
         return [conflict for conflict in found if conflict is not None]
 
     def add_admission(self, admission: Admission) -> bool:
@@ -154,9 +157,15 @@ class Pending:
         else:
             self._unsettled.add(record)
 
-    def waits_s(self, now: float) -> list[float]:
-        """For each record that may be settled, seconds until it is due."""
-        return [self.pool.due_in_s(record, now) for record in self._ready()]
+    def wait_s(self, now: float) -> float | None:
+        """Seconds until the first of the records that may be settled is due; None if there is none."""
+        least: float | None = None
+        for record in self._ready():
+            wait_s = self.pool.due_in_s(record, now)
+            if wait_s == 0.0:
+                return 0.0
+            least = wait_s if least is None else min(least, wait_s)
+        return least
 
     def draft(self, now: float, time_ms: TimeMs) -> Draft:
         """What a proposer may put into a block now."""
@@ -199,15 +208,16 @@ class Pending:
     def expire(self, now: float) -> None:
         """Forget what is too old."""
         self.pool.expire(now)
-        self._unsettled = {record for record in self._unsettled if self.pool.case(record) is not None}
+        if len(self._unsettled) > 2 * len(self.pool) + UNSETTLED_SPARE:
+            self._unsettled = {record for record in self._unsettled if self.pool.case(record) is not None}
 
     def __len__(self) -> int:
         """Records with observations or abstentions that no block holds."""
         return len(self.pool)
 
-    def _ready(self) -> list[Digest]:
+    def _ready(self) -> Iterator[Digest]:
         """Records that may be settled and were not, of a present or joining member; oldest first."""
-        return [record for record in self.pool.ready() if record in self._unsettled and self._may_publish(record)]
+        return (record for record in self.pool.ready() if record in self._unsettled and self._may_publish(record))
 
     def _may_publish(self, record: Digest) -> bool:
         generator = self.pool.generator(record)

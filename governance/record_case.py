@@ -105,6 +105,10 @@ class RecordCase:
     def agreeing(self) -> Mapping[Address, Opened]:
         """The largest set of rows in time that are about one subject."""
         if self._agreeing is None:
+            subjects = {opened.subject for opened in self.opened.values()}
+            if len(subjects) == 1 and not self.late:  # as ever, where nobody lies
+                self._agreeing = {validator: self.opened[validator] for validator in sorted(self.opened)}
+                return self._agreeing
             groups: dict[Subject, dict[Address, Opened]] = {}
             for validator in sorted(self.opened):
                 if validator not in self.late:
@@ -119,9 +123,9 @@ class RecordCase:
             return False
         return self._all_spoke() or self.enough_opened_s is not None or self._waited_for_all(now)
 
-    def open_in_s(self, now: float) -> float | None:
-        """Seconds until the wait for the last commits is over; None while too few have committed."""
-        return None if self.enough_committed_s is None else max(0.0, self.enough_committed_s + WAIT_FOR_ALL_S - now)
+    def waits_until_s(self) -> float | None:
+        """When the wait for the last commits is over; None while too few have committed."""
+        return None if self.enough_committed_s is None else self.enough_committed_s + WAIT_FOR_ALL_S
 
     def due_in_s(self, now: float) -> float:
         """Seconds until a record that is ready goes into a block: 0.0 once all that spoke in time have opened."""
@@ -129,7 +133,8 @@ class RecordCase:
             return 0.0
         if not self.committed.keys() - self.late.keys() <= self.opened.keys():
             return max(0.0, self.enough_opened_s + WAIT_FOR_ALL_S - now)
-        return 0.0 if self._all_spoke() else self.open_in_s(now) or 0.0
+        until_s = self.waits_until_s()
+        return 0.0 if until_s is None or self._all_spoke() else max(0.0, until_s - now)
 
     def due_at_s(self) -> float:
         """When the record was to go into a block at the latest; infinite before it is ready."""
@@ -159,7 +164,7 @@ class RecordCase:
         return now > self.first_opened_s + COPIED_AFTER_S
 
     def _all_spoke(self) -> bool:
-        return len(self.committed.keys() | self.abstained.keys()) >= self.enough + self.faults
+        return len(self.committed) + len(self.abstained) >= self.enough + self.faults  # nobody does both
 
     def _waited_for_all(self, now: float) -> bool:
         """Is the wait for the last commits over?"""

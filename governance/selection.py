@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from nsllm.consensus.batch import Excerpt, Row, SignedCommit, pack_rows, row_bytes
+from nsllm.consensus.batch import Excerpt, Row, SignedCommit, row_bytes
 from nsllm.consensus.block import MAX_BLOCK_BATCHES, MAX_BLOCK_RECORDS, Body
 from nsllm.consensus.observation import RECORD_BYTES, SUBJECT_BYTES, Subject, pack_subjects
 from nsllm.governance.observation_pool import Candidate, Hopeless
@@ -61,7 +61,7 @@ class Selection:
             subjects=pack_subjects(sorted(self._subjects, key=lambda subject: subject.record)),
             unscored=b"".join(sorted(self._unscored)),
             batches=tuple(
-                Excerpt(signed=signed, rows=pack_rows(sorted(rows, key=lambda row: row.position)))
+                Excerpt.of(signed, sorted(rows, key=lambda row: row.position))
                 for _, (signed, rows) in sorted(self._batches.items())
             ),
             entries=entries,

@@ -123,7 +123,7 @@ class ToxicityHead:
 
         Args:
             text: what a user or a model wrote; its first 100,000 characters are read.
-            embedding: of the same text, 384 signed bytes, as `nsllm.record.quantize_embedding` gives it.
+            embedding: of the same text, 384 signed bytes, as `nsllm.embedding.quantize_embedding` gives it.
         """
         return Ppm(max(self.wording_ppm(text), self.meaning_ppm(embedding)))
 

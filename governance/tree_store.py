@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from nsllm import merkle
 from nsllm.governance.errors import LogError
 from nsllm.ids import Digest
-from nsllm.merkle import MAX_SIZE, Frontier
+from nsllm.merkle import MAX_SIZE, Frontier, Node
 
 
 class TreeStore:
@@ -63,11 +63,15 @@ class TreeStore:
     def extend(self, frontier: Frontier, leaves: Sequence[Digest]) -> Frontier:
         """Store `leaves` (leaf hashes) after `frontier`, which must be the stored tree's; returns the next one."""
         frontier, nodes = frontier.grow(leaves)
+        self.put(nodes)
+        return frontier
+
+    def put(self, nodes: Sequence[Node]) -> None:
+        """Store the nodes that `Frontier.grow` gave for the leaves after the stored tree's."""
         self._connection.executemany(
             f"INSERT INTO {self._table} (level, position, hash) VALUES (?, ?, ?)",  # noqa: S608
             nodes,
         )
-        return frontier
 
     def node(self, level: int, position: int) -> Digest:
         """Hash of a complete subtree: the `NodeSource` of `nsllm.merkle`.

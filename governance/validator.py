@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from nsllm.canonical import Value
+from nsllm.embedding import quantize_embedding
 from nsllm.governance.features import AnswerFeatures, EmbeddingField, measure_answer
 from nsllm.governance.policy import Policy
 from nsllm.governance.ports import JudgeModels
 from nsllm.governance.validation import Decision, Measure, Stage, judge
-from nsllm.record import EMBEDDING_DIMENSIONS, Message, TextField, quantize_embedding
+from nsllm.record import EMBEDDING_DIMENSIONS, Message, TextField
 
 NOT_EMBEDDED: Final = bytes(EMBEDDING_DIMENSIONS)
 """In place of a text's embedding; the toxicity layer's meaning head takes it for harmless."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 import trio
@@ -141,14 +141,18 @@ class Committer:
     def observed(self, subject: Subject, ppm: tuple[int, ...], *, more: bool = False) -> None:
         """Take a row to commit to: one integer a dimension of the rubric; `more`: others follow soon."""
         self._fresh.rows.append((subject, ppm))
-        self._more = more
-        self._came.set()
+        self._wake(more=more)
 
     def abstained(self, record: Digest, reason: str, *, more: bool = False) -> None:
         """Take an abstention: the record counts as not observed by us, and everybody knows why."""
         self._fresh.abstentions.append((record, printable(reason)))
+        self._wake(more=more)
+
+    def _wake(self, *, more: bool) -> None:
+        """Something was found: whoever makes batches hears of the first, of the last, and of a full batch."""
         self._more = more
-        self._came.set()
+        if not more or len(self._fresh) == 1 or len(self._fresh) >= MAX_BATCH_RECORDS:
+            self._came.set()
 
     def follow(self) -> None:
         """Another epoch may have begun: what is not settled is committed to anew, unless the rubric is another."""
@@ -186,9 +190,11 @@ class Committer:
         said_by = body.signed.commit.validator if isinstance(body, Commit) else body.reveal.validator
         if said_by != sender:
             raise ObservationError(f"observations of {hex0x(said_by)} sent by {hex0x(sender)}")
-        before = replace(self._observations.standings().get(sender, Standing()))
+        standing = self._observations.standings().get(sender, Standing())
+        late, uncommitted = standing.late, standing.uncommitted
         self._take(body)
-        self._report(sender, before, self._observations.standings().get(sender, before))
+        standing = self._observations.standings().get(sender, standing)
+        self._report(sender, standing.late - late, standing.uncommitted - uncommitted)
 
     def settled(self, records: Iterable[Digest]) -> None:
         """A block has these records."""
@@ -314,9 +320,8 @@ class Committer:
     async def _write(self, signed: SignedCommit, reveal: BatchReveal) -> bool:
         """False if our disk refused: then nothing was sent, and the same rows are tried again."""
         settled, self._settled = self._settled, []
-        epoch = signed.commit.epoch
         try:
-            await self._context.offload.run(lambda: self._put(signed, reveal, epoch, settled))
+            await self._context.offload.run(lambda: self._log.put(signed, reveal, settled))
         except OwnFault as error:
             log.error("observations_not_written number=%d error=%s", signed.commit.number, error)
             self._context.events.emit("observations_failed", code=error.code)
@@ -339,11 +344,6 @@ class Committer:
 
     def _validates(self) -> bool:
         return self._context.address in self._ledger.terms.validators
-
-    def _put(self, signed: SignedCommit, reveal: BatchReveal, epoch: Epoch, settled: Sequence[Digest]) -> None:
-        self._log.put(signed, reveal)
-        if settled:
-            self._log.settled(epoch, settled)
 
     def _enter(self, signed: SignedCommit, reveal: BatchReveal, left: set[Digest], now: float) -> None:
         """Hold a batch that is on disk; our own pool is the first to have it."""
@@ -391,9 +391,8 @@ class Committer:
             self._opening.set()
             self._due()
 
-    def _report(self, validator: Address, before: Standing, after: Standing) -> None:
+    def _report(self, validator: Address, late: int, uncommitted: int) -> None:
         """Say so where a validator may have copied."""
-        late, uncommitted = after.late - before.late, after.uncommitted - before.uncommitted
         if late or uncommitted:
             log.warning("observation_suspect validator=%s late=%d uncommitted=%d", hex0x(validator), late, uncommitted)
             self._context.events.emit(

@@ -17,6 +17,7 @@ from nsllm.cache_dht.index import cosine
 from nsllm.cache_dht.placement import Shard
 from nsllm.cache_dht.withdrawal import SignedWithdrawal, Withdrawal, sign_withdrawal
 from nsllm.consensus.registry import Member
+from nsllm.embedding import quantize_embedding
 from nsllm.errors import NsllmError, OwnFault, PeerFault
 from nsllm.ids import Digest, TimeMs, hex0x, short
 from nsllm.node.context import PeerContext
@@ -25,7 +26,7 @@ from nsllm.node.errors import NotFoundError, NotReadyError
 from nsllm.node.federated_cache import FederatedCache
 from nsllm.node.service import Piece, TakenIn
 from nsllm.p2p.protocols.shelve import MAX_WITHDRAWALS, Offer, Wanted
-from nsllm.record import Chunk, SignedChunk, quantize_embedding, sign_chunk
+from nsllm.record import Chunk, SignedChunk, sign_chunk
 
 log = logging.getLogger(__name__)
 

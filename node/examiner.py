@@ -178,12 +178,11 @@ class Examiner:
             rubric = self._context.policy.rubric
             found, reason = None, ""
             try:
-                with trio.fail_after(SCORE_DEADLINE_S):
+                with trio.move_on_after(SCORE_DEADLINE_S) as scope:
                     found = await self._observe(digest, case.signed, rubric)
+                reason = "too slow" if scope.cancelled_caught else ""
             except AbstainError as error:
                 reason = error.message
-            except trio.TooSlowError:
-                reason = "too slow"
             except NsllmError as error:
                 # our engine's trouble, not the record's; what it says may name our paths
                 reason = error.code

@@ -19,6 +19,7 @@ import trio
 from nsllm import canonical, passages
 from nsllm.cache_dht.patience import Patience
 from nsllm.cache_dht.reuse import may_stand_in
+from nsllm.embedding import quantize_embedding
 from nsllm.errors import NsllmError
 from nsllm.governance.validation import Decision
 from nsllm.governance.validator import Validator
@@ -42,7 +43,6 @@ from nsllm.record import (
     Record,
     SignedChunk,
     SignedRecord,
-    quantize_embedding,
     sign_record,
 )
 

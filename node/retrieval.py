@@ -17,6 +17,7 @@ import trio
 from nsllm.cache_dht import placement
 from nsllm.cache_dht.document_store import DocumentStore, NearChunk
 from nsllm.cache_dht.index import cosine
+from nsllm.embedding import quantize_embedding
 from nsllm.errors import NsllmError, PeerFault
 from nsllm.ids import Digest, PeerId, hex0x, short
 from nsllm.node.config import DocumentsConfig
@@ -27,7 +28,7 @@ from nsllm.node.engine.port import Engine, EngineRequest, ModelInfo
 from nsllm.node.errors import InvalidRequestError
 from nsllm.node.federated_cache import FederatedCache
 from nsllm.passages import framed, with_passages
-from nsllm.record import Request, SignedChunk, quantize_embedding
+from nsllm.record import Request, SignedChunk
 
 log = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ class SlidingWindow:
 
     def take(self, units: int = 1) -> bool:
         """Count `units` if there is room for them; False, and nothing counted, if not."""
-        self._expire()
+        now = self._expire()
         if self._sum + units > self._limit:
             return False
-        self._taken.append((trio.current_time(), units))
+        self._taken.append((now, units))
         self._sum += units
         return True
 
@@ -46,10 +46,13 @@ class SlidingWindow:
         self._expire()
         return not self._taken
 
-    def _expire(self) -> None:
-        edge_s = trio.current_time() - self._period_s
+    def _expire(self) -> float:
+        """Forget what is too old; the time."""
+        now = trio.current_time()
+        edge_s = now - self._period_s
         while self._taken and self._taken[0][0] <= edge_s:
             self._sum -= self._taken.popleft()[1]
+        return now
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Final
 
 import trio
@@ -162,6 +163,7 @@ class StandInEngine:
         )
 
 
+@cache
 def stand_in_digest(part: str) -> Digest:
     """Digest under which a stand-in's rubric names its parts."""
     return Digest(hashlib.sha256(f"nsllm stand-in {part}".encode()).digest())

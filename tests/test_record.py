@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nsllm import canonical, crypto
 from nsllm.content import Text, redact
 from nsllm.crypto import MemberKey
 from nsllm.errors import EncodingError, SignatureError
-from nsllm.ids import NetworkId
-from nsllm.record import Message, Record, Request, Sampling, quantize_embedding, sign_record
+from nsllm.ids import Address, NetworkId, Signature
+from nsllm.record import MAX_RECORD_BYTES, Message, Record, Request, Sampling, SignedRecord, sign_record
 
 NETWORK = NetworkId(b"\x07" * 32)
 KEY = MemberKey(b"\1" * 32)
@@ -39,8 +38,39 @@ def record(**changes: object) -> Record:
     return msgspec.structs.replace(made, **changes)
 
 
+def received(signed: SignedRecord) -> SignedRecord:
+    """The same as another peer has it: nothing of it was computed yet."""
+    return canonical.decode(canonical.encode(signed), SignedRecord, limit_bytes=MAX_RECORD_BYTES)
+
+
 def test_a_signed_record_checks() -> None:
-    sign_record(KEY, record()).check(NETWORK)
+    signed = sign_record(KEY, record())
+    signed.check(NETWORK)
+    received(signed).check(NETWORK)
+
+
+def test_a_signature_is_recovered_once_and_not_at_all_by_the_signer(monkeypatch: pytest.MonkeyPatch) -> None:
+    signed = sign_record(KEY, record(text="seen by nobody yet"))
+    theirs, seen = received(signed), list[Address]()
+    monkeypatch.setattr(crypto, "verify", lambda _digest, _signature, signer: seen.append(signer))
+    for _ in range(2):
+        signed.check(NETWORK)
+        theirs.check(NETWORK)
+    assert seen == [KEY.address]
+
+
+def test_a_bad_signature_is_refused_every_time() -> None:
+    forged = received(msgspec.structs.replace(sign_record(KEY, record()), signature=Signature(bytes(65))))
+    for _ in range(2):
+        with pytest.raises(SignatureError):
+            forged.check(NETWORK)
+
+
+@given(st.text(max_size=300), st.lists(st.integers(0, 2**31 - 1), max_size=300))
+def test_sizes_are_those_of_the_encoding(text: str, token_ids: list[int]) -> None:
+    signed = sign_record(KEY, record(text=text, token_ids=tuple(token_ids)))
+    assert signed.size_bytes == len(canonical.encode(signed))
+    assert signed.record.size_bytes == len(canonical.encode(signed.record))
 
 
 def test_an_edited_or_foreign_record_does_not() -> None:
@@ -62,20 +92,6 @@ def test_the_question_is_the_last_user_turn() -> None:
         sampling=Sampling(),
     )
     assert request.question() == "second"
-
-
-def test_embeddings_are_rounded_and_clipped() -> None:
-    quantized = quantize_embedding([2.0, -2.0, 0.5, -0.5] + [0.0] * 380)
-    assert list(memoryview(quantized).cast("b")[:4]) == [127, -127, 64, -64]
-    with pytest.raises(ValueError, match="383"):
-        quantize_embedding([0.0] * 383)
-    with pytest.raises(ValueError, match="not numbers"):
-        quantize_embedding([math.nan] + [0.0] * 383)
-
-
-@given(st.lists(st.floats(-1.0, 1.0), min_size=384, max_size=384))
-def test_quantized_numbers_are_rounded_half_to_even(vector: list[float]) -> None:
-    assert list(memoryview(quantize_embedding(vector)).cast("b")) == [round(x * 127) for x in vector]
 
 
 def test_content_shows_as_length_and_digest() -> None:

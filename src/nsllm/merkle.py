@@ -62,7 +62,13 @@ def root(leaf_hashes: Iterable[Digest]) -> Digest:
     >>> root([]).hex()[:8], root([leaf_hash(b"")]).hex()[:8]
     ('e3b0c442', '6e340b9c')
     """
-    return Frontier().extend(leaf_hashes).root()
+    level = list(leaf_hashes)
+    if any(len(leaf) != HASH_BYTES for leaf in level):
+        raise ValueError(f"a leaf hash has {HASH_BYTES} bytes")
+    while len(level) > 1:
+        parents = [node_hash(left, right) for left, right in zip(level[::2], level[1::2], strict=False)]
+        level = parents + level[2 * len(parents) :]  # the last one of an odd number is lifted as it is
+    return level[0] if level else EMPTY_ROOT
 
 
 def inclusion_path(leaf_hashes: Sequence[Digest], index: int) -> tuple[Digest, ...]:

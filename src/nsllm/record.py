@@ -6,10 +6,8 @@ canonical values: sampling parameters are integers in millionths, embeddings are
 
 from __future__ import annotations
 
-import math
-import struct
 from functools import cached_property
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
 from msgspec import Meta
 
@@ -18,6 +16,7 @@ from nsllm.canonical import Value
 from nsllm.crypto import MemberKey
 from nsllm.errors import EncodingError
 from nsllm.ids import (
+    Address,
     AddressField,
     CountField,
     Digest,
@@ -30,11 +29,10 @@ from nsllm.ids import (
 
 MAX_RECORD_BYTES: Final = 512 * 1024
 """Canonical size that any peer accepts for one signed record."""
+SIGNED_BYTES: Final = 1 + len(b"\xa6record") + len(b"\xa9signature") + 2 + 65
+"""What a signed record adds to the record's encoding: a map of two, its keys, 65 bytes after their type and length."""
 MAX_TEXT_CHARS: Final = 100_000
 EMBEDDING_DIMENSIONS: Final = 384
-_DOUBLES: Final = struct.Struct(f"<{EMBEDDING_DIMENSIONS}d")
-_ROUNDS: Final = 1.5 * 2**52
-"""A double near this has no fraction: what is added to it is rounded half to even, and stands in its lowest bytes."""
 MAX_CHUNK_CHARS: Final = 4_000
 """Of one chunk: 256 tokens, which an encoder reads, are some 1,200 characters of English."""
 MAX_CHUNK_BYTES: Final = 24 * 1024
@@ -238,11 +236,17 @@ class Record(Value, frozen=True, kw_only=True, dict=True):
 
     def digest(self) -> Digest:
         """What the generator signs and everybody else names the record by; computed once."""
-        return self._digest
+        return self._measured[0]
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the canonical encoding; computed with the digest, which needs the same bytes."""
+        return self._measured[1]
 
     @cached_property
-    def _digest(self) -> Digest:
-        return canonical.digest("record", self.network, self)
+    def _measured(self) -> tuple[Digest, int]:
+        data = canonical.encode(self)
+        return canonical.digest("record", self.network, data), len(data)
 
 
 class SignedRecord(Value, frozen=True, kw_only=True, dict=True):
@@ -260,12 +264,27 @@ class SignedRecord(Value, frozen=True, kw_only=True, dict=True):
         """
         if self.record.network != network:
             raise EncodingError(f"record of network {self.record.network.hex()[:16]}, not {network.hex()[:16]}")
-        crypto.verify(self.record.digest(), self.signature, self.record.generator)
+        generator = self.record.generator
+        if generator not in self._signers:
+            crypto.verify(self.record.digest(), self.signature, generator)
+            self._signers.add(generator)
+
+    @classmethod
+    def sign(cls, key: MemberKey, record: Record) -> Self:
+        """The record with a signature by `key`, which need not be recovered here."""
+        signed = cls(record=record, signature=key.sign(record.digest()))
+        signed._signers.add(key.address)
+        return signed
 
     @cached_property
+    def _signers(self) -> set[Address]:
+        """Whoever is known to have made the signature: nobody before it is made or checked here."""
+        return set()
+
+    @property
     def size_bytes(self) -> int:
         """Length of the canonical encoding."""
-        return len(canonical.encode(self))
+        return self.record.size_bytes + SIGNED_BYTES
 
 
 def request_key(network: NetworkId, request: Request, salt: bytes = b"") -> Digest:
@@ -276,24 +295,9 @@ def request_key(network: NetworkId, request: Request, salt: bytes = b"") -> Dige
 
 def sign_record(key: MemberKey, record: Record) -> SignedRecord:
     """The record with its generator's signature; `key` must be the key of `record.generator`."""
-    return SignedRecord(record=record, signature=key.sign(record.digest()))
+    return SignedRecord.sign(key, record)
 
 
 def sign_chunk(key: MemberKey, chunk: Chunk) -> SignedChunk:
     """The chunk with its member's signature; `key` must be the key of `chunk.member`."""
     return SignedChunk(chunk=chunk, signature=key.sign(chunk.digest()))
-
-
-def quantize_embedding(vector: tuple[float, ...] | list[float]) -> bytes:
-    """A unit vector of 384 floats as 384 signed bytes (times 127, rounded, clipped).
-
-    >>> quantize_embedding([1.0] + [0.0] * 383)[:2]
-    b'\\x7f\\x00'
-    """
-    if len(vector) != EMBEDDING_DIMENSIONS:
-        raise ValueError(f"{len(vector)} dimensions, expected {EMBEDDING_DIMENSIONS}")
-    if not math.isfinite(sum(vector)):
-        raise ValueError("an embedding that is not numbers throughout")
-    if max(vector) > 1.0 or min(vector) < -1.0:
-        vector = [max(-1.0, min(1.0, x)) for x in vector]
-    return _DOUBLES.pack(*[x * 127 + _ROUNDS for x in vector])[::8]

@@ -12,7 +12,7 @@ from benchmarks.cache_latency import look_ups
 from benchmarks.cache_records import Maker
 from benchmarks.cache_stream import Embedded, best_fixed, near_miss_stream, play, play_fixed, upper95
 from benchmarks.cache_workload import NEAR_MISSES, PARAPHRASES, Asked, Topic, apart
-from nsllm.record import quantize_embedding
+from nsllm.embedding import quantize_embedding
 
 WORDS = {
     "antonym": {"old": "new"},

@@ -16,11 +16,11 @@ from benchmarks.look_up_costs import costs
 from benchmarks.look_ups import Table, _item
 from nsllm.cache_dht.index import cosine
 from nsllm.cache_dht.placement import holders, shards_of
+from nsllm.embedding import quantize_embedding
 from nsllm.governance.defaults import default_policy
 from nsllm.ids import TimeMs
 from nsllm.node.founding import found, founder
 from nsllm.node.identity import new_identity
-from nsllm.record import quantize_embedding
 from nsllm.simulations.standin import stand_in_digest
 from nsllm.simulations.virtual import seeded
 

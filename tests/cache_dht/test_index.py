@@ -7,7 +7,7 @@ import pytest
 
 from nsllm.cache_dht.index import SemanticIndex, cosine
 from nsllm.cache_dht.placement import embedding_shard, near_shards
-from nsllm.record import quantize_embedding
+from nsllm.embedding import quantize_embedding
 
 
 def embeddings(count: int, seed: int = 1) -> list[bytes]:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from nsllm.cache_dht.placement import Shard, embedding_shard, holders, key_shard
 from nsllm.consensus.registry import Member, RegistryState
+from nsllm.embedding import quantize_embedding
 from nsllm.ids import Address, Digest, NetworkId
-from nsllm.record import quantize_embedding
 
 NETWORK = NetworkId(b"\x07" * 32)
 

@@ -12,8 +12,8 @@ import trio
 from nsllm.cache_dht.errors import StoreError
 from nsllm.cache_dht.store import RecordStore
 from nsllm.clock import SystemClock
+from nsllm.embedding import quantize_embedding
 from nsllm.offload import InlineOffload
-from nsllm.record import quantize_embedding
 
 
 def store_at(path: Path | None) -> RecordStore:

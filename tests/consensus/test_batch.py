@@ -12,6 +12,7 @@ from nsllm.consensus.batch import (
     MAX_BATCH_RECORDS,
     Abstention,
     BatchCommit,
+    Excerpt,
     Row,
     check_row,
     commitment,
@@ -26,7 +27,7 @@ from nsllm.consensus.batch import (
 from nsllm.consensus.batch_conflict import BatchConflict, conflict_of, contradict
 from nsllm.consensus.errors import EvidenceError, ObservationError
 from nsllm.consensus.evidence import MAX_EVIDENCE_BYTES
-from nsllm.consensus.observation import Subject
+from nsllm.consensus.observation import MISSING, Subject
 from nsllm.consensus.observation_message import (
     MAX_OBSERVATION_BYTES,
     Commit,
@@ -127,6 +128,17 @@ def test_rows_come_back_as_they_went_in(rows):
     column = pack_rows(made)
     assert unpack_rows(column, 3) == made
     assert len(column) == len(made) * row_bytes(3)
+
+
+def test_an_excerpt_of_rows_is_the_one_that_is_read_from_their_column(kit):
+    key = kit.keys(1)[0]
+    signed = sign_commit(key, kit.NETWORK, batch(kit, key, subject(1)))
+    rows = (row(0), row(3, 7, MISSING))
+    excerpt = Excerpt.of(signed, rows)
+    read = Excerpt(signed=signed, rows=pack_rows(rows))
+    assert excerpt == read
+    assert excerpt.opened(2) == read.opened(2) == rows
+    assert Excerpt.of(signed, ()).opened(2) == ()
 
 
 @pytest.mark.parametrize(

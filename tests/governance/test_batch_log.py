@@ -70,6 +70,18 @@ def test_what_blocks_settled_is_forgotten_but_no_number_comes_again(net, reopen)
     assert reopen().next_number(Epoch(0), TimeMs(0)) == 2
 
 
+def test_what_is_settled_is_forgotten_with_the_next_batch_or_not_at_all(net, reopen) -> None:
+    log = reopen()
+    log.put(*net.batch(net.keys[0], net.record("a"), number=1))
+    settled = [net.record("a").record.digest()]
+    with pytest.raises(GuardError):
+        log.put(*net.batch(net.keys[0], net.record("b"), number=1), settled)
+    assert len(log.outstanding(Epoch(0), 10)) == 1, "the batch was refused, and with it what comes along"
+    second = net.batch(net.keys[0], net.record("b"), number=2)
+    log.put(*second, settled)
+    assert log.outstanding(Epoch(0), 10) == [second]
+
+
 def test_a_new_epoch_begins_at_one_and_clears_the_old(net, reopen) -> None:
     log = reopen()
     signed, reveal = net.batch(net.keys[0], net.record("a"), number=1)

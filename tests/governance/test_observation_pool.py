@@ -73,6 +73,17 @@ def test_our_row_waits_for_the_others_commits(net, pool) -> None:
     assert (pool.openable(9.9), pool.opens_in_s(9.9)) == ([], None)
 
 
+def test_our_row_waits_again_where_a_commit_is_left_out(net, pool) -> None:
+    signed = net.record("a")
+    for key in net.keys:
+        pool.add_commit(net.batch(key, signed)[0], 0.0, never)
+    assert pool.openable(0.0) == [signed.record.digest()], "all have committed"
+    pool.ban(net.keys[3].address)
+    assert (pool.openable(0.0), pool.opens_in_s(0.0)) == ([], WAIT_FOR_ALL_S)
+    pool.ban(net.keys[2].address)
+    assert (pool.openable(9.0), pool.opens_in_s(9.0)) == ([], None)
+
+
 def test_a_batch_opens_row_by_row(net, pool) -> None:
     """A record that nobody else has holds back its own row, not the rest of the batch."""
     known, lonely = sorted((net.record("a"), net.record("b")), key=lambda signed: signed.record.digest())
@@ -190,7 +201,7 @@ def test_rows_of_one_validator_are_bounded_over_all_of_its_batches(net, pool, mo
 def test_far_numbers_are_dropped_before_their_signature_is_looked_at(net, pool, monkeypatch) -> None:
     checks = []
     sound = net.batch(net.keys[1], net.record("a"), number=5000)[0]
-    monkeypatch.setattr(type(sound), "check", lambda self, network: checks.append(self.commit.number))
+    monkeypatch.setattr(type(sound), "check_signature", lambda self, network: checks.append(self.commit.number))
     for number in (5000, 5000 + MAX_NUMBERS_AHEAD + 1, 5000 - MAX_NUMBERS_AHEAD - 1, 2**62, 5001):
         pool.add_commit(net.batch(net.keys[1], net.record(str(number)), number=number)[0], 0.0, never)
     assert checks == [5000, 5001]

@@ -10,12 +10,13 @@ import pytest
 import trio
 from msgspec.structs import replace
 
+from nsllm.embedding import quantize_embedding
 from nsllm.ids import Digest
 from nsllm.node.document_spreader import AGAIN_S
 from nsllm.node.errors import NotFoundError
 from nsllm.node.service import Piece
 from nsllm.passages import check_evidence, framed
-from nsllm.record import quantize_embedding, sign_chunk
+from nsllm.record import sign_chunk
 
 TEXTS = (
     "The lighthouse of Aldern was built in 1871 from granite of the northern quarry.",
