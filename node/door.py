@@ -2,14 +2,15 @@
 
 An answer waits until it begins (its question is read, embedded and judged, and gets a place in the engine), it is
 written, and it is judged again. Each newcomer is behind all that wait, and in the last stretch, where one is judged
-after the other, behind everybody. Both times are estimated at the pace of the last answers, whatever it was that set
-it; the longer one counts.
+after the other, behind all that get there: answers from the cache do not, and how many of those inside will be such is
+taken from the last ones. Both times are estimated at the pace of the last answers, whatever it was that set it; the
+longer one counts.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -19,7 +20,7 @@ import trio
 from nsllm.node.config import EngineConfig
 from nsllm.node.engine.slots import LONGEST_RETRY_S
 from nsllm.node.errors import OverloadedError
-from nsllm.node.line_time import LineTime
+from nsllm.node.line_time import REMEMBERED, LineTime
 from nsllm.node.service import ChatEvent, ChatStarted, Listener
 
 MOST_EXCESS: Final = 2
@@ -85,6 +86,8 @@ class Door:
         """Not begun, in the order in which they came."""
         self._beginning = LineTime(at_once=True)
         self._judging = LineTime()
+        self._judged: deque[bool] = deque(maxlen=REMEMBERED)
+        """Of the last answers that ended well: whether they were judged."""
 
     @classmethod
     def of(cls, config: EngineConfig) -> Door:
@@ -98,11 +101,10 @@ class Door:
 
     def wait_s(self) -> float:
         """What a newcomer would probably wait."""
-        now_s = trio.current_time()
-        return max(
-            self._beginning.wait_s(self._beginning.inside, now_s),
-            self._judging.wait_s(self.inside, now_s),
-        )
+        now_s, judging = trio.current_time(), self._judging.inside
+        share = (sum(self._judged) + 1) / (len(self._judged) + 1)
+        ahead = judging + math.ceil(share * (self.inside - judging))
+        return max(self._beginning.wait_s(self._beginning.inside, now_s), self._judging.wait_s(ahead, now_s))
 
     @contextmanager
     def visit(self, client: str, listener: Listener) -> Iterator[Visit]:
@@ -149,6 +151,8 @@ class Door:
             self._beginning.leave(now_s, passed=False)
         if visit.written:
             self._judging.leave(now_s, passed=passed)
+        if passed:
+            self._judged.append(visit.written)
         self._inside[visit.client] -= 1
         if not self._inside[visit.client]:
             del self._inside[visit.client]

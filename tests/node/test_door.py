@@ -140,6 +140,32 @@ async def test_a_client_that_asks_seldom_is_served_beside_one_that_floods(open_d
     assert here.broken == []
 
 
+async def test_answers_from_the_cache_do_not_wait_for_the_judge(open_door, autojump_clock):
+    here = open_door(judge_s=2.0, read_s=0.5)
+    for number in range(3):
+        await here.come(f"a{number}")
+    await trio.sleep(30)
+    served, refused = [], []
+
+    async def hit():
+        try:
+            with here.door.visit("b", here) as visit:
+                visit.send_nowait(STARTED)
+                await trio.sleep(0.3)
+                visit.send_nowait(FINISHED)
+            served.append(trio.current_time())
+        except OverloadedError:
+            refused.append(trio.current_time())
+
+    for _ in range(40):  # few at once, until that is known of them
+        here.nursery.start_soon(hit)
+        await trio.sleep(0.1)
+    for _ in range(64):
+        here.nursery.start_soon(hit)
+    await trio.sleep(5)
+    assert (len(served), refused) == (104, [])
+
+
 async def test_no_more_are_inside_than_there_may_be(open_door, autojump_clock):
     here = open_door(most_wait_s=1e9, most=5)
     for number in range(9):
