@@ -166,6 +166,36 @@ async def test_answers_from_the_cache_do_not_wait_for_the_judge(open_door, autoj
     assert (len(served), refused) == (104, [])
 
 
+async def test_where_all_have_begun_a_client_with_little_may_wait_twice_as_long(open_door, autojump_clock):
+    here = open_door()
+    await here.come("a0")
+    await trio.sleep(5)  # a second each
+    for number in range(1, 12):
+        await here.come(f"a{number}")
+    await trio.sleep(0.2)
+    assert 10 < here.door.wait_s() < 20
+    await here.come("a12")
+    await here.come("b0")
+    assert [name for name, _ in here.refused] == ["a12"]
+    for number in range(1, 20):
+        await here.come(f"b{number}")
+        await trio.sleep(0.01)
+    await trio.sleep(60)
+    names = [name[0] for name, *_ in here.finished]
+    assert names.count("b") == 5  # less than half of a's twelve
+
+
+async def test_each_newcomer_sends_somebody_else_away(open_door, autojump_clock):
+    here = open_door(most=4, read_s=1.0)
+    for number in range(4):
+        await here.come(f"a{number}")
+    for name in ("b0", "c0"):
+        here.nursery.start_soon(here._answer, name)
+    await trio.sleep(60)
+    assert sorted(name for name, _ in here.refused) == ["a2", "a3"]
+    assert sorted(name for name, *_ in here.finished) == ["a0", "a1", "b0", "c0"]
+
+
 async def test_no_more_are_inside_than_there_may_be(open_door, autojump_clock):
     here = open_door(most_wait_s=1e9, most=5)
     for number in range(9):
