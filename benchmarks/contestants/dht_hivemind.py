@@ -20,7 +20,9 @@ from hivemind.utils import get_dht_time
 
 LIFE_S: Final = 3600.0
 START_S: Final = 120.0
-"""Until the daemon answers; sixteen start at once."""
+"""Until the daemon and the first peer answer; other processes start at the same time."""
+REQUEST_S: Final = 3.0
+"""As is hivemind's default."""
 
 
 async def put(node: Any, keys: Sequence[str], values: Sequence[str]) -> dict[str, Any]:
@@ -50,8 +52,12 @@ async def get(node: Any, keys: Sequence[str]) -> dict[str, Any]:
 async def serve(plan: Mapping[str, Any]) -> None:
     """Run, and do what standard input says."""
     node = await DHTNode.create(
-        initial_peers=plan["bootstrap"] or None, host_maddrs=[plan["listen"]], startup_timeout=START_S
+        initial_peers=plan["bootstrap"] or None,
+        host_maddrs=[plan["listen"]],
+        startup_timeout=START_S,
+        wait_timeout=START_S,
     )
+    node.protocol.wait_timeout = REQUEST_S
     addresses = [str(address) for address in await node.get_visible_maddrs()]
     _answer({"pid": os.getpid(), "address": addresses[0]})
     while line := await asyncio.to_thread(sys.stdin.readline):
