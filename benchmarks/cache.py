@@ -42,11 +42,13 @@ SEED: Final = 11
 
 
 def embedded(stream: Sequence[Asked]) -> Embedded:
+    """A stream with the embeddings of its questions."""
     texts = list(dict.fromkeys(asked.text for asked in stream))
     return Embedded(stream, dict(zip(texts, quantized(embed(texts)), strict=True)))
 
 
 def near_misses(*, quick: bool) -> tuple[list[Topic], Embedded]:
+    """Topics of the measuring half, and the stream of questions about them."""
     rng = random.Random(SEED)
     every = topics("measuring", rng, tables())
     crowded = [t for t in every if t.original.answers and not t.near_misses]
@@ -95,6 +97,7 @@ def targets(count: int) -> list[tuple[str, str]]:
 
 
 def main() -> int:
+    """Measure what the arguments ask for, and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="about a minute: fewer questions and records")
     parser.add_argument("--json", action="store_true")
@@ -117,6 +120,7 @@ def main() -> int:
 
 
 def markdown(result: dict[str, Any]) -> str:
+    """The figures, as people read them."""
     plain = {name: value for name, value in result.items() if isinstance(value, int | float | None)}
     return "\n\n".join([table(result["goals"]), facts(plain)])
 

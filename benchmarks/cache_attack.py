@@ -37,6 +37,7 @@ WORDINGS: Final = ("{}", "please tell me {}", "{} thanks", "could you tell me {}
 
 
 def spoil(kind: str, answer: str, others: Sequence[str], rng: random.Random) -> str:
+    """A wrong answer of a kind, made of the right one or of other questions'."""
     if kind == "off topic":
         return rng.choice([other for other in others if other != answer])
     if kind == "incoherent":

@@ -44,6 +44,7 @@ NOISE: Final = 0.01
 
 
 def quantile(values: Sequence[float], share: float) -> float:
+    """Interpolated."""
     return float(np.quantile(np.array(values), share))
 
 

@@ -90,6 +90,7 @@ class Embedded:
 
 
 def quantized(vectors: np.ndarray) -> list[bytes]:
+    """Unit vectors as records carry them."""
     return [quantize_embedding(vector.tolist()) for vector in vectors]
 
 

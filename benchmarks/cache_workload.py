@@ -116,6 +116,7 @@ class Topic:
 
 
 def folded(answer: str) -> str:
+    """An answer without case, spaces and punctuation: two that agree in this are the same."""
     return re.sub(r"[^a-z0-9]", "", answer.lower())
 
 

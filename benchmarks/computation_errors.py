@@ -169,6 +169,7 @@ def other_model(paths: ModelPaths, folder: Path, share: float) -> Path:
 
 
 def passed(traces: Sequence[Trace]) -> int:
+    """How many validators would take for computed."""
     return sum(computation_ppm(trace) >= PASS_PPM for trace in traces)
 
 
@@ -197,6 +198,7 @@ QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Answers generated honestly and otherwise, each read again by validators of every kind."""
     paths = ensure_default_models(default_home(os.environ), lambda progress: print(progress, file=sys.stderr))
     torch.set_num_threads(1)
     choice = choose(paths.text, paths.backend)
@@ -305,6 +307,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure what the arguments ask for, and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="20 questions, a minute or two on one core")
     parser.add_argument("--json", action="store_true", help="one line, one object")

@@ -173,6 +173,7 @@ def _memory(sizes: Sequence[int], answers: int) -> list[dict[str, Any]]:
 
 
 def main() -> int:
+    """Measure what the arguments ask for, and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of Markdown")
     parser.add_argument("--quick", action="store_true", help="four validators only, fewer answers: less than a minute")

@@ -192,6 +192,7 @@ def run(
 
 
 def main() -> None:
+    """Measure what the arguments ask for, and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="8 questions instead of 20")
     parser.add_argument("--json", action="store_true", help="one line, one object")

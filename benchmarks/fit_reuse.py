@@ -77,6 +77,7 @@ def prior(counts: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
+    """Fit, say how well, and write the figures where that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topics", type=int, default=2500)
     parser.add_argument("--write", action="store_true", help=f"replace {SHIPPED.name}")

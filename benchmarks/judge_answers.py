@@ -35,6 +35,7 @@ def pairs() -> list[tuple[str, str, bool]]:
 
 
 def main() -> None:
+    """Judge, and print what was found."""
     asked = pairs()
     first, second = embed([a for a, _, _ in asked]), embed([b for _, b, _ in asked])
     cosines = (first * second).sum(axis=1)

@@ -104,6 +104,7 @@ def within(group: Group, certified: CertifiedRecord) -> CertifiedRecord:
 
 
 def enveloped(group: Group, certified: CertifiedRecord) -> CertifiedSealed:
+    """A group's record as holders get it."""
     network = certified.signed.record.network
     sealed = group.seal(network, certified.signed, SEALER.address)
     return CertifiedSealed(

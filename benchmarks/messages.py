@@ -180,6 +180,7 @@ def _plans(folder: Path, count: int) -> Iterator[Mapping[str, Any]]:
 
 
 def main() -> None:
+    """Measure what the arguments ask for, and print it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.messages", description=__doc__)
     parser.add_argument("--peers", type=int, default=PEERS)
     parser.add_argument("--seconds", type=float, default=SECONDS)

@@ -43,6 +43,7 @@ QUICK_STEP = 7
 
 
 def questions(*, quick: bool) -> list[str]:
+    """Those that are asked, a few of them for a quick run."""
     lines = (HERE / "benign_questions.txt").read_text(encoding="utf-8").splitlines()
     return lines[::QUICK_STEP] if quick else lines + [question for question, _ in human_answers()]
 
@@ -58,6 +59,7 @@ def human_answers() -> list[tuple[str, str]]:
 
 
 def sentences(text: str) -> list[str]:
+    """Of a text, or its lines."""
     return [part for part in re.split(r"(?<=[.!?])\s+|\n+", text) if part]
 
 
@@ -82,6 +84,7 @@ def auc(good: Sequence[float], bad: Sequence[float]) -> float:
 
 
 async def generate(engine: Engine, question: str, seed: int, max_tokens: int) -> str:
+    """The default model's answer."""
     sampling = Sampling(seed=seed, max_tokens=max_tokens)
     async with engine.generate(EngineRequest((Message(role="user", content=question),), sampling)) as stream:
         return "".join([event.text async for event in stream if isinstance(event, Piece)]).strip()
@@ -107,10 +110,12 @@ async def judged(engine: Engine, policy: Policy, question: str, answer: str) -> 
 
 
 def share(rows: Sequence[dict[str, float]], key: str) -> float:
+    """Of rows where something holds."""
     return round(sum(bool(row[key]) for row in rows) / len(rows), 4)
 
 
 async def measure(options: argparse.Namespace) -> dict[str, object]:
+    """Good answers and spoilt ones under the rubric, and how well its scores tell them apart."""
     paths = ensure_default_models(default_home(os.environ), lambda progress: print(progress, file=sys.stderr))
     engine = WorkerEngine(text=paths.text, encoder=paths.encoder, threads=1, max_queue=64, rng=random.Random(1))
     began = time.monotonic()
@@ -155,6 +160,7 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
 
 
 def main() -> None:
+    """Measure what the arguments ask for, and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="20 questions, about a minute on one core")
     parser.add_argument("--json", action="store_true", help="one line, one object")

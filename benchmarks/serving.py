@@ -268,6 +268,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def main() -> int:
+    """Measure what the arguments ask for, and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of Markdown")
     parser.add_argument("--quick", action="store_true", help="30 seconds")

@@ -81,6 +81,7 @@ def altered(answer: str) -> str:
 
 
 async def answered(engine: Engine, question: str, evidence: Sequence[str], seed: int, max_tokens: int) -> str:
+    """The default model's answer to a question over passages."""
     messages = with_passages((Message(role="user", content=question),), cited(evidence))
     async with engine.generate(EngineRequest(messages, Sampling(seed=seed, max_tokens=max_tokens))) as stream:
         return "".join([event.text async for event in stream if isinstance(event, Piece)]).strip()
@@ -105,6 +106,7 @@ async def measured(engine: Engine, answer: str, evidence: Sequence[str]) -> dict
 
 
 async def measure(options: argparse.Namespace) -> dict[str, object]:
+    """Answers over the right passages and over others, and how well `support` tells them apart."""
     paths = ensure_default_models(default_home(os.environ), lambda progress: print(progress, file=sys.stderr))
     engine = WorkerEngine(text=paths.text, encoder=paths.encoder, threads=1, max_queue=64, rng=random.Random(1))
     began = time.monotonic()
@@ -152,6 +154,7 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
 
 
 def report(found: dict[str, list[dict[str, float]]], seconds: float, max_tokens: int) -> dict[str, object]:
+    """Quantiles and error rates by kind."""
     good = found["good"]
     gate: Callable[[float], float] = lambda value: RULES.support.open(round(value * 1e6))  # noqa: E731
     kinds = [kind for kind in found if kind != "good"]
@@ -175,6 +178,7 @@ def report(found: dict[str, list[dict[str, float]]], seconds: float, max_tokens:
 
 
 def main() -> None:
+    """Measure what the arguments ask for, and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="12 questions")
     parser.add_argument("--json", action="store_true", help="one line, one object")

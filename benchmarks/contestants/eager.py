@@ -95,6 +95,7 @@ class Eager:
 
 
 def main() -> None:
+    """Load the model, and do what standard input says."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--threads", type=int, required=True)

@@ -129,6 +129,7 @@ class Fast:
 
 
 def main() -> None:
+    """Load the model, and do what standard input says."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--encoder", type=Path, required=True)

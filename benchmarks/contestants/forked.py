@@ -18,6 +18,7 @@ FIRST_FREE = 3
 
 
 def main() -> None:
+    """Fork, and wait for all."""
     module = importlib.import_module(sys.argv[1])
     pipes = [sys.argv[start : start + 3] for start in range(2, len(sys.argv), 3)]
     for inward, outward, log in pipes:

@@ -220,6 +220,7 @@ def quantize(gguf: Path, name: str, into: Path) -> None:
 
 
 def main() -> None:
+    """Quantize a model, or load one and do what standard input says."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--gguf", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=1)
