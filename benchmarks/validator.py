@@ -67,8 +67,9 @@ class Judge(StandInEngine):
         """The same for every answer."""
         return [Likelihood(mean_logprob=-1.0, tokens=min(16, most_tokens), head_logprob=-1.0)] * len(items)
 
-    async def retrace(self, claim: Claim) -> Trace:
+    async def retrace(self, claim: Claim, *, beside: tuple[Message, ...] = ()) -> Trace:
         """No token of any answer strains. Here others have their turn, once a record."""
+        del beside
         await trio.lowlevel.checkpoint()
         return Trace(len(claim.token_ids))
 

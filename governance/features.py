@@ -69,6 +69,7 @@ async def measure_answer(
     evidence: Sequence[str] = (),
     *,
     given: Likelihood | None = None,
+    free: Likelihood | None = None,
 ) -> AnswerFeatures:
     """Features of `answer` as the assistant's reply to `messages`: one call for embeddings, two for likelihoods.
 
@@ -78,6 +79,7 @@ async def measure_answer(
         answer: what the assistant said.
         evidence: texts that the answer cites.
         given: the answer's likelihood after the conversation, where it is known already.
+        free: its head's after `UNCONDITIONED`, where that is known.
 
     Relevance is the higher cosine of the answer to the last user turn and, in a longer conversation, to all user turns
     together: "and in winter?" alone says little.
@@ -90,7 +92,8 @@ async def measure_answer(
     vectors = await models.embed([answer, *questions, *said, *pieces])
     if given is None:
         [given] = await models.likelihoods([(tuple(messages), answer)])
-    [free] = await models.likelihoods([(UNCONDITIONED, answer)], most_tokens=HEAD_TOKENS)
+    if free is None:
+        [free] = await models.likelihoods([(UNCONDITIONED, answer)], most_tokens=HEAD_TOKENS)
     own, asked, rest = vectors[0], vectors[1 : 1 + len(questions)], vectors[1 + len(questions) :]
     logprob = _within(given.mean_logprob, LOGPROB_FLOOR, 0.0)
     head, alone = (_within(one.head_logprob, LOGPROB_FLOOR, 0.0) for one in (given, free))

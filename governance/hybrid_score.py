@@ -18,11 +18,11 @@ from nsllm.errors import NsllmError
 from nsllm.governance.computation import DIMENSION as COMPUTATION
 from nsllm.governance.computation import computation_ppm
 from nsllm.governance.errors import AbstainError, SafetyUnavailableError
-from nsllm.governance.features import AnswerFeatures, measure_answer
+from nsllm.governance.features import UNCONDITIONED, AnswerFeatures, measure_answer
 from nsllm.governance.policy import Rubric, RuleSet
 from nsllm.governance.ports import Claim, JudgeModels, Likelihood, Trace
 from nsllm.ids import Digest, Ppm
-from nsllm.record import Record, TextField
+from nsllm.record import Message, Record, TextField
 
 SUPPORT: Final = "support"
 NO_EVIDENCE: Final = "the record cites no evidence"
@@ -95,7 +95,7 @@ class HybridScorer:
     async def observe(self, record: Record, rubric: Rubric) -> Observed:
         """A rubric's dimensions of a record.
 
-        An answer of the rubric's own scorer model is read once, for its likelihood and for `computation`.
+        An answer of the rubric's own scorer model is read once, for its likelihoods and for `computation`.
 
         Raises:
             AbstainError: this validator lacks something that the rubric pins and that is not for an optional
@@ -107,16 +107,18 @@ class HybridScorer:
         found: dict[str, Ppm] = {}
         missing: dict[str, str] = {}
         given: Likelihood | None = None
+        free: Likelihood | None = None
         if COMPUTATION in rubric.dimensions:
+            own = record.request.model_digest == rubric.scorer_model
             try:
-                trace = await self._retrace(record)
+                trace = await self._retrace(record, UNCONDITIONED if own else ())
             except AbstainError as error:
                 missing[COMPUTATION] = error.message
             else:
                 found[COMPUTATION] = computation_ppm(trace)
-                given = trace.likelihood if record.request.model_digest == rubric.scorer_model else None
+                given, free = (trace.likelihood, trace.beside) if own else (None, None)
         features = await measure_answer(
-            models, record.request.messages, record.text, passages.texts(record.evidence), given=given
+            models, record.request.messages, record.text, passages.texts(record.evidence), given=given, free=free
         )
         item = AnswerItem(question=record.request.question(), answer=record.text, features=features)
         try:
@@ -133,11 +135,11 @@ class HybridScorer:
         row = tuple(int(found[name]) if name in found else MISSING for name in rubric.dimensions)
         return Observed(row, {name: missing[name] for name in rubric.dimensions if name not in found})
 
-    async def _retrace(self, record: Record) -> Trace:
+    async def _retrace(self, record: Record, beside: tuple[Message, ...]) -> Trace:
         model = record.request.model_digest
         if not self._models.holds(model):
             raise AbstainError(f"the answer's model is {model.hex()[:16]}, which is not loaded here")
         try:
-            return await self._models.retrace(Claim.of(record))
+            return await self._models.retrace(Claim.of(record), beside=beside)
         except NsllmError as error:
             raise AbstainError(f"the answer cannot be read again: {error.message}") from None

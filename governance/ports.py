@@ -78,6 +78,9 @@ class Trace:
     """It was read in the very numbers that it claims, by kernels that give the same bits everywhere."""
     likelihood: Likelihood | None = None
     """Of the text, as `JudgeModels.likelihoods` has it for the conversation, if the same tokens were read for it."""
+    beside: Likelihood | None = None
+    """Of the text's first `HEAD_TOKENS`, as `JudgeModels.likelihoods` has it for the conversation that was given beside
+    the claim, if the same tokens were read for it."""
 
 
 class JudgeModels(Protocol):
@@ -104,8 +107,12 @@ class JudgeModels(Protocol):
         """Whether the model that a record names so is at hand: the same files, in whatever numbers they run here."""
         ...
 
-    async def retrace(self, claim: Claim) -> Trace:
+    async def retrace(self, claim: Claim, *, beside: tuple[Message, ...] = ()) -> Trace:
         """Read an answer again, every token of it, under the model that it claims.
+
+        Args:
+            claim: what its record says.
+            beside: a conversation after which the head of the answer is read in the same passes; empty: none.
 
         Raises:
             NsllmError: it cannot be repeated here; the message is the reason.

@@ -8,9 +8,11 @@ from typing import Final, Protocol
 
 from nsllm.canonical import Value
 from nsllm.embedding import quantize_embedding
-from nsllm.governance.features import AnswerFeatures, EmbeddingField, measure_answer
-from nsllm.governance.policy import Policy
-from nsllm.governance.ports import JudgeModels
+from nsllm.errors import NsllmError
+from nsllm.governance.computation import DIMENSION as COMPUTATION
+from nsllm.governance.features import UNCONDITIONED, AnswerFeatures, EmbeddingField, measure_answer
+from nsllm.governance.policy import Policy, Rubric
+from nsllm.governance.ports import Claim, JudgeModels, Likelihood
 from nsllm.governance.validation import Decision, Measure, Stage, judge
 from nsllm.record import EMBEDDING_DIMENSIONS, Message, TextField
 
@@ -88,6 +90,7 @@ class Validator:
         publishing: bool,
         embed: bool = True,
         evidence: Sequence[str] = (),
+        claim: Claim | None = None,
     ) -> OutputCheck:
         """Judge an answer to a conversation.
 
@@ -98,6 +101,7 @@ class Validator:
             publishing: whether the answer could be published: only then are likelihoods asked for and coherence judged.
             embed: whether an answer that is not published is embedded for the layers that listen to its meaning.
             evidence: texts that the answer cites.
+            claim: of an answer that this peer will score, too: it is read as the score reads it, once for both.
 
         Raises:
             SafetyUnavailableError: withhold the answer and say so.
@@ -105,7 +109,8 @@ class Validator:
         features: AnswerFeatures | None = None
         if publishing:
             models = self._models.judging(policy.rubric.scorer_model) or self._models
-            features = await measure_answer(models, messages, answer, evidence)
+            given, free = await self._read(claim, policy.rubric)
+            features = await measure_answer(models, messages, answer, evidence, given=given, free=free)
             embedding = features.embedding
         elif not embed:
             embedding = NOT_EMBEDDED
@@ -115,3 +120,13 @@ class Validator:
         question = next((message.content for message in reversed(messages) if message.role == "user"), "")
         item = TextItem(stage="output", text=answer, question=question, embedding=embedding, features=features)
         return OutputCheck(judge("output", await self._layers.validate(item), policy), features)
+
+    async def _read(self, claim: Claim | None, rubric: Rubric) -> tuple[Likelihood | None, Likelihood | None]:
+        """The likelihoods that reading the answer's own tokens gives; None where the score does not read them."""
+        if claim is None or claim.request.model_digest != rubric.scorer_model or COMPUTATION not in rubric.dimensions:
+            return None, None
+        try:
+            trace = await self._models.retrace(claim, beside=UNCONDITIONED)
+        except NsllmError:  # it is not loaded, or cannot read this answer again
+            return None, None
+        return trace.likelihood, trace.beside

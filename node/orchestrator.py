@@ -21,6 +21,7 @@ from nsllm.cache_dht.patience import Patience
 from nsllm.cache_dht.reuse import may_stand_in
 from nsllm.embedding import quantize_embedding
 from nsllm.errors import NsllmError
+from nsllm.governance.ports import Claim
 from nsllm.governance.validation import Decision
 from nsllm.governance.validator import Validator
 from nsllm.ids import hex0x, short
@@ -259,6 +260,7 @@ class Orchestrator:
             publishing=not private,
             embed=question.embeds,
             evidence=passages.texts(question.evidence),
+            claim=self._claim(question, text, token_ids, done),
         )
         if check.decision.withheld:
             tokens = done.usage(token_ids)
@@ -266,6 +268,19 @@ class Orchestrator:
             return
         await self._finish(question, send, text, tuple(token_ids), done, check.decision)
         self._near.learn(look_up.weighed, text, shared=question.visibility == "public")
+
+    def _claim(self, question: Question, text: str, token_ids: Sequence[int], done: Done) -> Claim | None:
+        """What the answer's record will say of its making, if this peer will be asked to score it."""
+        if question.visibility == "private" or not self._context.is_validator:
+            return None
+        return Claim(
+            request=question.request,
+            sampling=done.sampling,
+            prompt_token_ids=done.prompt_token_ids,
+            token_ids=tuple(token_ids),
+            text=text,
+            finish_reason=done.finish_reason,
+        )
 
     async def _begin(self, question: Question, look_up: LookUp, send: Visit, prompt_tokens: int | None) -> None:
         """Say that this answer is the one, unless the look-up has found another and cancelled us."""

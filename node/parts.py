@@ -35,6 +35,7 @@ from nsllm.node.document_spreader import DocumentSpreader
 from nsllm.node.documents import Documents
 from nsllm.node.door import Door
 from nsllm.node.embeddings import Embeddings
+from nsllm.node.engine.remembered import Remembered
 from nsllm.node.events import EventBus
 from nsllm.node.examiner import Examiner
 from nsllm.node.executors import Executors
@@ -112,6 +113,7 @@ class Parts:
         for tap in (self.metrics.count, world.observer, self._auditor.hear):
             context.events.tap(tap)
         network, engine = world.network, world.engine
+        self._judges = Remembered(engine)
         self.directory = PeerDirectory(context.network_id, genesis.registry(), world.clock, on_admission=self._admitted)
         links = MemberLinks(network, self.directory)
         self._mesh = MeshClient(network, self.directory, world.rng)
@@ -221,7 +223,7 @@ class Parts:
             reception=self.reception,
             executors=self._executors,
             near=self.near,
-            validator=Validator(engine, world.plugins),
+            validator=Validator(self._judges, world.plugins),
             publisher=self._publisher,
             completions=stores.completions,
             doors=partial(Door.of, settled.config.engine),
@@ -324,7 +326,7 @@ class Parts:
 
     def _make_examiner(self, committer: Committer) -> Examiner:
         engine = self._world.engine
-        scorer = HybridScorer(engine, self._world.plugins, encoder=engine.info().encoder.digest)
+        scorer = HybridScorer(self._judges, self._world.plugins, encoder=engine.info().encoder.digest)
         return Examiner(context=self.context, scorer=scorer, ledger=self._stores.ledger, committer=committer)
 
     def _serve_protocols(self) -> None:

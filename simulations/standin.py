@@ -149,8 +149,9 @@ class StandInEngine:
         """Its own answers only."""
         return model == stand_in_digest("text")
 
-    async def retrace(self, claim: Claim) -> Trace:
+    async def retrace(self, claim: Claim, *, beside: tuple[Message, ...] = ()) -> Trace:
         """Answers it once more: other words than its own strain as no token of a model does."""
+        del beside  # its likelihoods are asked for by themselves
         await trio.sleep(0.01)
         words = _words(claim.request.messages, claim.sampling)[: claim.sampling.max_tokens]
         spoken = [word if number == 0 else f" {word}" for number, word in enumerate(words)]

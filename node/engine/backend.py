@@ -94,6 +94,8 @@ class Backend(Protocol):
     encoder: Encoder
     chooser: Chooser
     guides: GuideBook
+    joins: bool
+    """Whether sequences that are read at once give the very bits that each gives alone, and cost less."""
 
     def chat_tokens(self, messages: Sequence[Message], *, tools: Sequence[Tool] = ()) -> list[int]:
         """Prompt for the assistant's next turn, in the model's chat template. Raises `TemplateError`."""

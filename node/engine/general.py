@@ -190,6 +190,7 @@ class TransformersBackend:
         self._model = model or CausalModel(text)
         self.encoder: Encoder = TransformersEncoder(encoder)
         self.chooser: Chooser = PlainChooser()
+        self.joins = False
         config = self._model.config
         self.context_tokens: int = getattr(config, "max_position_embeddings", None) or config.n_positions
         self.end_token_ids = self._model.end_token_ids | frozenset(end_tokens(self._tokenizer.eos_token_id))

@@ -34,6 +34,6 @@ class Judging:
         """Whether the house holds it."""
         return self._house.holds(model)
 
-    async def retrace(self, claim: Claim) -> Trace:
+    async def retrace(self, claim: Claim, *, beside: tuple[Message, ...] = ()) -> Trace:
         """Read again by the house's model that the claim names."""
-        return await self._house.retrace(claim)
+        return await self._house.retrace(claim, beside=beside)

@@ -57,6 +57,7 @@ class PagedBackend:
     ) -> None:
         self._model = model
         self._chat = chat
+        self.joins = False
         self.pool = BlockPool(blocks, BLOCK_TOKENS, spare=SIDE_CONTEXTS * context_blocks(shape), copy=model.copy_block)
         self.encoder = _encoder(encoder)
         self.chooser = chooser

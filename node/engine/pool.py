@@ -219,12 +219,12 @@ class ModelPool:
         """Whether any of the models that are loaded is the one."""
         return self._holder(model) is not None
 
-    async def retrace(self, claim: Claim) -> Trace:
+    async def retrace(self, claim: Claim, *, beside: tuple[Message, ...] = ()) -> Trace:
         """Read again by the model that the claim names. Raises `UnknownModelError` if it is not loaded (any more)."""
         engine = self._holder(claim.request.model_digest)
         if engine is None:
             raise UnknownModelError("the model that the answer claims is not loaded", hint=self._hint(), param="model")
-        return await engine.retrace(claim)
+        return await engine.retrace(claim, beside=beside)
 
     async def tokenize(self, request: EngineRequest, *, special: bool) -> tuple[int, ...]:
         """Tokens of a prompt, of the model that the request names."""

@@ -60,6 +60,8 @@ class Retrace(msgspec.Struct, frozen=True, tag=True):
     claim: Claim
     card: Sampling
     """Parameters of the model's card."""
+    beside: Conversation = ()
+    """After which the head of the answer is read, too; empty: none."""
 
 
 class Tokenize(msgspec.Struct, frozen=True, tag=True):

@@ -3,30 +3,29 @@
 What cannot be, whatever the model says (a prompt that is not the conversation's, a text that is not what the tokens
 spell), is found before the model reads anything. Then the answer is read after its prompt, piece by piece, and every
 token is held against the distribution that the declared parameters and the seed's random numbers make of its logits.
+Where its text is judged as well, the same tokens are read beside it after another prompt, in the same passes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from nsllm.governance.ports import HEAD_TOKENS, JUDGED_TOKENS, Claim, Fault, Likelihood, Trace
-from nsllm.node.engine.backend import Backend, Cache, Eyes, Read
+from nsllm.governance.ports import HEAD_TOKENS, JUDGED_TOKENS, Claim, Fault, Trace
+from nsllm.node.engine.backend import Backend, Eyes, TemplateError
 from nsllm.node.engine.bad_words import spellings
 from nsllm.node.engine.declared import is_possible
 from nsllm.node.engine.port import EngineRequest
 from nsllm.node.engine.prompt import PromptError, spelled, truncated, whole_prompt
+from nsllm.node.engine.reading import Reading, Wishes, likelihood, read_all
 from nsllm.node.engine.sampler import NoChoiceError, Sampler, TokenGuide
 from nsllm.node.engine.strain import Strain
 from nsllm.node.engine.text_stream import TextStream
-from nsllm.record import Request, Sampling
+from nsllm.record import Message, Request, Sampling
 
 if TYPE_CHECKING:
     import torch
-
-CHUNK_TOKENS: Final = 64
-"""Tokens of an answer that are read at once, all logits included."""
 
 
 class Retracing:
@@ -36,13 +35,14 @@ class Retracing:
         backend: the model that the claim names, in whatever numbers.
         claim: what the record says.
         card: the model's own parameters.
+        beside: a conversation after which the head of the answer is read, too; empty: none.
 
     Raises:
         PromptError, GuideError: the answer cannot be repeated here: the template or the guide's grammar is refused,
             or it was given to pictures, which records do not hold.
     """
 
-    def __init__(self, backend: Backend, claim: Claim, card: Sampling) -> None:
+    def __init__(self, backend: Backend, claim: Claim, card: Sampling, beside: Sequence[Message] = ()) -> None:
         self._backend = backend
         self._claim = claim
         self._card = card
@@ -53,9 +53,14 @@ class Retracing:
         self._fault = self._find_fault()
         self._judged = self._judged_tokens()
         """How many of the answer's first tokens likelihoods are taken over; 0: others would be read for them."""
+        self._beside = self._beside_prompt(beside)
+        self._strains: list[Strain] = []
+        self._logprobs: list[float] = []
+        self._alone: list[float] = []
+        """Log-probabilities of the answer's head after the other prompt."""
 
-    def steps(self) -> Generator[None, None, Trace]:
-        """Read on, a bounded piece each time; the trace at the end."""
+    def steps(self) -> Wishes[Trace]:
+        """Read on; the trace at the end."""
         if self._fault is not None:
             return Trace(0, fault=self._fault)
         backend, answer = self._backend, self._claim.token_ids
@@ -66,32 +71,53 @@ class Retracing:
             bad_words=spellings(self._claim.sampling.bad_words, backend.tokens),
             guide=self._guide,
         )
-        strains: list[Strain] = []
-        logprobs: list[float] = []
-        sequence = [*self._prompt, *answer]
-        while (cache := backend.open(self._prompt, len(sequence), side=True)) is None:
-            yield
+        readings = [Reading(backend, self._prompt, answer, lambda start, rows: self._hold(sampler, start, rows))]
+        if self._beside:
+            readings.append(Reading(backend, self._beside, self._head(), self._hear))
+        wishes = read_all(readings)
         try:
-            for start, rows in read_answer(backend, cache, self._prompt, answer):
-                part = answer[start : start + len(rows)]
-                logprobs += backend.log_probabilities(rows, part) if start < self._judged else ()
-                try:
-                    strains += [
-                        backend.chooser.trace(sampler, row, token) for row, token in zip(rows, part, strict=True)
-                    ]
-                except NoChoiceError:
-                    return Trace(0, fault="guide")
-                yield
+            for wish in wishes:
+                yield wish
+                if self._fault is not None:
+                    return Trace(0, fault=self._fault)
         finally:
-            backend.close(cache)
+            wishes.close()
+        strains = self._strains
         return Trace(
             tokens=len(strains),
             mean_strain=math.fsum(one.logits for one in strains) / len(strains),
             worst_strain=max(one.logits for one in strains),
             surprise=math.fsum(one.surprise for one in strains),
             variance=math.fsum(one.variance for one in strains),
-            likelihood=likelihood(logprobs[: self._judged]) if self._judged else None,
+            likelihood=likelihood(self._logprobs[: self._judged]) if self._judged else None,
+            beside=likelihood(self._alone) if self._beside else None,
         )
+
+    def _hold(self, sampler: Sampler, start: int, rows: torch.Tensor) -> None:
+        """The answer's tokens from `start` on against what the sampling makes of their logits."""
+        part = self._claim.token_ids[start : start + len(rows)]
+        self._logprobs += self._backend.log_probabilities(rows, part) if start < self._judged else ()
+        chooser = self._backend.chooser
+        try:
+            self._strains += [chooser.trace(sampler, row, token) for row, token in zip(rows, part, strict=True)]
+        except NoChoiceError:
+            self._fault = "guide"
+
+    def _hear(self, start: int, rows: torch.Tensor) -> None:
+        self._alone += self._backend.log_probabilities(rows, self._head()[start : start + len(rows)])
+
+    def _head(self) -> tuple[int, ...]:
+        return self._claim.token_ids[: min(HEAD_TOKENS, self._judged)]
+
+    def _beside_prompt(self, beside: Sequence[Message]) -> list[int]:
+        """Empty where nothing is read beside the answer: it is no text that is judged, or the prompt is refused."""
+        if not beside or not self._judged:
+            return []
+        try:
+            prompt = self._backend.chat_tokens(beside)
+        except TemplateError:
+            return []
+        return prompt if len(prompt) + len(self._head()) <= self._backend.context_tokens else []
 
     def _find_fault(self) -> Fault | None:
         claim, backend = self._claim, self._backend
@@ -138,29 +164,6 @@ class Retracing:
         tokens = self._backend.tokens(text)[:limit] if text.strip() else []
         fits = len(self._prompt) + len(tokens) <= self._backend.context_tokens
         return len(tokens) if fits and tuple(tokens) == self._claim.token_ids[: len(tokens)] else 0
-
-
-def read_answer(
-    backend: Backend, cache: Cache, prompt: Sequence[int], answer: Sequence[int]
-) -> Generator[tuple[int, torch.Tensor]]:
-    """Read prompt and answer in pieces: of each, the first answer token that it predicts, and logits, a row a token.
-
-    The logits (tokens, vocabulary) hold until the next piece; a piece of the prompt alone has none.
-    """
-    sequence = [*prompt, *answer]
-    while (start := cache.read) < len(sequence) - 1:
-        end = min(start + CHUNK_TOKENS, len(sequence) - 1)
-        # The token at position p is predicted by the logits after position p - 1.
-        keep = max(0, end - max(start, len(prompt) - 1))
-        (logits,) = backend.forward([Read(cache, sequence[start:end], keep)])
-        yield max(0, end - keep + 1 - len(prompt)), logits
-
-
-def likelihood(logprobs: Sequence[float]) -> Likelihood:
-    """Of the tokens with these log-probabilities; 0.0 over none."""
-    head = logprobs[:HEAD_TOKENS]
-    mean = math.fsum(logprobs) / len(logprobs) if logprobs else 0.0
-    return Likelihood(mean, len(logprobs), math.fsum(head) / len(head) if head else 0.0)
 
 
 def _prompt(backend: Backend, claim: Claim) -> list[int]:

@@ -1,9 +1,10 @@
 """The worker's steps: every running generation gains a token, prompts are read in between, side work takes turns.
 
 A step is one pass of the text model over the next token of every generation that writes, and a bounded piece of the
-prompts that are not read yet, shared between clients; then one token is chosen for each, and one message says what
-all of them gained. Generations join and leave at any step. They join in turns between clients as soon as the backend
-has room for all that they may grow to: that room is reserved, so that nothing that runs is ever put off for want of it.
+prompts that are not read yet, shared between clients, with some tokens of an answer that is judged beside them; then
+one token is chosen for each, and one message says what all of them gained. Generations join and leave at any step. They
+join in turns between clients as soon as the backend has room for all that they may grow to: that room is reserved, so
+that nothing that runs is ever put off for want of it.
 
 What goes wrong in one generation ends that one. If a pass over several fails, each reads its sequence again in passes
 of its own, and the ones that fail alone end.
@@ -46,7 +47,7 @@ from nsllm.node.engine.protocol import (
     ToWorker,
 )
 from nsllm.node.engine.sampler import NoChoiceError, Sampler
-from nsllm.node.engine.side_work import SideWork
+from nsllm.node.engine.side_work import Piece, SideWork
 from nsllm.node.engine.text_stream import TextStream
 from nsllm.node.engine.turns import Turns, shared
 
@@ -81,6 +82,8 @@ class Scheduler:
         self._failed_passes = 0
         self._left = False
         """Somebody was cancelled since the last step."""
+        self._rode = False
+        """A piece of judging rode along in the last step."""
 
     @property
     def busy(self) -> bool:
@@ -112,6 +115,7 @@ class Scheduler:
     def step(self) -> None:
         """One pass of the text model and what follows from it, if there is anything to read."""
         started_s = time.perf_counter()
+        self._rode = False
         self._admit()
         running, reads = self._plan()
         if not running:
@@ -120,14 +124,21 @@ class Scheduler:
             self._left = False
             return
         prompt_rows = sum(len(read.token_ids) for one, read in zip(running, reads, strict=True) if not one.tokens)
-        gains = self._choose(*self._read(running, reads))
+        rider = None if running[0].suspect else self._side.rider()
+        ready, logits, rest = self._read(running, reads, rider)
+        gains = self._choose(ready, logits)
         rows = sum(len(read.token_ids) for read in reads)
         self._left = False
         self._send(Step(gains, self._load(time.perf_counter() - started_s, rows, len(running), prompt_rows)))
+        if rider is not None and rest is not None:
+            self._rode = True
+            self._side.give(rider, rest)
 
     def side(self) -> None:
-        """One piece of side work, if there is any."""
-        if self._side.busy:
+        """One piece of side work, if there is any: after judging has had its turn in the step, no other one of it."""
+        if self._rode:
+            self._side.embeddings_step()
+        elif self._side.busy:
             self._side.step()
 
     def _load(self, step_s: float = 0.0, rows: int = 0, running: int = 0, prompt_tokens: int = 0) -> Load:
@@ -251,13 +262,15 @@ class Scheduler:
         return writing, reads
 
     def _read(
-        self, running: list[Generation], reads: list[Read]
-    ) -> tuple[list[Generation], Sequence[torch.Tensor] | torch.Tensor | None]:
-        """One pass; the generations that have read all, and a row of logits for each."""
+        self, running: list[Generation], reads: list[Read], rider: Piece | None
+    ) -> tuple[list[Generation], Sequence[torch.Tensor] | torch.Tensor | None, torch.Tensor | None]:
+        """One pass; the generations that have read all, a row of logits for each, and what came of the rider."""
         try:
-            logits = self._backend.read(reads)
+            logits = self._backend.read([*reads, *(rider.reads if rider is not None else ())])
         except Exception as error:
-            if len(running) == 1:
+            if rider is not None:
+                self._side.get_off(rider)
+            if len(running) == 1 and rider is None:
                 self._failed_passes += 1
                 if self._failed_passes >= FAILED_PASSES:
                     raise
@@ -265,14 +278,16 @@ class Scheduler:
             else:
                 for one in running:
                     self._read_again(one)
-            return [], None
+            return [], None, None
         self._failed_passes = 0
+        kept = sum(read.keep for read in reads)
+        logits, rest = logits[:kept], logits[kept:]
         if any(one.tells for one in running):
-            return self._told(running, reads, logits)
+            return *self._told(running, reads, logits), rest
         ready = [one for one, read in zip(running, reads, strict=True) if read.keep]
         for one in ready:
             one.suspect = False
-        return ready, logits
+        return ready, logits, rest
 
     def _told(
         self, running: list[Generation], reads: list[Read], logits: torch.Tensor

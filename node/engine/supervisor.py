@@ -261,9 +261,9 @@ class WorkerEngine:
         """Whether these files run here, in whatever numbers."""
         return model == self._text.digest or model in self._text.kin
 
-    async def retrace(self, claim: Claim) -> Trace:
+    async def retrace(self, claim: Claim, *, beside: tuple[Message, ...] = ()) -> Trace:
         """How an answer's tokens fit the declared sampling. Raises `InvalidRequestError` if that cannot be repeated."""
-        retrace = partial(Retrace, claim=claim, card=self._text.defaults)
+        retrace = partial(Retrace, claim=claim, card=self._text.defaults, beside=beside)
         trace = (await self._ask(retrace, Retraced, refuses=False)).trace
         same = claim.request.model_digest == self._text.digest and self._text.dtype in EXACT
         return replace(trace, exact=same)

@@ -224,9 +224,9 @@ class UpstreamEngine:
         """Whether the local scorer model is the one; nobody can tell of the upstream's."""
         return self._local.holds(model)
 
-    async def retrace(self, claim: Claim) -> Trace:
+    async def retrace(self, claim: Claim, *, beside: tuple[Message, ...] = ()) -> Trace:
         """Read again by the local scorer model."""
-        return await self._local.retrace(claim)
+        return await self._local.retrace(claim, beside=beside)
 
     @asynccontextmanager
     async def _generate(self, request: EngineRequest) -> AsyncIterator[UpstreamAnswer]:

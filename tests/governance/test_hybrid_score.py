@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import pytest
@@ -14,7 +14,7 @@ from nsllm.governance.errors import AbstainError, SafetyUnavailableError
 from nsllm.governance.features import EMPTY_ANSWER, UNCONDITIONED, measure_answer
 from nsllm.governance.hybrid_score import NO_EVIDENCE, HybridScorer
 from nsllm.governance.policy import Rubric, RuleSet
-from nsllm.governance.ports import Likelihood, Trace
+from nsllm.governance.ports import Claim, Likelihood, Trace
 from nsllm.governance.validation import Measure
 from nsllm.governance.validator import Validator
 from nsllm.ids import Address, Digest, NetworkId, TimeMs
@@ -60,8 +60,8 @@ class Models:
     def holds(self, model):
         return model in self.held
 
-    async def retrace(self, claim):
-        self.calls.append("retrace")
+    async def retrace(self, claim, *, beside=()):
+        self.calls.append("retrace" + " and beside" * bool(beside))
         if isinstance(self.trace, Exception):
             raise self.trace
         return self.trace
@@ -205,15 +205,22 @@ async def test_another_rubric_is_measured_by_the_same_scorer_once_its_model_is_t
 
 COMPUTED = Rubric(scorer_model=SCORER, encoder=ENCODER, dimensions=("coherence", "computation"))
 READ = Trace(9, variance=1.0, likelihood=Likelihood(mean_logprob=-0.7, tokens=9, head_logprob=-0.6))
+BOTH = replace(READ, beside=Likelihood(mean_logprob=-1.3, tokens=9, head_logprob=-1.3))
 
 
 async def test_an_answer_of_the_scorer_model_is_read_once():
-    models, layers = Models(held=(SCORER,), trace=READ), Layers()
+    models, layers = Models(held=(SCORER,), trace=BOTH), Layers()
     observed = await observe(models, layers, COMPUTED)
     assert observed.row[1] > 990_000
     assert not observed.missing
-    assert models.calls == ["retrace", "embed 3", "likelihoods of 32"]
+    assert models.calls == ["retrace and beside", "embed 3"]
     assert (layers.items[0].features.logprob_micro, layers.items[0].features.gain_micro) == (-700_000, 700_000)
+
+
+async def test_what_was_not_read_beside_an_answer_is_read_for_itself():
+    models = Models(held=(SCORER,), trace=READ)
+    await observe(models, rubric=COMPUTED)
+    assert models.calls == ["retrace and beside", "embed 3", "likelihoods of 32"]
 
 
 async def test_an_answer_of_another_model_is_read_by_both():
@@ -250,6 +257,28 @@ async def test_only_answers_that_may_be_published_cost_likelihoods():
         ("input", "And tides?", True),
     ]
     assert not asked.withheld
+
+
+LIKELIHOODS = ["likelihoods of 512", "likelihoods of 32"]
+
+
+@pytest.mark.parametrize(
+    ("model", "trace", "calls"),
+    [
+        (SCORER, BOTH, ["retrace and beside", "embed 3"]),
+        (SCORER, AbstainError("pictures"), ["retrace and beside", "embed 3", *LIKELIHOODS]),
+        (ENCODER, BOTH, ["embed 3", *LIKELIHOODS]),
+    ],
+)
+async def test_an_answer_that_is_scored_here_is_read_once_for_check_and_score(model, trace, calls):
+    models, layers = Models(held=(SCORER,), trace=trace), Layers()
+    request = msgspec.structs.replace(record().request, model_digest=model)
+    claim = Claim.of(msgspec.structs.replace(record(), request=request))
+    checked = await Validator(models, layers).check_output(
+        request.messages, "answer", POLICY, publishing=True, claim=claim
+    )
+    assert models.calls == calls
+    assert checked.features is not None
 
 
 async def test_what_is_not_embedded_is_judged_by_its_wording():

@@ -48,3 +48,4 @@ class FastBackend(PagedBackend):
         trim()
         model = NativeModel(library, shape, weights, numerics, blocks=blocks, threads=threads)
         super().__init__(shape, chat, model, blocks, NativeChooser(library, shape.vocabulary), encoder)
+        self.joins = True

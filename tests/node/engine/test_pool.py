@@ -103,7 +103,7 @@ class Fake:
     def holds(self, model):
         return model in (self.model.digest, *self.model.kin)
 
-    async def retrace(self, claim):
+    async def retrace(self, claim, *, beside=()):
         return self.model.name
 
 

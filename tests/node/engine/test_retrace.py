@@ -15,7 +15,7 @@ from nsllm.node.engine.port import EngineRequest
 from nsllm.node.engine.protocol import Cancel, Generate, Judge, Refused, Retrace, Retraced, Started, Step
 from nsllm.node.engine.scheduler import Scheduler
 from nsllm.node.engine.tiny import build_tiny_models
-from nsllm.record import Guide, Message, Request, Sampling
+from nsllm.record import Guide, Message, Request, Sampling, Tool
 
 WARM = Sampling(temperature_micro=800_000, top_p_micro=950_000, top_k=0, min_p_micro=0, min_tokens=0)
 KINDS = {
@@ -110,6 +110,46 @@ def test_honest_answers_of_any_sampling_pass_on_both_paths(general, fast):
             assert computation_ppm(found) > 900_000
             assert computation_ppm(dataclasses.replace(found, exact=True)) > 900_000
     assert any(one.finish_reason == "stop" for one in together)
+
+
+def test_what_is_read_beside_an_answer_is_what_is_read_for_itself(backend):
+    (one,) = claims(backend, [{"max_tokens": 40, "logit_bias": ((70, 20_000_000),)}])  # a text that reads as written
+    beside = (Message(role="user", content="Say something."),)
+    alone = reply(backend, Judge(1, ((beside, one.text),), most_tokens=32)).rows[0]
+    found = reply(backend, Retrace(2, one, Sampling(), beside)).trace
+    assert found.beside is not None
+    assert (found.beside.mean_logprob, found.beside.tokens, found.beside.head_logprob) == pytest.approx(alone)
+    assert dataclasses.replace(found, beside=None) == trace(backend, one)
+
+
+def test_nothing_is_read_beside_what_is_no_text(fast):
+    (one,) = claims(fast, [{"logit_bias": ((70, 20_000_000),)}])
+    truncated = msgspec.structs.replace(one.request, tools=(Tool(name="t", description="", parameters="{}"),))
+    beside = (Message(role="user", content="Say something."),)
+    assert reply(fast, Retrace(2, dataclasses.replace(one, request=truncated), Sampling(), beside)).trace.beside is None
+
+
+def test_two_sequences_side_by_side_wait_for_room_one_after_the_other(fast, monkeypatch):
+    (one,) = claims(fast, [{"logit_bias": ((70, 20_000_000),)}])
+    beside = (Message(role="user", content="Say something."),)
+    expected = reply(fast, Retrace(1, one, Sampling(), beside)).trace
+    assert expected.beside is not None
+    held, take, give = [], fast.open, fast.close
+
+    def open_one(*asked, **named):
+        if held:
+            return None
+        held.append(take(*asked, **named))
+        return held[0]
+
+    def close(cache):
+        held.remove(cache)
+        give(cache)
+
+    monkeypatch.setattr(fast, "open", open_one)
+    monkeypatch.setattr(fast, "close", close)
+    assert reply(fast, Retrace(1, one, Sampling(), beside)).trace == expected
+    assert not held
 
 
 def test_an_answer_passes_in_other_numbers(fast, quantized):
@@ -256,7 +296,7 @@ def test_reading_again_gives_way_to_generations(backend):
 
 
 def test_a_cancelled_reading_gives_its_room_back(backend):
-    (one,) = claims(backend, [{}])
+    (one,) = claims(backend, [{"max_tokens": 90, "min_tokens": 90}])  # more than one piece
     before, said = backend.room()[0], []
     scheduler = Scheduler(backend, said.append)
     scheduler.handle(Retrace(1, one, Sampling()))

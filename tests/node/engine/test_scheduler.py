@@ -23,6 +23,7 @@ from nsllm.node.engine.protocol import (
     Step,
 )
 from nsllm.node.engine.scheduler import PASS_TOKENS, Scheduler
+from nsllm.node.engine.side_work import RIDING_TOKENS
 from nsllm.record import Guide, Message, Sampling, Tool
 
 GREEDY = Sampling(
@@ -555,6 +556,79 @@ def test_a_backend_that_does_nothing_right_ends_the_worker(backend, monkeypatch)
     with pytest.raises(MemoryError):
         desk.finish()
     assert len([message for message in desk.said if isinstance(message, Refused)]) == 2
+
+
+ANSWER = "an answer of some length, which takes several pieces"
+
+
+def test_judging_rides_along_with_a_generation_and_changes_nothing(fast, monkeypatch):
+    alone, (expected,) = generated(fast, *hot(1)), judged(fast, (user("q"), ANSWER))
+    fuse, desk = Fuse(fast, monkeypatch, lambda _reads: False), Desk(fast)
+    ask_hot(desk, (1,))
+    while not desk.tokens():
+        desk.turn()
+    desk.scheduler.handle(Judge(2, ((user("q"), ANSWER),)))
+    fuse.sizes.clear()
+    desk.finish()
+    assert desk.tokens() == alone.tokens()
+    assert desk.only(Judged).rows == (expected,)
+    assert fuse.sizes.count(2) > 2  # pieces of the answer beside a token of the generation,
+    assert len(fuse.sizes) == 29  # and no pass for the answer alone
+
+
+def test_no_piece_that_rides_along_is_longer_than_a_share_of_a_pass(fast, monkeypatch):
+    desk, read, longest = Desk(fast), fast.read, []
+    monkeypatch.setattr(
+        fast, "read", lambda reads: longest.append(sum(len(one.token_ids) for one in reads)) or read(reads)
+    )
+    ask_hot(desk, (1,))
+    while not desk.tokens():
+        desk.turn()
+    longest.clear()
+    desk.scheduler.handle(Judge(2, ((user("q" * 200), ANSWER * 3),)))
+    desk.scheduler.handle(Judge(3, ((user("q" * 200), ANSWER * 3),)))
+    while desk.reason() is None:
+        desk.turn()
+    assert max(longest) == 1 + RIDING_TOKENS
+    assert len(longest) == 29
+
+
+def test_a_pass_that_fails_with_a_rider_costs_neither_the_generation_nor_the_rider(fast, monkeypatch):
+    alone, (expected,) = generated(fast, *hot(1)), judged(fast, (user("q"), ANSWER))
+    desk = Desk(fast)
+    ask_hot(desk, (1,))
+    while len(desk.tokens()) < 3:
+        desk.turn()
+    desk.scheduler.handle(Judge(2, ((user("q"), ANSWER),)))
+    desk.turn()
+    fuse = Fuse(fast, monkeypatch, lambda reads: len(reads) > 1)
+    desk.finish()
+    assert desk.tokens() == alone.tokens()
+    assert desk.only(Judged).rows == (expected,)
+    assert not [message for message in desk.said if isinstance(message, Refused)]
+    assert fuse.sizes.count(2) == 1  # nobody takes it along again
+    assert fast.room()[0] == 0
+
+
+def test_where_company_costs_bits_nothing_rides_along(general, monkeypatch):
+    fuse, desk = Fuse(general, monkeypatch, lambda _reads: False), Desk(general)
+    ask_hot(desk, (1,))
+    desk.scheduler.handle(Judge(2, ((user("q"), ANSWER),)))
+    desk.finish()
+    assert set(fuse.sizes) == {1}
+    assert desk.only(Judged)
+
+
+def test_a_rider_that_is_cancelled_gives_its_room_back(fast):
+    desk = Desk(fast)
+    ask_hot(desk, (1,))
+    desk.scheduler.handle(Judge(2, ((user("q"), ANSWER),)))
+    for _ in range(3):
+        desk.turn()
+    desk.scheduler.handle(Cancel(2))
+    desk.finish()
+    assert not [message for message in desk.said if isinstance(message, Judged)]
+    assert fast.room()[0] == 0
 
 
 def test_a_text_that_cannot_be_made_ends_its_generation_alone(backend, monkeypatch):
