@@ -15,6 +15,7 @@ BASE = {
     "canonical",
     "crypto",
     "merkle",
+    "embedding",
     "passages",
     "record",
     "clock",
