@@ -3,8 +3,9 @@
     examiner -> fresh rows -> sign, log on disk, send commit -> n-f commits of a record -> open its row, send reveal
 
 A batch is what gathered while the one before was written, or is being scored at the moment: a record that comes alone
-goes alone and at once. Opening
-waits for a message, not for a timer, unless a validator stays silent (`record_case.WAIT_FOR_ALL_S`).
+goes alone and at once. Opening waits for a message, not for a timer, unless a validator stays silent
+(`record_case.WAIT_FOR_ALL_S`). Only where many records wait for blocks anyway (`BUSY_RECORDS`) do batches wait a moment
+to be filled, and rows to be opened together.
 """
 
 from __future__ import annotations
@@ -60,6 +61,12 @@ RESEND_AT_ONCE: Final = 16
 GIVE_UP_S: Final = 600.0
 GATHER_S: Final = 0.1
 """The longest that a row waits for others that are being scored."""
+BUSY_RECORDS: Final = MAX_BATCH_RECORDS
+"""With so many records of ours waiting for blocks, messages cost more than a moment's delay: they gather first."""
+FILL_S: Final = 0.04
+"""The longest that a batch waits to be filled then."""
+OPEN_TOGETHER_S: Final = 0.02
+"""How long rows that may be opened wait for others then."""
 RETRY_S: Final = 1.0
 """After a fault of our own disk."""
 MAX_OUTSTANDING: Final = 128
@@ -262,11 +269,21 @@ class Committer:
         return left
 
     async def _gather(self) -> None:
-        """Return once nothing more is being scored, or a batch is full: batches cost far more than rows."""
+        """Return once nothing more is being scored, or a batch is full: batches cost far more than rows.
+
+        Under load a batch waits to be filled, too: what gathers meanwhile is scored in the same blocks.
+        """
         with trio.move_on_after(GATHER_S):
             while self._more and len(self._fresh) < MAX_BATCH_RECORDS:
                 self._came = trio.Event()
                 await self._came.wait()
+        with trio.move_on_after(FILL_S):
+            while self._is_busy() and len(self._fresh) < MAX_BATCH_RECORDS:
+                self._came = trio.Event()
+                await self._came.wait()
+
+    def _is_busy(self) -> bool:
+        return len(self._by_record) >= BUSY_RECORDS
 
     async def _take_fresh(self) -> tuple[int, list[tuple[Subject, tuple[int, ...]]], list[tuple[Digest, str]]]:
         """The next batch's number, and at most one batch of what is neither settled nor committed to."""
@@ -357,6 +374,8 @@ class Committer:
 
     async def _open_all(self) -> None:
         while True:
+            if self._is_busy():
+                await trio.sleep(OPEN_TOGETHER_S)
             self._opening = trio.Event()
             self._open()
             wait_s = self._observations.opens_in_s()

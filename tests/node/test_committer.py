@@ -212,6 +212,21 @@ async def test_a_row_waits_a_moment_for_others_that_are_being_scored(cast, autoj
     assert max(sent) - began == pytest.approx(module.GATHER_S, abs=0.005)
 
 
+async def test_under_load_batches_are_filled_and_rows_opened_together(cast, autojump_clock, network) -> None:
+    for i in range(module.BUSY_RECORDS):
+        network.observe(subject(cast, str(i)))
+    await network.ready(0, module.BUSY_RECORDS)
+    began = trio.current_time()
+    for i in range(4):
+        network.observe(subject(cast, f"more {i}"))
+        await trio.sleep(module.FILL_S / 10)
+    ready = await network.ready(0, module.BUSY_RECORDS + 4)
+    assert [len(signed.commit.record_digests) for signed in network.commits(0)] == [module.BUSY_RECORDS, 4]
+    reveals = {body for at, who, _, body in network.sent if who == 0 and at > began and isinstance(body, Reveal)}
+    assert len(reveals) == 1
+    assert ready - began < module.FILL_S + module.OPEN_TOGETHER_S + 3 * DELAY_S
+
+
 async def test_lost_messages_are_sent_again_until_a_block_has_the_records(cast, autojump_clock, network) -> None:
     network.lost = lambda _by, _to, _body: trio.current_time() < 3.0
     about = subject(cast, "a")
