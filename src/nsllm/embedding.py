@@ -7,8 +7,6 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
-import numpy as np
-
 from nsllm.record import EMBEDDING_DIMENSIONS
 
 _DOUBLES: Final = struct.Struct(f"={EMBEDDING_DIMENSIONS}d")
@@ -25,6 +23,8 @@ def quantize_embedding(vector: Sequence[float]) -> bytes:
     """
     if len(vector) != EMBEDDING_DIMENSIONS:
         raise ValueError(f"{len(vector)} dimensions, expected {EMBEDDING_DIMENSIONS}")
+    import numpy as np
+
     numbers = np.frombuffer(_DOUBLES.pack(*vector))
     largest = np.abs(numbers).max()
     if not math.isfinite(largest):

@@ -251,7 +251,7 @@ def test_an_encoder_reads_its_own_tokens_as_it_reads_their_text(fast, general, m
         if most is not None:
             assert torch.allclose(by_text[1], by_tokens[1], atol=1e-5)
     assert torch.allclose(
-        embedded(fast, [tuple(known[0])], most), embedded(general, [tuple(known[0])], most), atol=1e-4
+        embedded(fast, [tuple(known[0])], most), embedded(general, [tuple(known[0])], most), atol=1e-3
     )
 
 
