@@ -109,9 +109,9 @@ def main() -> int:
         result["unrepeated"] = reuse(unrepeated())
     texts = list(stream.of)[:2000]
     vectors = np.stack([np.frombuffer(stream.of[text], np.int8) / 127 for text in texts])
-    result |= trio.run(look_ups, Maker(), texts, vectors, 10_000 if options.quick else 100_000)
-    result |= miss_added([topic.original.text for topic in chosen[: 48 if options.quick else 208]])
-    result |= exact_hits(4.0 if options.quick else 15.0)
+    result |= trio.run(look_ups, Maker(), texts, vectors, 5_000 if options.quick else 100_000)
+    result |= miss_added([topic.original.text for topic in chosen[: 32 if options.quick else 208]])
+    result |= exact_hits(3.0 if options.quick else 15.0)
     result |= cache_attack.run(targets(4 if options.quick else 40), SEED)
     result["goals"] = goals.judged(goals.CACHE, result)
     result["machine"] = about | {"load_at_end": [round(load, 2) for load in os.getloadavg()]}

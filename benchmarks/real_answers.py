@@ -21,7 +21,7 @@ from benchmarks.devnet import QUESTIONS, ask, reached
 from benchmarks.serving import Watch, devnet, quantile
 
 ANSWER_TOKENS: Final = 24
-CALLERS: Final = 12
+CALLERS: Final = 24
 WARMUP: Final = 4
 
 
