@@ -24,7 +24,7 @@ help:
 	@echo 'make lint          the static half of it'
 	@echo 'make docs          write the generated tables of the documents'
 	@echo 'make doctor        check this machine'
-	@echo 'make bench-setup   build the opponents of the benchmarks, in .venv-bench and .venv-hivemind'
+	@echo 'make bench-setup   build the opponents of the benchmarks, in .venv-bench, .venv-hivemind, .venv-gptcache'
 	@echo 'make test-long     scenarios on real processes that take minutes'
 	@echo 'make test-upstream  a peer over the real server of llama-cpp-python; builds that first'
 	@echo 'make clean         remove what was built; keys, models and networks stay'
@@ -55,7 +55,7 @@ doctor: setup
 	@$(BIN)/nsllm doctor
 
 bench-setup: setup
-	@TORCH_PIP_ARGS='$(TORCH_PIP_ARGS)' benchmarks/setup.sh .venv-bench .venv-hivemind $(BIN)/python
+	@TORCH_PIP_ARGS='$(TORCH_PIP_ARGS)' benchmarks/setup.sh .venv-bench .venv-hivemind .venv-gptcache $(BIN)/python
 	@$(BIN)/nsllm model fetch
 	@$(BIN)/python -m benchmarks.material
 
@@ -70,7 +70,7 @@ test-upstream: setup-test bench-setup
 	$(BIN)/python -m pytest tests/process/llama_server.py
 
 clean:
-	rm -rf $(VENV) .venv-bench .venv-hivemind build dist src/nsllm.egg-info tests/solidity/node_modules
+	rm -rf $(VENV) .venv-bench .venv-hivemind .venv-gptcache build dist src/nsllm.egg-info tests/solidity/node_modules
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -3,7 +3,8 @@
 Two streams of questions from the measuring half of `benchmarks.cache_workload` go through the shipped policy and
 through fixed thresholds: near misses (topics by Zipf's law, asked as they stand, in other words, or for something else
 in like words) and, honestly, NQ-open's real questions, each once. Then look-ups in a real store, the first token of a
-real devnet, exact hits over a real peer's HTTP, and poisoned records under the real rubric.
+real devnet, exact hits over a real peer's HTTP, and poisoned records under the real rubric. GPTCache, where it is
+installed, gets the near misses while the latter are scored.
 
     python -m benchmarks.cache --quick --json
     python -m benchmarks.cache --look-ups
@@ -23,7 +24,7 @@ from typing import Any, Final
 import numpy as np
 import trio
 
-from benchmarks import cache_attack, goals
+from benchmarks import cache_attack, cache_gptcache, goals
 from benchmarks.cache_hits import exact_hits
 from benchmarks.cache_latency import look_ups, miss_added
 from benchmarks.cache_records import Maker
@@ -115,7 +116,10 @@ def main() -> int:
     if not options.look_ups:
         result |= miss_added([topic.original.text for topic in chosen[: 32 if options.quick else 208]])
         result |= exact_hits(3.0 if options.quick else 15.0)
-        result |= cache_attack.run(targets(4 if options.quick else 40), SEED)
+        with cache_gptcache.running(stream) as opponent:
+            result |= cache_attack.run(targets(4 if options.quick else 40), SEED)
+            if rows := opponent.rows():
+                result["gptcache"] = rows
     result["goals"] = goals.judged({name: goals.CACHE[name] for name in goals.CACHE if name in result}, result)
     result["machine"] = about | {"load_at_end": [round(load, 2) for load in os.getloadavg()]}
     print(json.dumps(result, indent=1) if options.json else markdown(result))
@@ -125,7 +129,18 @@ def main() -> int:
 def markdown(result: dict[str, Any]) -> str:
     """The figures, as people read them."""
     plain = {name: value for name, value in result.items() if isinstance(value, int | float | None)}
-    return "\n\n".join([table(result["goals"]), facts(plain)])
+    return "\n\n".join(
+        [table(result["goals"]), *([table(compared(result))] if "fixed" in result else []), facts(plain)]
+    )
+
+
+def compared(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The shipped policy, fixed thresholds and GPTCache on the near misses, one row each."""
+    chosen = [("the learned bound", True, result)]
+    chosen += [(f"a cosine of {row['threshold']:g}", row["guards"], row) for row in result["fixed"]]
+    chosen += [(f"GPTCache at {row['threshold']:g}", False, row) for row in result.get("gptcache", [])]
+    names = ("semantic_hits", "true_hits", "wrong_hit_rate", "wrong_hit_upper95")
+    return [{"served from": who, "guards": guards} | {name: row[name] for name in names} for who, guards, row in chosen]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds the opponents of the benchmarks for this machine, in environments of their own: several minutes, once.
 #
-#   benchmarks/setup.sh VENV HIVEMIND_VENV PYTHON
+#   benchmarks/setup.sh VENV HIVEMIND_VENV GPTCACHE_VENV PYTHON
 #
 # JOBS is how many compilers run at once (default: one a processor). TORCH_PIP_ARGS goes to the installation of torch, which
 # hivemind needs, as in scripts/setup.sh.
@@ -9,8 +9,23 @@ set -eu
 
 venv=$1
 hivemind=$2
-python=$3
+gptcache=$3
+python=$4
 cd "$(dirname "$0")/.."
+
+stamp="$gptcache/.bench"
+digest=$(cat benchmarks/requirements_gptcache.txt benchmarks/setup.sh | cksum)
+if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$digest" ]; then
+    echo "installing GPTCache" >&2
+    if "$python" -m venv --clear "$gptcache" &&
+        "$gptcache/bin/python" -m pip install -q --disable-pip-version-check -r benchmarks/requirements_gptcache.txt; then
+        printf '%s' "$digest" >"$stamp"
+    else
+        rm -rf "$gptcache"
+        echo "GPTCache does not install here: the benchmark of reuse leaves it out" >&2
+    fi
+fi
+[ ! -f "$stamp" ] || "$gptcache/bin/python" -c 'from importlib.metadata import version; print("gptcache", version("gptcache"))'
 
 stamp="$venv/.bench"
 digest=$(cat benchmarks/requirements.txt benchmarks/setup.sh | cksum)

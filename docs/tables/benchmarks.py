@@ -69,16 +69,17 @@ def _limits(result: Mapping[str, Any]) -> str:
 
 
 def _fixed(result: Mapping[str, Any]) -> str:
-    """The learned bound beside fixed thresholds, on the near misses."""
+    """The learned bound beside fixed thresholds and GPTCache, on the near misses."""
     lines = [
         "| served from | guards | semantic hits | of them right | wrong | upper 95 % |",
         "|---|---|---:|---:|---:|---:|",
     ]
-    for row in [result, *result["fixed"]]:
+    for row in [result, *result["fixed"], *result.get("gptcache", [])]:
         name = "the learned bound" if row is result else f"a cosine of {row['threshold']:g}"
         name += ", the best under 2 % in hindsight" if row.get("best") else ""
+        name = f"GPTCache at {row['threshold']:g}, a cosine of {row['cosine']:g}" if "cosine" in row else name
         shares = f"{row['wrong_hit_rate']:.2%} | {row['wrong_hit_upper95']:.2%}" if row["semantic_hits"] else "- | -"
-        guards = "yes" if row.get("guards", True) else "no"
+        guards = "yes" if row.get("guards", row is result) else "no"
         lines.append(f"| {name} | {guards} | {row['semantic_hits']:,} | {row['true_hits']:,} | {shares} |")
     return "\n".join(lines)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import cache_attack
+from benchmarks import cache_attack, cache_gptcache
 from benchmarks.cache_latency import look_ups
 from benchmarks.cache_records import Maker
 from benchmarks.cache_stream import Embedded, best_fixed, near_miss_stream, play, play_fixed, upper95
@@ -78,6 +79,38 @@ def test_a_stream_is_played_by_the_policy_and_by_thresholds() -> None:
     assert (plain.hits, plain.wrong) == (2, 1)
     assert (guarded.hits, guarded.wrong) == (1, 0)
     assert best_fixed(embedded, [0.9], 0.02, guarded=False)[1].true_hits == 0  # half of its hits are wrong
+
+
+SKY = Asked("why is the sky blue in summer", "sky", "original")
+LIKE = Asked("Why is the sky blue in summer?", "sky", "paraphrase: case")
+MISS = Asked("why is the sky not blue in summer", "other", "near miss: negated")
+
+
+def test_what_gptcache_served_is_counted_as_ours_is() -> None:
+    run = cache_gptcache.counted([SKY, SKY, LIKE, MISS, MISS], [None, 0, 0, 0, None])
+    assert (run.exact, run.hits, run.wrong, run.true_hits) == (1, 2, 1, 1)
+
+
+def test_gptcache_is_left_out_where_it_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cache_gptcache, "PYTHON", tmp_path / "nowhere")
+    with cache_gptcache.running(Embedded([SKY], {SKY.text: vector(1)})) as opponent:
+        assert opponent.rows() == []
+    assert "make bench-setup" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not cache_gptcache.PYTHON.exists(), reason="`make bench-setup` installs GPTCache")
+def test_gptcache_serves_the_same_vector_and_refuses_another() -> None:
+    far = Asked("where do otters sleep", "otters", "original")
+    vectors = {asked.text: vector(1) for asked in (SKY, LIKE, MISS)} | {far.text: vector(2)}
+    with cache_gptcache.running(Embedded([SKY, far, SKY, LIKE, MISS], vectors)) as opponent:
+        rows = opponent.rows()
+    assert [(row["cosine"], row["exact_hits"], row["semantic_hits"], row["wrong_hits"]) for row in rows] == [
+        (0.6, 1, 2, 1),
+        (0.8, 1, 2, 1),
+        (0.9, 1, 2, 1),
+    ]
 
 
 def test_topics_are_asked_in_all_ways() -> None:
