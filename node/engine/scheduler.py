@@ -124,10 +124,10 @@ class Scheduler:
             self._left = False
             return
         prompt_rows = sum(len(read.token_ids) for one, read in zip(running, reads, strict=True) if not one.tokens)
-        rider = None if running[0].suspect else self._side.rider()
+        rows = sum(len(read.token_ids) for read in reads)
+        rider = None if running[0].suspect else self._side.rider(rows)
         ready, logits, rest = self._read(running, reads, rider)
         gains = self._choose(ready, logits)
-        rows = sum(len(read.token_ids) for read in reads)
         self._left = False
         self._send(Step(gains, self._load(time.perf_counter() - started_s, rows, len(running), prompt_rows)))
         if rider is not None and rest is not None:

@@ -25,8 +25,15 @@ if TYPE_CHECKING:
 
 CHUNK_TOKENS: Final = 64
 """Tokens of answers that a pass of their own reads: about 50 ms of SmolLM2-135M on one thread."""
-RIDING_TOKENS: Final = 16
-"""That ride along in another pass. One token alone takes 6 ms of SmolLM2-135M, each of these another 0.7."""
+EASY_TOKENS: Final = 8
+"""Tokens that a pass reads for little more than one alone costs, 8 ms of SmolLM2-135M against 7: the weights come out
+of memory all the same. Each one more costs 0.8."""
+LEAST_RIDING: Final = 4
+"""Tokens that ride along in a pass that is full of others."""
+MOST_RIDING: Final = 16
+"""That ride along where judging falls behind."""
+BEHIND: Final = 4
+"""Judging jobs that wait where it does."""
 
 
 @dataclass(slots=True, eq=False)
@@ -107,14 +114,15 @@ class SideWork:
         if self._embeddings:
             self._embeddings.step()
 
-    def rider(self) -> Piece | None:
-        """What may be read beside something else in the next pass; then `give` or `get_off` is to be called.
+    def rider(self, others: int) -> Piece | None:
+        """What may be read beside `others` tokens in the next pass; then `give` or `get_off` is to be called.
 
         None where that would change scores, or nobody waits.
         """
         if not self._backend.joins or not self._judges or not self._judges[0].rides:
             return None
-        return self._piece(self._judges[0], RIDING_TOKENS)
+        most = max(LEAST_RIDING, EASY_TOKENS - others)
+        return self._piece(self._judges[0], MOST_RIDING if len(self._judges) >= BEHIND else most)
 
     def give(self, piece: Piece, logits: torch.Tensor) -> None:
         """What came of a piece: a row for each token that its reads kept. The job goes to the end of the queue."""

@@ -23,7 +23,7 @@ from nsllm.node.engine.protocol import (
     Step,
 )
 from nsllm.node.engine.scheduler import PASS_TOKENS, Scheduler
-from nsllm.node.engine.side_work import RIDING_TOKENS
+from nsllm.node.engine.side_work import BEHIND, EASY_TOKENS, LEAST_RIDING, MOST_RIDING
 from nsllm.record import Guide, Message, Sampling, Tool
 
 GREEDY = Sampling(
@@ -291,8 +291,8 @@ def test_who_finds_no_room_waits_in_turn_and_joins_as_soon_as_there_is_some(fast
     desk.turn()
     assert len(desk.tokens(len(begun) + 1)) > 0
     desk.scheduler.handle(Judge(99, ((user("q"), "answer"),)))  # side work has room of its own
-    desk.turn()
-    desk.turn()
+    for _ in range(6):
+        desk.turn()
     assert desk.only(Judged).job == 99
     desk.finish()
     assert [len(desk.tokens(job)) for job in jobs[1:]] == [200] * 11
@@ -576,21 +576,34 @@ def test_judging_rides_along_with_a_generation_and_changes_nothing(fast, monkeyp
     assert len(fuse.sizes) == 29  # and no pass for the answer alone
 
 
-def test_no_piece_that_rides_along_is_longer_than_a_share_of_a_pass(fast, monkeypatch):
+@pytest.mark.parametrize(
+    ("generations", "answers", "most"),
+    [
+        (1, 1, EASY_TOKENS),
+        (3, 2, EASY_TOKENS),
+        (6, 1, 6 + LEAST_RIDING),
+        (1, BEHIND - 1, EASY_TOKENS),
+        (1, BEHIND, 1 + MOST_RIDING),
+    ],
+)
+def test_a_piece_that_rides_along_costs_little_unless_judging_falls_behind(
+    fast, monkeypatch, generations, answers, most
+):
     desk, read, longest = Desk(fast), fast.read, []
     monkeypatch.setattr(
         fast, "read", lambda reads: longest.append(sum(len(one.token_ids) for one in reads)) or read(reads)
     )
-    ask_hot(desk, (1,))
-    while not desk.tokens():
+    jobs = range(1, generations + 1)
+    for job in jobs:
+        desk.ask(job, user(f"{job}?"), GREEDY)
+    while not all(map(desk.tokens, jobs)):
         desk.turn()
     longest.clear()
-    desk.scheduler.handle(Judge(2, ((user("q" * 200), ANSWER * 3),)))
-    desk.scheduler.handle(Judge(3, ((user("q" * 200), ANSWER * 3),)))
-    while desk.reason() is None:
+    for number in range(answers):
+        desk.scheduler.handle(Judge(10 + number, ((user("q" * 200), ANSWER * 3),)))
+    while desk.reason(generations) is None:
         desk.turn()
-    assert max(longest) == 1 + RIDING_TOKENS
-    assert len(longest) == 29
+    assert max(longest) == most
 
 
 def test_a_pass_that_fails_with_a_rider_costs_neither_the_generation_nor_the_rider(fast, monkeypatch):
