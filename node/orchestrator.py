@@ -29,7 +29,7 @@ from nsllm.node.completions import Completions
 from nsllm.node.context import PeerContext
 from nsllm.node.door import Door, Visit
 from nsllm.node.engine.port import Done, EngineRequest, Piece
-from nsllm.node.errors import EngineError
+from nsllm.node.errors import EngineError, OverloadedError
 from nsllm.node.executors import Executors
 from nsllm.node.federated_cache import Found
 from nsllm.node.near_answers import NOTHING, Hit, NearAnswers, Verdict, cache_source
@@ -38,6 +38,7 @@ from nsllm.node.question import LookUp, Question
 from nsllm.node.reception import Reception
 from nsllm.node.safety_reader import SafetyReader
 from nsllm.node.service import ChatCommand, ChatDelta, ChatEvent, ChatFinished, ChatStarted, Citation, Listener, Source
+from nsllm.node.side_door import SideDoor
 from nsllm.node.supervision import lone_failure
 from nsllm.record import (
     MAX_RECORD_BYTES,
@@ -90,6 +91,7 @@ class Orchestrator:
         self._publisher = publisher
         self._completions = completions
         self._private_door, self._public_door = doors(), doors()
+        self._side_door = SideDoor(context=context, reception=reception, near=near, validator=validator)
 
     @asynccontextmanager
     async def chat(self, command: ChatCommand) -> AsyncGenerator[trio.MemoryReceiveChannel[ChatEvent]]:
@@ -100,30 +102,35 @@ class Orchestrator:
         send, receive = trio.open_memory_channel[ChatEvent](CHANNEL_LIMIT)
         failure: NsllmError | None = None
 
-        async def answer(question: Question, visit: Visit) -> None:
+        async def answer() -> None:
             nonlocal failure
             with send:  # closing must not yield: the reader would leave before an error is kept
                 try:
-                    await self._answer(question, visit)
+                    await self.answer(command, send)
                 except NsllmError as error:
                     failure = error
 
-        with self._door(command).visit(command.client, send) as visit:
-            question = await self._reception.admit(command)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(answer, question, visit)
-                try:
-                    yield receive
-                finally:
-                    nursery.cancel_scope.cancel()  # before the channel closes: a reader that leaves is no error
-                    receive.close()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            try:
+                yield receive
+            finally:
+                nursery.cancel_scope.cancel()  # before the channel closes: a reader that leaves is no error
+                receive.close()
         if failure is not None:
             raise failure
 
     async def answer(self, command: ChatCommand, listener: Listener) -> None:
         """Run one completion in the caller's task; see `nsllm.node.service.PeerService.answer`."""
-        with self._door(command).visit(command.client, listener) as visit:
-            await self._answer(await self._reception.admit(command), visit)
+        visit: Visit | None = None
+        try:
+            with self._door(command).visit(command.client, listener) as visit:
+                await self._answer(await self._reception.admit(command), visit)
+        except OverloadedError:
+            ready = None if visit is not None and visit.begun else await self._side_door.ready(command)
+            if ready is None:
+                raise
+            await self._serve(*ready, listener)
 
     def _door(self, command: ChatCommand) -> Door:
         return self._private_door if self._reception.visibility(command) == "private" else self._public_door
@@ -347,7 +354,7 @@ class Orchestrator:
             created_ms=self._context.clock.now_ms(),
         )
 
-    async def _serve(self, question: Question, hit: Found | Hit, send: Visit) -> None:
+    async def _serve(self, question: Question, hit: Found | Hit, send: Listener) -> None:
         """A certified record in place of a generation, in chunks of a word."""
         found = hit.found if isinstance(hit, Hit) else hit
         if found.certified.leaf.request_key == question.key:  # a look-up by meaning may find this very request
@@ -432,7 +439,7 @@ class Orchestrator:
         return Source(kind="engine", generator=hex0x(self._context.address), model_digest=digest)
 
 
-async def _say(send: Visit, event: ChatEvent) -> None:
+async def _say(send: Listener, event: ChatEvent) -> None:
     """Send, and give up the turn only if the reader is behind: generating pauses often enough."""
     try:
         send.send_nowait(event)

@@ -370,8 +370,7 @@ class PeerService(Protocol):
     def chat(self, command: ChatCommand) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[ChatEvent]]:
         """Run one completion; leaving the context cancels it.
 
-        Raises `ServiceError` (or `EngineError`) on entering, or on leaving when the channel ended without
-        `ChatFinished`.
+        Raises `ServiceError` (or `EngineError`) on leaving when the channel ended without `ChatFinished`.
         """
         ...
 
