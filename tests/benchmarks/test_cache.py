@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -100,17 +101,29 @@ def test_gptcache_is_left_out_where_it_is_not_installed(
     assert "make bench-setup" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not cache_gptcache.PYTHON.exists(), reason="`make bench-setup` installs GPTCache")
-def test_gptcache_serves_the_same_vector_and_refuses_another() -> None:
-    far = Asked("where do otters sleep", "otters", "original")
-    vectors = {asked.text: vector(1) for asked in (SKY, LIKE, MISS)} | {far.text: vector(2)}
-    with cache_gptcache.running(Embedded([SKY, far, SKY, LIKE, MISS], vectors)) as opponent:
-        rows = opponent.rows()
-    assert [(row["cosine"], row["exact_hits"], row["semantic_hits"], row["wrong_hits"]) for row in rows] == [
-        (0.6, 1, 2, 1),
-        (0.8, 1, 2, 1),
-        (0.9, 1, 2, 1),
-    ]
+def test_gptcache_hears_the_stream_with_its_vectors_and_is_heard_in_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "python"
+    program.write_text(f"#!{sys.executable}\n{PARROT}", "utf-8")
+    program.chmod(0o700)
+    monkeypatch.setattr(cache_gptcache, "PYTHON", program)
+    with cache_gptcache.running(Embedded([SKY, LIKE, SKY, MISS], {a.text: vector(1) for a in (SKY, LIKE, MISS)})) as it:
+        rows = it.rows()
+    assert [(row["threshold"], row["cosine"]) for row in rows] == [(0.8, 0.6), (0.9, 0.8), (0.95, 0.9)]
+    assert {(row["exact_hits"], row["semantic_hits"], row["wrong_hits"]) for row in rows} == {(1, 2, 1)}
+
+
+PARROT = """
+import base64, json, sys
+plan = json.loads(sys.stdin.readline())
+flat = base64.b64decode(plan["vectors"])
+assert len(flat) == 384 * len(plan["texts"]), "a vector a text"
+vectors = [flat[384 * text:384 * text + 384] for text in plan["stream"]]
+answers = [vectors.index(vector) if vector in vectors[:at] else None for at, vector in enumerate(vectors)]
+print(json.dumps([answers for _ in plan["thresholds"]]))
+"""
+"""What stands in for it serves the first question with the same vector."""
 
 
 def test_topics_are_asked_in_all_ways() -> None:
