@@ -88,11 +88,9 @@ def _in_order(one: Wording, other: Wording) -> bool:
     return len(first) > 3 and any(first[at:] + first[:at] == second for at in range(1, len(first)))
 
 
-def _same_numbers(one: Wording, other: Wording) -> bool:
-    """Equal numbers; where there are operators among them, in the same order."""
-    if set(one.numbers) & set("+*/=<>^-"):
-        return one.numbers == other.numbers
-    return sorted(one.numbers) == sorted(other.numbers)
+def _same_tenses(one: Wording, other: Wording) -> bool:
+    """A tense in common, where both have verbs that tell one."""
+    return not one.tenses or not other.tenses or bool(one.tenses & other.tenses)
 
 
 def _same_asks(one: Wording, other: Wording) -> bool:
@@ -102,14 +100,17 @@ def _same_asks(one: Wording, other: Wording) -> bool:
 
 GUARDS: Final[dict[str, Callable[[Wording, Wording], bool]]] = {
     "negation": lambda one, other: one.negated == other.negated,
-    "numbers": _same_numbers,
+    "numbers": lambda one, other: one.numbers == other.numbers,
     "units": lambda one, other: one.units == other.units,
     "dates": lambda one, other: one.calendar == other.calendar,
     "asks": _same_asks,
     "poles": lambda one, other: one.poles == other.poles,
+    "persons": lambda one, other: one.persons == other.persons,
+    "tenses": _same_tenses,
     "format": lambda one, other: one.forms == other.forms,
     "language": lambda one, other: one.scripts == other.scripts and one.foreign == other.foreign,
     "names": lambda one, other: not one.names or not other.names or one.names == other.names,
+    "ways": lambda one, other: not one.ways or not other.ways or one.ways == other.ways,
     "order": _in_order,
 }
 """By name, whether two wordings pass."""

@@ -22,10 +22,15 @@ class Lexicon:
     negations: frozenset[str]
     calendar: frozenset[str]
     poles: dict[str, str]
-    """Each word to the kind that it belongs to; so are `same` and `units`."""
+    """Each word to the kind that it belongs to; so are `same`, `units`, `persons` and `tenses`."""
     same: dict[str, str]
     units: dict[str, str]
     spelled: dict[str, str]
+    persons: dict[str, str]
+    tenses: dict[str, str]
+    confusable: frozenset[frozenset[str]]
+    speaking: Pattern
+    """Finds persons that take part in asking only."""
     wrappers: tuple[Pattern, ...]
     ending: Pattern
     timely: Pattern
@@ -51,6 +56,10 @@ def lexicon() -> Lexicon:
         same=_kinds(found["same"]),
         units=units,
         spelled=dict(found["spelled"]),
+        persons=_kinds(found["persons"]),
+        tenses=_kinds(found["tenses"]),
+        confusable=frozenset(frozenset(pair.split()) for pair in found["confusable"]),
+        speaking=re.compile(found["speaking"]),
         wrappers=tuple(map(re.compile, found["wrappers"])),
         ending=re.compile(found["ending"]),
         timely=re.compile(rf"\b(?:{'|'.join(found['timely'])})\b"),

@@ -7,10 +7,12 @@ not, so unmatched words count beside it. The weights are fitted (`benchmarks/fit
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
+from nsllm.cache_dht.lexicon import lexicon
 from nsllm.cache_dht.wording import Wording
 
 FEATURES: Final = ("one", "distance", "distance_log", "alone", "alone_share", "strange", "replaced", "typos", "moved")
@@ -19,6 +21,19 @@ STRANGE_DISTANCE: Final = 0.1
 """Questions that do not have the same words are no nearer than this, whatever their embeddings say: that of a record is
 its generator's claim, and real questions turn on one word more ("in the NBA", "in a NBA game") oftener than those made
 by rule. So they are served only where a neighbourhood has shown that it is safe."""
+
+
+_BRITISH: Final = tuple(
+    (re.compile(pattern), instead)
+    for pattern, instead in (
+        ("our(?=$|s|ed|ing|ful|ite|able)", "or"),
+        ("is(?=$|e|ing|ation|er)", "iz"),
+        ("ys(?=$|e|ing)", "yz"),
+        ("enc$", "ens"),
+        ("[ao]e", "e"),
+        ("ll(?=$|ing|ed|er)", "l"),
+    )
+)
 
 
 def features(cosine: float, asked: Wording, cached: Wording) -> tuple[float, ...]:
@@ -52,19 +67,27 @@ def features(cosine: float, asked: Wording, cached: Wording) -> tuple[float, ...
 
 
 def misspelt(one: str, other: str) -> bool:
-    """Two letters that changed places, or one that is missing or another, in words of six letters and more.
+    """Two letters that changed places, or British beside American spelling, in words of six letters and more.
 
-    >>> misspelt("goverment", "government"), misspelt("austria", "australia"), misspelt("jhonson", "johnson")
+    Another letter, or one that is missing, may make another word: nitrate and nitrite, country and county.
+
+    >>> misspelt("govenrment", "government"), misspelt("nitrate", "nitrite"), misspelt("organis", "organiz")
     (True, False, True)
     """
-    if min(len(one), len(other)) < 6 or abs(len(one) - len(other)) > 1 or (one[0] != other[0] and one[1] != other[1]):
+    if min(len(one), len(other)) < 6 or one[0] != other[0] or not (one.isascii() and other.isascii()):
         return False
-    start = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    rest, others = one[start:], other[start:]
-    if len(one) == len(other):
-        swapped = rest[:2] == others[:2][::-1] and rest[2:] == others[2:]
-        return swapped or rest[1:] == others[1:]
-    return rest[1:] == others if len(one) > len(other) else rest == others[1:]
+    if _american(one) == _american(other):
+        return True
+    if len(one) != len(other) or frozenset((one, other)) in lexicon().confusable:
+        return False
+    at = next((i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), len(one))
+    return one[at : at + 2] == other[at : at + 2][::-1] and one[at + 2 :] == other[at + 2 :]
+
+
+def _american(word: str) -> str:
+    for pattern, instead in _BRITISH:
+        word = pattern.sub(instead, word)
+    return word
 
 
 @dataclass(frozen=True, slots=True)

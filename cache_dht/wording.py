@@ -17,9 +17,12 @@ from nsllm.cache_dht.lexicon import Lexicon, lexicon
 MAX_CHARS: Final = 2000
 """Longer questions are looked at no further: they are never reused but exactly."""
 
-_TOKEN: Final = re.compile(r"\d+(?:[.,:/]\d+)*|[^\W\d_]+(?:[.][^\W\d_])*|%|[+*/=<>^-](?=\s*\d)")
+_TOKEN: Final = re.compile(r"\d+(?:[.,:/]\d+)*|[^\W\d_]+(?:[.][^\W\d_])*|%|[+*/=<>^-](?=\s*\d)|[+=<>^](?=\s*\w)")
 _ORDINAL: Final = re.compile(r"(\d+)(?:st|nd|rd|th|s)\b")
 _NAME: Final = re.compile(r"(?<![.!?:-] )(?<!^)\b[A-Z][\w'-]+")
+_SOME: Final = re.compile(r"\ba (few|little|bit|lot)\b")
+"""A few is not few."""
+_WAYS: Final = frozenset({"from", "to"})
 _OPERATORS: Final = frozenset("+*/=<>^-")
 _YES_OR_NO: Final = frozenset(
     (
@@ -58,6 +61,12 @@ class Wording:
     """An odd number of negations."""
     poles: frozenset[str]
     """Kinds of words that turn a question around: first, last, most, before, …"""
+    persons: tuple[str, ...]
+    """Whom it speaks of, in their order."""
+    tenses: frozenset[str]
+    """Past, present, future, by its verbs."""
+    ways: tuple[str, ...]
+    """`from` and `to` in their order, where both stand in it."""
     units: frozenset[str]
     calendar: frozenset[str]
     asks: str
@@ -81,7 +90,7 @@ def read(text: str) -> Wording | None:
     whole = _folded(text).lower()
     lower = _unwrapped(whole, known)
     counted = known.counted.sub(lambda found: found.group().replace("one", "1"), lower)
-    plain = counted.replace("n't", "nt").replace("'s", "").replace("'", "")
+    plain = _SOME.sub(r"a\1", counted.replace("n't", "nt").replace("'s", "").replace("'", ""))
     tokens = _TOKEN.findall(_ORDINAL.sub(r"\1", plain))
     words = [token for token in tokens if _number(token, known) is None]
     asks = _asks(lower, tokens, known)
@@ -92,6 +101,9 @@ def read(text: str) -> Wording | None:
         names=frozenset(stem(name.lower()) for name in _NAME.findall(text.strip())) if _cased(text) else frozenset(),
         negated=sum(word in known.negations for word in words) % 2 == 1,
         poles=frozenset(known.poles[word] for word in words if word in known.poles),
+        persons=tuple(known.persons[t] for t in _TOKEN.findall(known.speaking.sub(" ", plain)) if t in known.persons),
+        tenses=frozenset(known.tenses[word] for word in words if word in known.tenses),
+        ways=tuple(t for t in tokens if t in _WAYS) if set(tokens) >= _WAYS else (),
         units=frozenset(units - {"year"} if asks == "when" else units),
         calendar=known.calendar & set(words),
         asks=asks,
@@ -126,9 +138,7 @@ def stem(word: str) -> str:
 
 def _content(words: list[str], known: Lexicon) -> Iterator[str]:
     for word in words:
-        if word in known.poles:
-            yield known.poles[word]
-        elif word not in known.function and word not in known.negations:
+        if word not in known.function and word not in known.negations:
             yield stem(word)
 
 

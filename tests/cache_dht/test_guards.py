@@ -5,7 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from nsllm.cache_dht.guards import STALE_MS, TIMELY_MS, may_resemble, objection, same_but_question
+from nsllm.cache_dht.calibration import shipped
+from nsllm.cache_dht.guards import STALE_MS, TIMELY_MS, difference, may_resemble, objection, same_but_question
+from nsllm.cache_dht.observations import BINS
 from nsllm.cache_dht.wording import MAX_CHARS, read
 from nsllm.record import Guide, Message, Request, Sampling, Tool
 
@@ -18,6 +20,9 @@ SAME = [
     ("where did Dr. Smith work? thanks", "where did dr. smith work"),
     ("how many moons does mars have", "how many moons does Mars have?"),
     ("how can one boil an egg", "how do you boil an egg"),
+    ("how do i install python on linux", "How to install Python on Linux?"),
+    ("tell me why the sky is blue", "why is the sky blue"),
+    ("how do i organise a party", "How do I organize a party?"),
     ("what caused world war one", "what caused world war 1"),
     ("in france, who was the first president of the republic", "who was the first president of the republic in france"),
 ]
@@ -39,6 +44,18 @@ DIFFERENT = [
     ("format", "what does hund mean", "what does hund mean in french"),
     ("language", "what is dna", "what is днк"),
     ("names", "what did Marie Curie study", "what did Ada Lovelace study"),
+    ("numbers", "is 0.5 greater than 0.25", "is 0.25 greater than 0.5"),
+    ("numbers", "how often does 3 go into 12", "how often does 12 go into 3"),
+    ("numbers", "is x > y", "is x < y"),
+    ("poles", "how do i turn on the lights", "how do i turn off the lights"),
+    ("poles", "how do i log in to my account", "how do i log out of my account"),
+    ("poles", "who hit tom", "who was hit by tom"),
+    ("persons", "is it my turn", "is it your turn"),
+    ("persons", "what do i owe her", "what does she owe me"),
+    ("persons", "what did he tell her", "what did she tell him"),
+    ("tenses", "who is the chairman of apple", "who was the chairman of apple"),
+    ("tenses", "when will the store close", "when did the store close"),
+    ("ways", "can you fly from rome to paris", "can you fly to rome from paris"),
     ("order", "when did germany invade poland by land", "when did poland invade germany by land"),
     ("order", "who is the girl in the tower of london", "who is the tower in the girl of london"),
 ]
@@ -54,6 +71,32 @@ def test_paraphrases_pass(one: str, other: str) -> None:
 def test_what_differs_is_named(guard: str, one: str, other: str) -> None:
     assert objection(one, other, 0) == guard
     assert objection(other, one, 0) == guard
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("who is the father of isaac", "who is the son of isaac"),
+        ("how can i prevent cancer", "how can i treat cancer"),
+        ("is it good for dogs", "is it safe for dogs"),
+        ("what is a big city in texas", "what is the biggest city in texas"),
+        ("is sodium nitrate safe to eat", "is sodium nitrite safe to eat"),
+        ("what is the largest country in england", "what is the largest county in england"),
+        ("what is a casual relationship", "what is a causal relationship"),
+        ("can i have a few", "can i have few"),
+        ("中国的首都是哪里", "韩国的首都是哪里"),
+        ("quién es el hermano de luis", "quién es el hermana de luis"),
+    ],
+)
+def test_words_that_look_or_turn_alike_are_words_of_their_own(one: str, other: str) -> None:
+    first, second = read(one), read(other)
+    assert first is not None
+    assert second is not None
+    nearest = shipped().likeness.of(1.0, first, second)
+    assert difference(first, second) is not None or shipped().error_bound(nearest, NONE, NONE) > 20_000
+
+
+NONE = (0.0,) * (2 * BINS)
 
 
 def test_answers_to_timely_questions_expire_soon_and_all_others_in_the_end() -> None:
