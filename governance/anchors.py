@@ -14,10 +14,12 @@ from nsllm.consensus.errors import BlockError
 from nsllm.consensus.header import Header
 from nsllm.consensus.validators import ValidatorSet
 from nsllm.errors import NsllmError
+from nsllm.governance.anchor_store import AnchorRow
 from nsllm.governance.anchoring import Anchoring
 from nsllm.governance.block_rules import BlockRules, Parent
-from nsllm.governance.block_store import AnchorRow, BlockStore, EpochRow
+from nsllm.governance.block_store import BlockStore
 from nsllm.governance.chain import EmbeddedChain
+from nsllm.governance.epoch_store import EpochRow
 from nsllm.governance.errors import ChainRefusal
 from nsllm.governance.transaction import parse_transaction
 from nsllm.ids import Digest, Height, TimeMs
@@ -116,7 +118,7 @@ class Anchors:
         raw, digest = next(
             (raw, digest) for raw, (digest, success) in zip(body.transactions, result.receipts, strict=True) if success
         )
-        self._store.put_anchor(
+        self._store.anchors.put(
             AnchorRow(
                 log_size=log_size,
                 log_root=log_root,

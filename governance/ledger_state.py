@@ -26,10 +26,11 @@ from nsllm.errors import NsllmError
 from nsllm.governance.anchoring import Anchoring
 from nsllm.governance.anchors import Anchors
 from nsllm.governance.block_rules import BlockRules, Outcome, Parent, compare_headers
-from nsllm.governance.block_store import BlockStore, EpochRow
+from nsllm.governance.block_store import BlockStore
 from nsllm.governance.chain import EmbeddedChain
 from nsllm.governance.checked import Checked
 from nsllm.governance.database import RECOVERY_HINT, Database
+from nsllm.governance.epoch_store import EpochRow
 from nsllm.governance.errors import ChainError, DamageError, LedgerError, LogError
 from nsllm.governance.genesis import Genesis
 from nsllm.governance.light_client import LightClient
@@ -88,17 +89,17 @@ class LedgerState:
         with database.guarded():
             self.store: Final = BlockStore(database.connection, genesis)
             self.past: Final = Past(database, genesis, self.store, self, own=own, keep_heights=keep_heights)
-            self.epochs: tuple[EpochRow, ...] = self.store.epochs()
+            self.epochs: tuple[EpochRow, ...] = self.store.epochs.rows()
             """All after the first."""
             self._light = LightClient.begin(genesis)
             for row in self.epochs:
                 self._enter(row)
             self._chain = self._open_chain()
             self.tip: DecidedBlock | None = self.store.tip()
-            self.registry.state = self.store.registry()
+            self.registry.state = self.store.members.registry()
             self.parent: Parent = self._load_parent()
             self.offences: dict[tuple[Address, Epoch], OffenceRow] = {
-                (row.validator, row.epoch): row for row in self.store.offences()
+                (row.validator, row.epoch): row for row in self.store.members.offences()
             }
             """Every conviction, oldest first."""
             self.motions: Final = MotionStore(database.connection, genesis.network_id())
@@ -186,7 +187,7 @@ class LedgerState:
 
     def last_checkpoint(self, peer: Address) -> tuple[Checkpoint, TimeMs] | None:
         """The peer's newest checkpoint in the network log, and the time of its block."""
-        return self.store.last_checkpoint(peer)
+        return self.store.members.last_checkpoint(peer)
 
     def is_convicted(self, validator: Address, epoch: Epoch) -> bool:
         """Does a block hold evidence against the validator, of this epoch?"""
@@ -355,7 +356,7 @@ class LedgerState:
         wanted = self.past.write_wanted()
         self.store.put(decided, outcome.leaves, outcome.unscored, self.parent.log.size)
         if outcome.registry is not self.parent.registry:
-            self.store.put_registry(outcome.registry, self.parent.registry)
+            self.store.members.put_registry(outcome.registry, self.parent.registry)
         motions = [e.transaction.motion for e in map(decode_entry, body.entries) if isinstance(e, GovernanceEntry)]
         digests = tuple(motion.digest(self.rules.network) for motion in motions)
         if motions:
@@ -365,13 +366,13 @@ class LedgerState:
         epoch = None
         if outcome.change is not None:
             epoch = EpochRow(header.height, outcome.change, outcome.policy, decided.certificate)
-            self.store.put_epoch(epoch)
+            self.store.epochs.put(epoch)
             self.motions.keep_of(outcome.change.validators.members)
         self.store.log.append_grown(self.parent.log.size, header.height, outcome.entries, outcome.nodes)
         # This header certifies the present state root, so anchors executed below it are provable now.
-        for log_size in self.store.unproved_anchors():
+        for log_size in self.store.anchors.unproved():
             proof = canonical.encode(self._chain.prove_anchor(log_size))
-            self.store.prove_anchor(log_size, header.height, proof)
+            self.store.anchors.prove(log_size, header.height, proof)
         anchoring = self._anchors.execute(decided)
         snapshot_hash = self.past.append(header, self.parent, outcome, self._chain)
         entries = [decode_entry(data) for data in body.entries]

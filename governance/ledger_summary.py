@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nsllm.governance.block_store import AnchorRow, BlockRow
+from nsllm.governance.anchor_store import AnchorRow
+from nsllm.governance.block_store import BlockRow
 from nsllm.governance.ledger_state import LedgerState
 from nsllm.governance.offences import OffenceRow
 from nsllm.ids import Digest, Height
@@ -49,7 +50,7 @@ def summarize(state: LedgerState, rows: int, *, pending: int, halted: str | None
         halted=halted,
         notice=state.notice,
         blocks=store.rows(rows),
-        anchors=store.anchors(rows),
+        anchors=store.anchors.rows(rows),
         offences=tuple(reversed(state.offences.values()))[:rows],
         kept_from=store.kept_from(),
         snapshot_height=state.past.snapshots.newest(),

@@ -18,9 +18,10 @@ from nsllm.consensus.observation import ScoreLeaf
 from nsllm.consensus.registry import RegistryState
 from nsllm.errors import EncodingError
 from nsllm.governance.block_rules import SETTLED_MS, BlockRules, Outcome, Parent
-from nsllm.governance.block_store import BlockStore, EpochRow
+from nsllm.governance.block_store import BlockStore
 from nsllm.governance.chain import EmbeddedChain
 from nsllm.governance.database import RECOVERY_HINT, Database
+from nsllm.governance.epoch_store import EpochRow
 from nsllm.governance.errors import DamageError, SnapshotError, UnscoredError
 from nsllm.governance.genesis import Genesis
 from nsllm.governance.kept_proofs import KeptProofs
@@ -254,7 +255,7 @@ class Past:
             for each in proved.handovers
         ]
         for row in rows:
-            self._store.put_epoch(row)
+            self._store.epochs.put(row)
         epochs = (*self._ledger.epochs, *rows)
         rules = BlockRules.founding(self._genesis)
         if header.epoch:
@@ -263,7 +264,7 @@ class Past:
         settled = settled_body(body, rules.terms)
         self._store.put_block(offer.block, settled.leaves, settled.unscored, log_before.size)
         log_now = self._store.log.append(log_before, header.height, settled.entries)
-        registry = self._store.registry()
+        registry = self._store.members.registry()
         if (log_now.size, log_now.root()) != (header.log_size, header.log_root):
             raise SnapshotError(f"snapshot {header.height} leads to log root {hex0x(log_now.root())}")
         if registry.digest(self._genesis.network_id()) != header.registry_hash:

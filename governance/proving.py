@@ -13,8 +13,9 @@ from nsllm.consensus.certificate import Certificate
 from nsllm.consensus.certified import Inclusion
 from nsllm.consensus.observation import ScoreLeaf
 from nsllm.governance.anchor_proof import AnchorProof
-from nsllm.governance.block_store import BlockStore, EpochRow
+from nsllm.governance.block_store import BlockStore
 from nsllm.governance.database import RECOVERY_HINT
+from nsllm.governance.epoch_store import EpochRow
 from nsllm.governance.errors import DamageError
 from nsllm.governance.log_entry import GovernanceEntry, decode_entry
 from nsllm.governance.motion import Retract
@@ -97,7 +98,7 @@ def prove_scores(store: BlockStore, record: Digest) -> tuple[ScoreLeaf, Inclusio
 
 
 def _prove_anchor(store: BlockStore, index: int) -> AnchorEvidence | None:
-    row = store.anchor_covering(index + 1)
+    row = store.anchors.covering(index + 1)
     if row is None or row.proof is None or row.proof_height is None:
         return None
     return AnchorEvidence(

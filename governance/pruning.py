@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from nsllm.governance.block_store import BlockStore, EpochRow
+from nsllm.governance.block_store import BlockStore
+from nsllm.governance.epoch_store import EpochRow
 from nsllm.governance.kept_proofs import KeptProofs
 from nsllm.governance.policy import Policy
 from nsllm.governance.proving import prove_record
@@ -28,7 +29,7 @@ def boundary(store: BlockStore, snapshot: Height, *, keep_heights: int, snapshot
     """
     kept = max(keep_heights, snapshot_heights + 1)
     some = store.kept_from() - 1 + AT_ONCE * snapshot_heights
-    return Height(min(snapshot - kept, store.newest_anchored() - 1, some))
+    return Height(min(snapshot - kept, store.anchors.newest() - 1, some))
 
 
 def keep_proofs(

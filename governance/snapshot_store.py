@@ -16,10 +16,11 @@ from nsllm.consensus.header import Header
 from nsllm.consensus.registry import RegistryState
 from nsllm.crypto import keccak256
 from nsllm.errors import EncodingError
-from nsllm.governance.block_store import MAX_REGISTRY_BYTES, BlockStore
+from nsllm.governance.block_store import BlockStore
 from nsllm.governance.chain import EmbeddedChain
 from nsllm.governance.database import RECOVERY_HINT
 from nsllm.governance.errors import DamageError, SnapshotError
+from nsllm.governance.member_store import MAX_REGISTRY_BYTES
 from nsllm.governance.snapshot import (
     SETTLED_BYTES,
     AnyPart,
@@ -191,7 +192,7 @@ class SnapshotStore:
                 self._restore(part, store)
         if frontier is None:
             raise SnapshotError(f"snapshot {manifest.height} has no network log")
-        store.put_registry(canonical.decode(b"".join(registry), RegistryState, limit_bytes=MAX_REGISTRY_BYTES))
+        store.members.put_registry(canonical.decode(b"".join(registry), RegistryState, limit_bytes=MAX_REGISTRY_BYTES))
         self.begin_incoming()
         return frontier
 
@@ -246,11 +247,11 @@ def _motions(store: BlockStore) -> Iterator[DecidedMotion]:
 
 
 def _checkpoints(store: BlockStore) -> Iterator[PeerCheckpoint]:
-    return (PeerCheckpoint(peer=p, time_ms=TimeMs(t), entry=e) for p, t, e in store.checkpoint_rows())
+    return (PeerCheckpoint(peer=p, time_ms=TimeMs(t), entry=e) for p, t, e in store.members.checkpoints())
 
 
 def _offences(store: BlockStore) -> Iterator[Conviction]:
-    for row in store.offences():
+    for row in store.members.offences():
         yield Conviction(
             validator=row.validator,
             epoch=row.epoch,

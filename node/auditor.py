@@ -12,7 +12,7 @@ import trio
 from nsllm.errors import NsllmError
 from nsllm.governance.ledger import Ledger
 from nsllm.governance.peer_log import Happening, PeerLog
-from nsllm.node.service import PeerEvent
+from nsllm.node.views import PeerEvent
 
 log = logging.getLogger(__name__)
 

@@ -17,11 +17,11 @@ from typing import Final
 
 import trio
 
+from nsllm.node.chat import ChatEvent, ChatStarted, Listener
 from nsllm.node.config import EngineConfig
 from nsllm.node.engine.slots import LONGEST_RETRY_S
 from nsllm.node.errors import OverloadedError
 from nsllm.node.line_time import REMEMBERED, LineTime
-from nsllm.node.service import ChatEvent, ChatStarted, Listener
 
 MOST_EXCESS: Final = 2
 """So many times as long as is allowed may those clients wait that have little inside."""

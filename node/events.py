@@ -10,7 +10,7 @@ from typing import Final
 import trio
 
 from nsllm.clock import Clock
-from nsllm.node.service import PeerEvent
+from nsllm.node.views import PeerEvent
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from prometheus_client.registry import Collector
 
 from nsllm.node.engine.port import EngineInfo
 from nsllm.node.engine_metrics import EngineMetrics
-from nsllm.node.service import PeerEvent
 from nsllm.node.traffic_metrics import TrafficMetrics
+from nsllm.node.views import PeerEvent
 from nsllm.p2p.traffic import Traffic
 
 

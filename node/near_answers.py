@@ -21,11 +21,11 @@ from nsllm.cache_dht.reuse import Candidate, Choice, SemanticReuse, Weighed
 from nsllm.embedding import quantize_embedding
 from nsllm.errors import NsllmError
 from nsllm.ids import Digest, Ppm, hex0x, short
+from nsllm.node.chat import Source
 from nsllm.node.config import CacheConfig
 from nsllm.node.context import PeerContext
 from nsllm.node.engine.port import Engine
 from nsllm.node.federated_cache import FederatedCache, Found, Near
-from nsllm.node.service import Source
 from nsllm.record import Request
 
 log = logging.getLogger(__name__)

@@ -25,6 +25,7 @@ from nsllm.governance.ports import Claim
 from nsllm.governance.validation import Decision
 from nsllm.governance.validator import Validator
 from nsllm.ids import hex0x, short
+from nsllm.node.chat import ChatCommand, ChatDelta, ChatEvent, ChatFinished, ChatStarted, Citation, Listener, Source
 from nsllm.node.completions import Completions
 from nsllm.node.context import PeerContext
 from nsllm.node.door import Door, Visit
@@ -37,7 +38,6 @@ from nsllm.node.publisher import Publisher
 from nsllm.node.question import LookUp, Question
 from nsllm.node.reception import Reception
 from nsllm.node.safety_reader import SafetyReader
-from nsllm.node.service import ChatCommand, ChatDelta, ChatEvent, ChatFinished, ChatStarted, Citation, Listener, Source
 from nsllm.node.side_door import SideDoor
 from nsllm.node.supervision import lone_failure
 from nsllm.record import (

@@ -15,6 +15,7 @@ from nsllm.governance.ledger import Ledger
 from nsllm.ids import Address, Digest, hex0x
 from nsllm.node.api.server import ApiServer
 from nsllm.node.api.settings import ApiSettings
+from nsllm.node.chat import ChatCommand, ChatEvent, Listener
 from nsllm.node.config import PeerConfig
 from nsllm.node.data_folder import Settled
 from nsllm.node.engine.pool import Models
@@ -23,26 +24,11 @@ from nsllm.node.errors import InvalidRequestError
 from nsllm.node.motions import record_named
 from nsllm.node.parts import Parts
 from nsllm.node.record_views import removals_view, standing_view
-from nsllm.node.service import (
-    Brought,
-    ChatCommand,
-    ChatEvent,
-    Listener,
-    ModelShelf,
-    PeerEvent,
-    PeerRow,
-    Piece,
-    Readiness,
-    ReceiptStatus,
-    RecordPage,
-    Status,
-    TakenIn,
-    Vectors,
-    Wish,
-)
+from nsllm.node.service import Brought, Piece, RecordPage, TakenIn, Vectors, Wish
 from nsllm.node.status import anchor_row, certificate_row, offence_row, peer_rows, policy_view
 from nsllm.node.stores import Stores
 from nsllm.node.supervision import keep_going
+from nsllm.node.views import ModelShelf, PeerEvent, PeerRow, Readiness, ReceiptStatus, Status
 from nsllm.node.world import World, real_world
 from nsllm.record import Visibility
 

@@ -9,8 +9,8 @@ import trio
 from nsllm.cache_dht.reuse import Weighed
 from nsllm.ids import Digest
 from nsllm.node.attachments.attend import Attended
+from nsllm.node.chat import ChatCommand
 from nsllm.node.scope import Scope
-from nsllm.node.service import ChatCommand
 from nsllm.record import Request, SignedChunk, Visibility
 
 

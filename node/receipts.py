@@ -12,7 +12,7 @@ from nsllm.ids import hex0x
 from nsllm.node.completions import Completion, Completions
 from nsllm.node.context import PeerContext
 from nsllm.node.errors import NotFoundError
-from nsllm.node.service import ReceiptStatus
+from nsllm.node.views import ReceiptStatus
 from nsllm.record import SignedRecord
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nsllm.node.attachments.attend import Attended
+from nsllm.node.chat import ChatCommand
 from nsllm.node.context import PeerContext
 from nsllm.node.embeddings import Embeddings
 from nsllm.node.question import Question
 from nsllm.node.request_reader import RequestReader
 from nsllm.node.retrieval import Retrieval
 from nsllm.node.scopes import Scopes
-from nsllm.node.service import ChatCommand
 from nsllm.record import Request, SignedChunk, Visibility, request_key
 
 

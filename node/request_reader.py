@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from nsllm.node.attachments.attend import Attended, attend
 from nsllm.node.attachments.port import Describer
+from nsllm.node.chat import ChatCommand
 from nsllm.node.engine.port import Engine, EngineRequest, ModelInfo
 from nsllm.node.errors import InvalidRequestError, UnknownModelError
-from nsllm.node.service import ChatCommand
 from nsllm.record import MAX_TEXT_CHARS, Message, Request, Sampling
 
 

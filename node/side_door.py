@@ -15,12 +15,12 @@ import trio
 from nsllm.cache_dht.reuse import may_stand_in
 from nsllm.errors import NsllmError
 from nsllm.governance.validator import Validator
+from nsllm.node.chat import ChatCommand
 from nsllm.node.context import PeerContext
 from nsllm.node.federated_cache import Found
 from nsllm.node.near_answers import Hit, NearAnswers
 from nsllm.node.question import Question
 from nsllm.node.reception import Reception
-from nsllm.node.service import ChatCommand
 
 AT_ONCE: Final = 16
 """Who looks in our own store at once; more are refused without a look."""

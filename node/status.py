@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from nsllm.governance.block_store import AnchorRow, BlockRow
+from nsllm.governance.anchor_store import AnchorRow
+from nsllm.governance.block_store import BlockRow
 from nsllm.governance.offences import OffenceRow
 from nsllm.governance.policy import Policy
 from nsllm.ids import PeerId, hex0x
-from nsllm.node.service import CertificateRow, PeerRow
+from nsllm.node.views import CertificateRow, PeerRow
 from nsllm.p2p.directory import PeerDirectory
 from nsllm.p2p.network import Network
 

@@ -26,7 +26,7 @@ from nsllm.node.engine.supervisor import WorkerEngine
 from nsllm.node.engine.upstream import Upstream, UpstreamEngine
 from nsllm.node.errors import ConfigError
 from nsllm.node.model_opener import ModelOpener, free_bytes
-from nsllm.node.service import PeerEvent
+from nsllm.node.views import PeerEvent
 from nsllm.offload import Offload, ThreadOffload
 from nsllm.p2p.libp2p_host import parse
 from nsllm.p2p.libp2p_network import Libp2pNetwork

@@ -19,7 +19,7 @@ from nsllm.consensus.certificate import Certificate
 from nsllm.consensus.epoch import EpochChange
 from nsllm.consensus.header import Header
 from nsllm.errors import PeerFault
-from nsllm.governance.block_store import MAX_EPOCH_BYTES
+from nsllm.governance.epoch_store import MAX_EPOCH_BYTES
 from nsllm.governance.genesis import Genesis
 from nsllm.governance.light_client import EpochProof, LightClient
 from nsllm.governance.stored_block import from_stored

@@ -26,7 +26,7 @@ from nsllm.node.engine.port import Engine
 from nsllm.node.founding import ALL_ROLES, found, founder
 from nsllm.node.identity import Identity, new_identity
 from nsllm.node.peer import Peer
-from nsllm.node.service import PeerEvent
+from nsllm.node.views import PeerEvent
 from nsllm.node.world import World
 from nsllm.offload import InlineOffload
 from nsllm.p2p.memory import MemoryNetwork

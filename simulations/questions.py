@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final, Literal
 import trio
 
 from nsllm.ids import hex0x
+from nsllm.node.chat import ChatCommand, ChatFinished, ChatStarted
 from nsllm.node.peer import Peer
-from nsllm.node.service import ChatCommand, ChatFinished, ChatStarted
 from nsllm.record import Message, Sampling
 from nsllm.simulations.errors import ScenarioError
 

@@ -9,7 +9,7 @@ from typing import Final
 
 import trio
 
-from nsllm.node.service import PeerEvent
+from nsllm.node.views import PeerEvent
 from nsllm.p2p.memory_world import TraceEvent
 from nsllm.simulations.timeline import Mark, Timeline
 

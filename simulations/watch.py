@@ -15,7 +15,7 @@ from nsllm.consensus.vote import Proposal, Vote
 from nsllm.errors import PeerFault
 from nsllm.ids import Address, Digest, NetworkId, hex0x
 from nsllm.node.peer import Peer
-from nsllm.node.service import PeerEvent
+from nsllm.node.views import PeerEvent
 from nsllm.simulations.errors import InvariantError
 
 

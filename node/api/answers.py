@@ -12,9 +12,9 @@ import msgspec
 
 from nsllm.node.api.logprobs import Telling, chat_logprobs, prompt_logprobs
 from nsllm.node.api.reply import nsllm_object
+from nsllm.node.chat import ChatCommand, ChatDelta, ChatFinished, ChatStarted
 from nsllm.node.engine.port import PromptToken, TokenLogprob
 from nsllm.node.engine.tools import CallArguments, CallStarted, ContentDelta, ToolCallStream, ToolEvent
-from nsllm.node.service import ChatCommand, ChatDelta, ChatFinished, ChatStarted
 
 _encode: Final = msgspec.json.Encoder().encode
 

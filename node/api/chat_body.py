@@ -17,8 +17,8 @@ from nsllm.node.api.openai_errors import bad_request
 from nsllm.node.api.parts import PartsReader
 from nsllm.node.api.sampling_fields import MAX_TOP_LOGPROBS, SamplingFields, choices, prompt_logprobs, sampling
 from nsllm.node.api.tool_fields import SentTool, tooling
+from nsllm.node.chat import ChatCommand
 from nsllm.node.retrieval import MOST
-from nsllm.node.service import ChatCommand
 
 UNSERVED: Final[dict[str, tuple[Any, ...]]] = {
     "functions": ([],),

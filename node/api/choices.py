@@ -9,8 +9,9 @@ import trio
 
 from nsllm.errors import NsllmError
 from nsllm.node.api.bridge import Speaker
+from nsllm.node.chat import ChatCommand, ChatEvent
 from nsllm.node.errors import OverloadedError
-from nsllm.node.service import ChatCommand, ChatEvent, PeerService
+from nsllm.node.service import PeerService
 
 AT_ONCE: Final = 8
 """Answers of one request that are asked for at the same time."""

@@ -15,7 +15,7 @@ from nsllm.node.api.sampling_fields import (
     prompt_logprobs,
     sampling,
 )
-from nsllm.node.service import ChatCommand
+from nsllm.node.chat import ChatCommand
 from nsllm.record import MAX_TEXT_CHARS, Message
 
 MAX_PROMPTS: Final = 32

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from nsllm.node.chat import ChatDelta, ChatFinished
 from nsllm.node.engine.port import PromptToken, TokenLogprob
 from nsllm.node.engine.sampler import MOST_TOP
-from nsllm.node.service import ChatDelta, ChatFinished
 
 LEAST: Final = -9999.0
 """What stands for minus infinity, which JSON has no word for (vLLM's choice)."""

@@ -13,7 +13,8 @@ from nsllm.node.api.context import CONTEXT, Context
 from nsllm.node.api.openai_errors import ApiError, bad_request
 from nsllm.node.api.reply import score_text
 from nsllm.node.errors import NotFoundError
-from nsllm.node.service import PeerService, ReceiptStatus
+from nsllm.node.service import PeerService
+from nsllm.node.views import ReceiptStatus
 
 LEVELS: Final = ("pending", "certified", "logged", "anchored")
 """In the order in which a receipt goes through them."""

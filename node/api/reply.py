@@ -7,7 +7,7 @@ from typing import Literal
 
 from nsllm.ids import hex0x
 from nsllm.node.attachments.attend import Note
-from nsllm.node.service import ChatFinished, ChatStarted, Citation, Source
+from nsllm.node.chat import ChatFinished, ChatStarted, Citation, Source
 
 ToldUsage = Literal["never", "last", "always"]
 """Whether a stream counts tokens: in a chunk of its own at the end, or in every chunk."""

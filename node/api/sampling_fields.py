@@ -22,8 +22,8 @@ from nsllm.node.api.fields import (
 from nsllm.node.api.formats import FormatFields
 from nsllm.node.api.openai_errors import bad_request
 from nsllm.node.api.reply import ToldUsage
+from nsllm.node.chat import ChatCommand
 from nsllm.node.engine.declared import MOST_PENALTY, MOST_TEMPERATURE
-from nsllm.node.service import ChatCommand
 from nsllm.record import MAX_STOP_TOKENS, Sampling
 
 Reuse = Literal["semantic", "exact", "none"]

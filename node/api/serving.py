@@ -18,8 +18,8 @@ from nsllm.node.api.choices import Numbered, run_choices
 from nsllm.node.api.context import CONTEXT, Context
 from nsllm.node.api.openai_errors import error_body, from_exception
 from nsllm.node.api.reply import ToldUsage, reply_headers, usage, usage_so_far
+from nsllm.node.chat import ChatCommand, ChatDelta, ChatEvent, ChatFinished, ChatStarted
 from nsllm.node.errors import InvalidRequestError, ServiceError
-from nsllm.node.service import ChatCommand, ChatDelta, ChatEvent, ChatFinished, ChatStarted
 
 SSE_HEADERS: Final = {"Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"}
 MAX_PROMPT_ENTRIES: Final = 400_000

@@ -15,7 +15,7 @@ from nsllm.node.api.bridge import ClosedError
 from nsllm.node.api.context import CONTEXT
 from nsllm.node.api.serving import SSE_HEADERS
 from nsllm.node.errors import OverloadedError
-from nsllm.node.service import PeerEvent
+from nsllm.node.views import PeerEvent
 
 
 def to_json(value: object) -> Any:

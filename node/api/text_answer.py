@@ -11,8 +11,8 @@ import msgspec
 
 from nsllm.node.api.answers import Answer, Frame, about, shown_ids
 from nsllm.node.api.logprobs import Telling, echoed_logprobs, joined, prompt_logprobs, text_logprobs
+from nsllm.node.chat import ChatCommand, ChatDelta, ChatFinished, ChatStarted
 from nsllm.node.engine.port import PromptToken, TokenLogprob
-from nsllm.node.service import ChatCommand, ChatDelta, ChatFinished, ChatStarted
 
 _encode: Final = msgspec.json.Encoder().encode
 

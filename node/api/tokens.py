@@ -16,8 +16,8 @@ from nsllm.node.api.openai_errors import bad_request
 from nsllm.node.api.parts import PartsReader
 from nsllm.node.api.requests import decode, read_body
 from nsllm.node.api.tool_fields import SentTool, tooling
+from nsllm.node.chat import ChatCommand
 from nsllm.node.errors import ServiceError
-from nsllm.node.service import ChatCommand
 from nsllm.record import MAX_TEXT_CHARS, Message, Sampling
 
 UNSERVED: Final = {

@@ -14,8 +14,8 @@ from nsllm.errors import NsllmError
 from nsllm.node.api.endpoints import ENDPOINTS
 from nsllm.node.api.instruments import ApiMetrics
 from nsllm.node.metrics import PeerMetrics
-from nsllm.node.service import PeerEvent
 from nsllm.node.settings import load_config, settings_rows
+from nsllm.node.views import PeerEvent
 from nsllm.plugins.hookspecs import HookSpecs
 from nsllm.simulations.scenarios import SCENARIOS
 

@@ -37,7 +37,7 @@ async def test_a_reopened_ledger_goes_on_where_it_stood(net, autojump_clock, tmp
     assert (await ledger.proofs.of(net.record("second").record.digest())).anchor is not None
 
 
-@pytest.mark.parametrize("at", ["put", "append_grown", "execute", "put_anchor"])
+@pytest.mark.parametrize("at", ["block", "log", "chain", "anchor"])
 async def test_a_commit_that_breaks_off_leaves_nothing_and_can_be_repeated(
     net, autojump_clock, tmp_path, monkeypatch, at
 ) -> None:
@@ -50,14 +50,18 @@ async def test_a_commit_that_breaks_off_leaves_nothing_and_can_be_repeated(
     decided = net.certify(await net.propose(ledger))
     assert decided.block.body.transactions
     state = ledger._state
-    ours, log = state.store, state.store.log
-    target = {"put": ours, "append_grown": log, "execute": state._chain, "put_anchor": ours}[at]
+    target, name = {
+        "block": (state.store, "put"),
+        "log": (state.store.log, "append_grown"),
+        "chain": (state._chain, "execute"),
+        "anchor": (state.store.anchors, "put"),
+    }[at]
 
     def break_off(*args: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(target, at, break_off)
+        patch.setattr(target, name, break_off)
         with pytest.raises(KeyboardInterrupt):
             await ledger.commit(decided)
     assert (ledger.height, ledger.log_size) == (1, 1)

@@ -18,14 +18,15 @@ from nsllm.consensus.header import Header, precommit_digest
 from nsllm.consensus.observation import DimensionScore, Quartiles, ScoreLeaf
 from nsllm.governance.defaults import default_policy
 from nsllm.ids import ZERO_DIGEST, Digest
+from nsllm.node.chat import ChatCommand, ChatDelta, ChatFinished, ChatStarted
 from nsllm.node.context import PeerContext
 from nsllm.node.events import EventBus
 from nsllm.node.founding import found, founder
 from nsllm.node.identity import new_identity
 from nsllm.node.peer import Peer
-from nsllm.node.service import ChatCommand, ChatDelta, ChatFinished, ChatStarted, PeerEvent, Visibility
+from nsllm.node.views import PeerEvent
 from nsllm.offload import InlineOffload
-from nsllm.record import Message, Record, Request, Sampling, SignedRecord, request_key, sign_record
+from nsllm.record import Message, Record, Request, Sampling, SignedRecord, Visibility, request_key, sign_record
 from nsllm.simulations.network import SimulatedNetwork, quiet
 from nsllm.simulations.virtual import run_virtual, seeded
 

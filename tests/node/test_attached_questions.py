@@ -9,8 +9,8 @@ import pytest
 
 from nsllm.node.attachments.attached import PLACE, Attached
 from nsllm.node.attachments.port import Description
+from nsllm.node.chat import ChatCommand, ChatFinished, ChatStarted
 from nsllm.node.errors import InvalidRequestError
-from nsllm.node.service import ChatCommand, ChatFinished, ChatStarted
 from nsllm.record import Message, Sampling, request_key
 from nsllm.simulations.standin import StandInEngine
 

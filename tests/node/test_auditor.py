@@ -9,7 +9,7 @@ from nsllm.errors import EncodingError
 from nsllm.governance.errors import LogError, StorageError
 from nsllm.governance.peer_log import verify_entry, verify_growth
 from nsllm.node.auditor import Auditor
-from nsllm.node.service import PeerEvent
+from nsllm.node.views import PeerEvent
 
 
 async def logged(peer) -> list:

@@ -34,7 +34,7 @@ from nsllm.ids import Address, Digest, Height, TimeMs
 from nsllm.node import committer as module
 from nsllm.node.committer import Committer
 from nsllm.node.events import EventBus
-from nsllm.node.service import PeerEvent
+from nsllm.node.views import PeerEvent
 from nsllm.simulations.mutants.made import certify
 
 DELAY_S = 0.01

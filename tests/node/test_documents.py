@@ -58,7 +58,7 @@ async def _everywhere(stage, peers) -> None:
 
 
 async def _ask(stage, peer, text, *, retrieve, visibility="public"):
-    from nsllm.node.service import ChatCommand, ChatFinished, ChatStarted
+    from nsllm.node.chat import ChatCommand, ChatFinished, ChatStarted
     from nsllm.record import Message, Sampling
 
     command = ChatCommand(

@@ -6,9 +6,9 @@ import pytest
 import trio
 import trio.testing
 
+from nsllm.node.chat import ChatDelta, ChatFinished, ChatStarted, Source
 from nsllm.node.door import Door
 from nsllm.node.errors import OverloadedError
-from nsllm.node.service import ChatDelta, ChatFinished, ChatStarted, Source
 
 STARTED = ChatStarted("chatcmpl-1", "m", 0, Source("engine", "0x"), "public")
 FINISHED = ChatFinished("stop", 1, 1, "pending")

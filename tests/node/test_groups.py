@@ -11,9 +11,10 @@ from msgspec.structs import replace
 from nsllm.errors import UsageError
 from nsllm.governance.verify import verify_receipt
 from nsllm.ids import hex0x
+from nsllm.node.chat import ChatCommand, ChatFinished, ChatStarted
 from nsllm.node.errors import InvalidRequestError
 from nsllm.node.groups import MAX_PAD_MS, GroupFolder, group_invite, parse_group_invite
-from nsllm.node.service import ChatCommand, ChatFinished, ChatStarted, Wish
+from nsllm.node.service import Wish
 from nsllm.p2p.protocols.fetch import Fetcher
 from nsllm.p2p.protocols.sealed import NOT_IN_GROUP, want
 from nsllm.record import Message, Sampling

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import trio
 
+from nsllm.node.chat import ChatCommand, ChatStarted
 from nsllm.node.near_answers import NearAnswers
-from nsllm.node.service import ChatCommand, ChatStarted
 from nsllm.record import Message, Sampling
 
 QUESTION = "Why do tides rise and fall along the coast?"

@@ -9,8 +9,8 @@ from nsllm.cache_dht.patience import MOST_S
 from nsllm.governance.errors import SafetyUnavailableError
 from nsllm.governance.validation import Measure
 from nsllm.node import orchestrator as module
+from nsllm.node.chat import ChatCommand, ChatDelta, ChatFinished, ChatStarted
 from nsllm.node.engine.port import Piece
-from nsllm.node.service import ChatCommand, ChatDelta, ChatFinished, ChatStarted
 from nsllm.plugins.inline import InlinePluginHost
 from nsllm.record import Message, Request, Sampling, request_key
 from nsllm.simulations.standin import StandInEngine

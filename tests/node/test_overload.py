@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import trio
 
+from nsllm.node.chat import ChatCommand, ChatFinished, ChatStarted
 from nsllm.node.errors import OverloadedError
-from nsllm.node.service import ChatCommand, ChatFinished, ChatStarted
 from nsllm.record import Message, Sampling
 from nsllm.simulations.standin import StandInEngine
 

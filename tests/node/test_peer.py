@@ -147,7 +147,7 @@ def test_an_engine_that_fails_in_mid_answer_is_told_to_the_caller(on_stage, monk
 
 
 def test_leaving_the_stream_stops_the_generation(on_stage) -> None:
-    from nsllm.node.service import ChatCommand
+    from nsllm.node.chat import ChatCommand
     from nsllm.record import Message
 
     async def play(stage) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from nsllm.ids import Digest
+from nsllm.node.chat import ChatCommand
 from nsllm.node.engine.port import EngineInfo, ModelInfo
 from nsllm.node.errors import InvalidRequestError, UnknownModelError
 from nsllm.node.request_reader import RequestReader
-from nsllm.node.service import ChatCommand
 from nsllm.record import MAX_TEXT_CHARS, Message, Sampling, request_key
 
 MODEL = ModelInfo("m", Digest(bytes(32)), "none", 99, Sampling())

@@ -9,7 +9,7 @@ import pytest
 from nsllm.consensus.vote import Vote
 from nsllm.errors import SignatureError
 from nsllm.ids import hex0x
-from nsllm.node.service import PeerEvent
+from nsllm.node.views import PeerEvent
 from nsllm.simulations.errors import InvariantError
 from nsllm.simulations.watch import Watch
 

@@ -20,28 +20,11 @@ from nsllm.node.api.settings import ApiSettings
 from nsllm.node.api.testing import CHROMIUM_FLAGS, Seen, find_browser
 from nsllm.node.api.testing import ask_and_wait as drive_page
 from nsllm.node.attachments.attend import Note
+from nsllm.node.chat import ChatCommand, ChatDelta, ChatEvent, ChatFinished, ChatStarted, Citation, Listener, Source
 from nsllm.node.engine.port import EngineInfo, ModelInfo, PromptToken, TokenLogprob
 from nsllm.node.errors import ContextOverflowError, NotFoundError, OverloadedError, UnknownModelError
-from nsllm.node.service import (
-    Brought,
-    CertificateRow,
-    ChatCommand,
-    ChatDelta,
-    ChatEvent,
-    ChatFinished,
-    ChatStarted,
-    Citation,
-    Listener,
-    PeerEvent,
-    PeerRow,
-    Readiness,
-    ReceiptStatus,
-    RecordPage,
-    Source,
-    Status,
-    TakenIn,
-    Vectors,
-)
+from nsllm.node.service import Brought, RecordPage, TakenIn, Vectors
+from nsllm.node.views import CertificateRow, PeerEvent, PeerRow, Readiness, ReceiptStatus, Status
 from nsllm.record import Sampling
 
 MODEL = "smollm2-135m-instruct"

@@ -11,8 +11,8 @@ import trio
 
 from nsllm.node.api.answers import ChatAnswer, Frame
 from nsllm.node.api.text_answer import TextAnswer, Wanted
+from nsllm.node.chat import ChatCommand, ChatDelta, ChatFinished, ChatStarted, Source
 from nsllm.node.engine.port import TokenLogprob
-from nsllm.node.service import ChatCommand, ChatDelta, ChatFinished, ChatStarted, Source
 from nsllm.record import Message, Sampling
 
 MODEL = "smollm2-135m-instruct"

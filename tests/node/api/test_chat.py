@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nsllm.node.service import Source
+from nsllm.node.chat import Source
 
 HELLO = {"model": "smollm2-135m-instruct", "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nsllm.cache_dht.document_store import DocumentRow
-from nsllm.node.service import Citation, Piece
+from nsllm.node.chat import Citation
+from nsllm.node.service import Piece
 
 ADMIN = {"X-NSLLM-Admin-Key": "nsllm-admin-0123456789abcdef"}
 PATH = "/admin/documents"

@@ -17,7 +17,7 @@ from nsllm.node.api.settings import ApiSettings
 from nsllm.node.engine.protocol import Load
 from nsllm.node.engine.stats import Recorder
 from nsllm.node.errors import NotReadyError
-from nsllm.node.service import PeerEvent, Readiness
+from nsllm.node.views import PeerEvent, Readiness
 
 CHAT = "/v1/chat/completions"
 HELLO = {"model": "smollm2-135m-instruct", "messages": [{"role": "user", "content": "Why?"}]}

@@ -8,7 +8,7 @@ import pytest
 
 from nsllm.node.engine.port import LoadedModel
 from nsllm.node.errors import EngineError, MemoryBudgetError, UnknownModelError
-from nsllm.node.service import ModelShelf
+from nsllm.node.views import ModelShelf
 
 ADMIN = {"X-NSLLM-Admin-Key": "nsllm-admin-0123456789abcdef"}
 PATH = "/admin/models"

@@ -10,8 +10,9 @@ import trio
 
 from nsllm.ids import Digest
 from nsllm.node.attachments.attend import Note
+from nsllm.node.chat import Source
 from nsllm.node.errors import OverloadedError
-from nsllm.node.service import PeerEvent, ReceiptStatus, Source
+from nsllm.node.views import PeerEvent, ReceiptStatus
 
 SIGNERS = ("0x" + "a1" * 20, "0x" + "b2" * 20, "0x" + "c3" * 20)
 RECEIPT = '{\n  "kind": "receipt"\n}\n'

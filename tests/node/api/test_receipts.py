@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from nsllm.node.service import ReceiptStatus
+from nsllm.node.views import ReceiptStatus
 
 SIGNERS = ("0x" + "a1" * 20, "0x" + "b2" * 20)
 TEXT = '{\n  "kind": "receipt",\n  "score": 1\n}\n'
