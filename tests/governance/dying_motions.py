@@ -8,24 +8,16 @@ acknowledged. It dies at the third statement that begins with STATEMENT; the las
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
-import sys
 from pathlib import Path
 
 import trio
+from ledgers import LedgerNetwork
 from trio.testing import MockClock
 
 from nsllm.governance.motion import GovernanceTransaction, Motion, Suspend, approve
 from nsllm.ids import TimeMs
-
-spec = importlib.util.spec_from_file_location("doubles", Path(__file__).with_name("conftest.py"))
-assert spec is not None
-assert spec.loader is not None
-doubles = importlib.util.module_from_spec(spec)
-sys.modules["doubles"] = doubles
-spec.loader.exec_module(doubles)
 
 MOTIONS = 2
 """In a life."""
@@ -34,7 +26,7 @@ FATAL = 3
 
 async def live(folder: Path, statement: str, number: int) -> None:
     """One life; ends by SIGKILL if there is a statement to die at."""
-    net = doubles.LedgerNetwork(4)
+    net = LedgerNetwork(4)
     ledger = await net.open(folder / "ledger.sqlite")
     seen = 0
 

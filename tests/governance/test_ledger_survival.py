@@ -76,17 +76,15 @@ async def test_a_commit_that_breaks_off_leaves_nothing_and_can_be_repeated(
 
 
 CHILD = """
-import importlib.util, sys
+import sys
 from pathlib import Path
 import trio
 from nsllm.clock import SystemClock
-spec = importlib.util.spec_from_file_location("doubles", sys.argv[2])
-doubles = importlib.util.module_from_spec(spec)
-sys.modules["doubles"] = doubles
-spec.loader.exec_module(doubles)
+sys.path.append(sys.argv[2])
+from ledgers import LedgerNetwork
 
 async def main():
-    net = doubles.LedgerNetwork(1)
+    net = LedgerNetwork(1)
     net.clock = SystemClock()
     ledger = await net.open(Path(sys.argv[1]))
     while True:
@@ -100,8 +98,8 @@ trio.run(main)
 
 async def test_what_was_committed_survives_kill_9(ledger_network, tmp_path) -> None:
     net = ledger_network(1)
-    path, doubles = tmp_path / "ledger.sqlite", Path(__file__).with_name("conftest.py")
-    with subprocess.Popen([sys.executable, "-c", CHILD, path, doubles], stdout=subprocess.PIPE, text=True) as child:
+    path, shared = tmp_path / "ledger.sqlite", Path(__file__).parents[1]
+    with subprocess.Popen([sys.executable, "-c", CHILD, path, shared], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         lines = [child.stdout.readline() for _ in range(12)]
         os.kill(child.pid, signal.SIGKILL)

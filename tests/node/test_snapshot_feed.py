@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import sys
 from contextlib import AsyncExitStack
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import trio
+from ledgers import LedgerNetwork
 from msgspec.structs import replace
 
 from nsllm.consensus.events import BlockCommitted
@@ -22,16 +20,6 @@ from nsllm.p2p.directory import PeerState
 from nsllm.p2p.memory import MemoryNetwork, MemoryWorld
 from nsllm.p2p.protocols.snapshot import SNAPSHOT, serve_snapshot
 from nsllm.p2p.protocols.sync import SYNC, serve_sync
-
-
-def doubles():
-    """The ledger networks of governance's tests."""
-    path = Path(__file__).parents[1] / "governance" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("ledger_doubles", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["ledger_doubles"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 class Events:
@@ -139,8 +127,7 @@ async def grow(net, ledger, to):
 
 
 async def town_of(every, to, *, keep_heights=1, late_keeps=1, folder=None):
-    module = doubles()
-    net = module.LedgerNetwork(1, snapshot_heights=every)
+    net = LedgerNetwork(1, snapshot_heights=every)
     town = Town(net)
     town.ledgers["good"] = await net.open(keep_heights=keep_heights)
     path = folder / "late.sqlite" if folder is not None else None

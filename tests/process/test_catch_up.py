@@ -5,16 +5,15 @@ The heights are made in this process, by the validators' keys; then peers start 
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
-import sys
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 import trio
+from ledgers import LedgerNetwork
 
 from nsllm.clock import SystemClock
 from nsllm.governance.genesis import Genesis, load_genesis
@@ -30,21 +29,10 @@ WITHIN_S = 30.0
 HONEST, LIAR, LATE = (0, 1), 2, 3
 
 
-def doubles():
-    """The ledger networks of governance's tests."""
-    path = Path(__file__).parents[1] / "governance" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("ledger_doubles", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["ledger_doubles"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def history(genesis: Genesis, keys, path: Path, *, keep_heights: int) -> None:
     """A ledger of `HEIGHTS` blocks, a record in every hundredth, decided by these keys."""
-    module = doubles()
 
-    class Validators(module.LedgerNetwork):
+    class Validators(LedgerNetwork):
         def __init__(self) -> None:
             self.keys = tuple(sorted(keys, key=lambda key: key.address))
             self.generator = self.keys[0]
