@@ -27,6 +27,14 @@ class Inclusion(Value, frozen=True, kw_only=True):
     """Sibling hashes from the leaf up."""
 
 
+class CertifiedScores(Value, frozen=True, kw_only=True):
+    """What a quorum agreed on about a record, without the record: score leaf, its inclusion, certificate."""
+
+    leaf: ScoreLeaf
+    inclusion: Inclusion
+    certificate: Certificate
+
+
 class CertifiedRecord(Value, frozen=True, kw_only=True):
     """Record, score leaf, inclusion of the leaf in the header's `scores_root`, certificate of that header."""
 
@@ -34,6 +42,11 @@ class CertifiedRecord(Value, frozen=True, kw_only=True):
     leaf: ScoreLeaf
     inclusion: Inclusion
     certificate: Certificate
+
+    @property
+    def scores(self) -> CertifiedScores:
+        """All of it but the record."""
+        return CertifiedScores(leaf=self.leaf, inclusion=self.inclusion, certificate=self.certificate)
 
     def check(self, network: NetworkId, validators: ValidatorSet) -> None:
         """Pass silently if every part proves the next, from the generator's signature to the quorum.

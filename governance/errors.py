@@ -120,6 +120,12 @@ class UnscoredError(GovernanceError):
     code = "unscored"
 
 
+class MissedError(GovernanceError):
+    """A record of ours that was settled in a block which this peer never had."""
+
+    code = "missed"
+
+
 class AbstainError(GovernanceError):
     """This validator cannot score a record under the rubric in force; the message is the reason to report."""
 

@@ -1,11 +1,13 @@
 """Proofs that outlive their blocks: of this peer's own records, and of every record that validators took back.
 
-So a peer hands out receipts of its own records at any height, and tells whoever has one that a record was retracted.
+So a peer hands out receipts of its own records at any height, as long as it keeps what it answered, and tells whoever
+has one that a record was retracted.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from typing import Final
 
 from msgspec.structs import replace
@@ -20,13 +22,17 @@ from nsllm.ids import Digest, hex0x
 
 MAX_PROOF_BYTES: Final = 1024 * 1024
 SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS kept_proof (record BLOB PRIMARY KEY, proof BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS kept_proof (record BLOB PRIMARY KEY, proof BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS retraction (
     position INTEGER PRIMARY KEY,
     record BLOB NOT NULL UNIQUE,
     proof BLOB NOT NULL
 );
 CREATE TABLE IF NOT EXISTS wanted (record BLOB PRIMARY KEY) WITHOUT ROWID;
+"""
+RECORDS: Final = """
+SELECT record FROM kept_proof WHERE record > ?1 UNION SELECT record FROM wanted WHERE record > ?1
+ORDER BY record LIMIT ?2
 """
 
 
@@ -63,6 +69,17 @@ class KeptProofs:
             return canonical.decode(row[0], RecordProof, limit_bytes=MAX_PROOF_BYTES) if row is not None else None
         except EncodingError as error:
             raise DamageError(f"kept proof of {hex0x(record)}: {error.message}", hint=RECOVERY_HINT) from None
+
+    def records(self, after: Digest | None, count: int) -> list[Digest]:
+        """At most `count` records with a kept or wanted proof, ascending above `after`."""
+        rows = self._connection.execute(RECORDS, (after or b"", count))
+        return [Digest(row[0]) for row in rows]
+
+    def forget(self, records: Sequence[Digest]) -> None:
+        """Neither keep nor want the proofs of these any longer."""
+        for table in ("kept_proof", "wanted"):
+            sql = f"DELETE FROM {table} WHERE record = ?"  # noqa: S608 - our own names
+            self._connection.executemany(sql, [(record,) for record in records])
 
     def put_retraction(self, record: Digest, proof: RetractionProof) -> None:
         """Keep the proof that a record was taken back, after those of earlier ones."""

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from nsllm.consensus.block import DecidedBlock
 from nsllm.consensus.certificate import Certificate
-from nsllm.consensus.certified import Inclusion
+from nsllm.consensus.certified import CertifiedScores, Inclusion
 from nsllm.consensus.errors import PrunedError
 from nsllm.consensus.header import Header
 from nsllm.consensus.observation import ScoreLeaf
@@ -22,12 +22,12 @@ from nsllm.governance.block_store import BlockStore
 from nsllm.governance.chain import EmbeddedChain
 from nsllm.governance.database import RECOVERY_HINT, Database
 from nsllm.governance.epoch_store import EpochRow
-from nsllm.governance.errors import DamageError, SnapshotError, UnscoredError
+from nsllm.governance.errors import DamageError, MissedError, SnapshotError, UnscoredError
 from nsllm.governance.genesis import Genesis
 from nsllm.governance.kept_proofs import KeptProofs
 from nsllm.governance.light_client import LightClient
 from nsllm.governance.motion import Retract
-from nsllm.governance.proving import completed, notice_of, prove_record, prove_retraction, prove_scores
+from nsllm.governance.proving import completed, notice_of, prove_given, prove_record, prove_retraction, prove_scores
 from nsllm.governance.pruning import boundary, keep_proofs
 from nsllm.governance.record_proof import RecordProof
 from nsllm.governance.retraction import RetractionNotice, RetractionProof
@@ -124,7 +124,8 @@ class Past:
         """Pass silently if a block may still score the record, as far as is known here.
 
         Raises:
-            UnscoredError: it stays unscored, or what scored it was never here.
+            UnscoredError: it stays unscored.
+            MissedError: a block that was never here settled it.
         """
         with self._database.guarded():
             unscored, settled = self._store.unscored(record), bool(self._store.settled_among([record]))
@@ -132,7 +133,7 @@ class Past:
             names = ", ".join(hex0x(address) for address in unscored.abstainers)
             raise UnscoredError(f"record {hex0x(record)} stays unscored: {names} abstained")
         if settled and self.proof(record) is None:
-            raise UnscoredError(
+            raise MissedError(
                 f"record {hex0x(record)} was settled while this peer was far behind: its proof went with the blocks"
                 " that a snapshot stands for"
             )
@@ -144,13 +145,29 @@ class Past:
             kept = self._kept.get(record) if found is None else None
             return found if kept is None else (kept.leaf, kept.scores, kept.certificate)
 
-    def proof(self, record: Digest) -> RecordProof | None:
-        """All that can be proved of a record; None if it was not scored."""
+    def proof(self, record: Digest, given: CertifiedScores | None = None) -> RecordProof | None:
+        """All that can be proved of a record; None if it was not scored.
+
+        Args:
+            record: its digest.
+            given: its scores as somebody else gave them, verified, for when nothing is known of it here.
+        """
         with self._database.guarded():
-            found = prove_record(self._store, record, self._genesis.policy, self._ledger.epochs)
-            if found is None:
-                found = self._kept.get(record)
-            return None if found is None else completed(found, self._kept.retraction(record), self._ledger.epochs)
+            founding, epochs = self._genesis.policy, self._ledger.epochs
+            found = prove_record(self._store, record, founding, epochs) or self._kept.get(record)
+            if found is None and given is not None:
+                found = prove_given(given, founding, epochs)
+            return None if found is None else completed(found, self._kept.retraction(record), epochs)
+
+    def kept(self, after: Digest | None, count: int) -> list[Digest]:
+        """Records whose proofs are kept without their blocks, or will be, ascending above `after`."""
+        with self._database.guarded():
+            return self._kept.records(after, count)
+
+    def forget(self, records: Sequence[Digest]) -> None:
+        """Keep the proofs of these no longer, once their blocks are gone."""
+        with self._database.transaction():
+            self._kept.forget(records)
 
     def retraction(self, record: Digest) -> RetractionNotice | None:
         """Proof that validators took a record back; None if they have not."""

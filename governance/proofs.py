@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from nsllm.consensus.block import DecidedBlock
 from nsllm.consensus.certificate import Certificate
-from nsllm.consensus.certified import CertifiedRecord, Inclusion
+from nsllm.consensus.certified import CertifiedRecord, CertifiedScores, Inclusion
 from nsllm.consensus.observation import ScoreLeaf
 from nsllm.governance.ledger_state import LedgerState
 from nsllm.governance.newest_scores import NewestScores
@@ -27,9 +27,23 @@ class Proofs:
         self._newest = NewestScores()
         self._waiters = Waiters()
 
-    async def of(self, record: Digest) -> RecordProof | None:
-        """All that can be proved of a record by now; None if it is not scored. A receipt is built from this."""
-        return await self._run(lambda state: state.past.proof(record))
+    async def of(self, record: Digest, given: CertifiedScores | None = None) -> RecordProof | None:
+        """All that can be proved of a record by now; None if it is not scored. A receipt is built from this.
+
+        Args:
+            record: its digest.
+            given: its scores as somebody else gave them, verified: what is left where the block was never here, or is
+                gone.
+        """
+        return await self._run(lambda state: state.past.proof(record, given))
+
+    async def kept(self, after: Digest | None, count: int) -> list[Digest]:
+        """At most `count` records whose proofs are kept without their blocks, or will be, ascending above `after`."""
+        return await self._run(lambda state: state.past.kept(after, count))
+
+    async def forget(self, records: Sequence[Digest]) -> None:
+        """Keep the proofs of these no longer, once their blocks are gone. Raises `StorageError`."""
+        await self._run(lambda state: state.past.forget(records))
 
     async def retraction(self, record: Digest) -> RetractionNotice | None:
         """Proof that validators took a record back, for whoever has an older receipt; None if they have not."""
@@ -44,6 +58,7 @@ class Proofs:
 
         Raises:
             UnscoredError: a block settled that it stays unscored; says who abstained.
+            MissedError: a block settled it that was never here: a snapshot stands in its place.
         """
         record = signed.record.digest()
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from nsllm import canonical
 from nsllm.consensus.block import DecidedBlock
 from nsllm.consensus.certificate import Certificate
-from nsllm.consensus.certified import Inclusion
+from nsllm.consensus.certified import CertifiedScores, Inclusion
 from nsllm.consensus.observation import ScoreLeaf
 from nsllm.governance.anchor_proof import AnchorProof
 from nsllm.governance.block_store import BlockStore
@@ -44,7 +44,6 @@ def prove_record(store: BlockStore, record: Digest, founding: Policy, epochs: Se
         return None
     leaf, scores, certificate = found
     index = store.row(certificate.header.height).log_start + scores.index
-    epoch = certificate.header.epoch
     return RecordProof(
         leaf=leaf,
         scores=scores,
@@ -52,8 +51,26 @@ def prove_record(store: BlockStore, record: Digest, founding: Policy, epochs: Se
         entry=store.log.inclusion(index, certificate.header.log_size),
         anchor=_prove_anchor(store, index),
         epochs=(),
-        policy=epochs[epoch - 1].policy if epoch and epochs[epoch - 1].policy != founding else None,
-        retraction=None,
+        policy=_policy(certificate.header.epoch, founding, epochs),
+    )
+
+
+def prove_given(given: CertifiedScores, founding: Policy, epochs: Sequence[EpochRow]) -> RecordProof | None:
+    """What scores that somebody else gave us prove, verified as they are: neither log entry nor anchor.
+
+    None if they are of an epoch that has not begun here.
+    """
+    epoch = given.certificate.header.epoch
+    if epoch > len(epochs):
+        return None
+    return RecordProof(
+        leaf=given.leaf,
+        scores=given.inclusion,
+        certificate=given.certificate,
+        entry=None,
+        anchor=None,
+        epochs=(),
+        policy=_policy(epoch, founding, epochs),
     )
 
 
@@ -95,6 +112,11 @@ def prove_scores(store: BlockStore, record: Digest) -> tuple[ScoreLeaf, Inclusio
     height, position = found
     inclusion = store.score_inclusion(height, position)
     return store.leaves(height)[position], inclusion, _stored(store, height).certificate
+
+
+def _policy(epoch: int, founding: Policy, epochs: Sequence[EpochRow]) -> Policy | None:
+    """In force in an epoch; None if it is the genesis's."""
+    return epochs[epoch - 1].policy if epoch and epochs[epoch - 1].policy != founding else None
 
 
 def _prove_anchor(store: BlockStore, index: int) -> AnchorEvidence | None:

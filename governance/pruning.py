@@ -1,8 +1,8 @@
 """Pruning: which blocks a ledger forgets after a snapshot, and what of them it keeps. Blocking.
 
 Transactions are the caller's: one a block.
-Kept for ever are the handovers between epochs and the proofs of this peer's own records; for some time the newest
-blocks, so that a peer that is not far behind needs no snapshot.
+Kept for ever are the handovers between epochs; the proofs of this peer's own records as long as it is asked for them;
+for some time the newest blocks, so that a peer that is not far behind needs no snapshot.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def build_receipt(signed: SignedRecord, proof: RecordProof, level: Level | None 
             proof=evidence.proof,
             certificate=evidence.certificate,
         )
-    logged = most >= LEVELS.index("logged")
+    entry = proof.entry if most >= LEVELS.index("logged") else None
     return Receipt(
         format="nsllm-receipt/1",
         signed=signed,
@@ -123,7 +123,7 @@ def build_receipt(signed: SignedRecord, proof: RecordProof, level: Level | None 
         certificate=proof.certificate,
         epochs=proof.epochs[: _latest_epoch(proof.certificate, anchor, proof.retraction)],
         policy=proof.policy,
-        entry=EntryProof(index=proof.entry.index, path=proof.entry.path) if logged else None,
+        entry=EntryProof(index=entry.index, path=entry.path) if entry is not None else None,
         anchor=anchor,
         revoked=proof.retraction,
     )

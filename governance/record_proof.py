@@ -34,14 +34,14 @@ class AnchorEvidence(Value, frozen=True, kw_only=True):
 
 
 class RecordProof(Value, frozen=True, kw_only=True):
-    """All that this ledger knows of a scored record."""
+    """All that is known here of a scored record."""
 
     leaf: ScoreLeaf
     scores: Inclusion
     """Of the leaf under the header's `scores_root`."""
     certificate: Certificate
-    entry: Inclusion
-    """Of the record's log entry under the same header's `log_root`."""
+    entry: Inclusion | None
+    """Of the record's log entry under the same header's `log_root`; None where nothing is known but the scores."""
     anchor: AnchorEvidence | None
     epochs: Annotated[tuple[EpochProof, ...], Meta(max_length=1024)]
     """Handovers from the genesis to the latest epoch that a certificate here is of, in order."""

@@ -36,6 +36,7 @@ LOGGED: Final = frozenset(
         "removal_contradicted",
         "rubric_changed",
         "scored",
+        "scores_found",
         "submission_refused",
         "unpublished",
         "withheld",

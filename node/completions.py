@@ -18,11 +18,10 @@ import trio
 
 from nsllm import canonical
 from nsllm.clock import Clock
-from nsllm.consensus.certificate import Certificate
-from nsllm.consensus.certified import MAX_CERTIFIED_BYTES
+from nsllm.consensus.certified import MAX_CERTIFIED_BYTES, CertifiedScores
 from nsllm.databases import ON_DISK, Databases
 from nsllm.errors import EncodingError
-from nsllm.governance.database import Database
+from nsllm.governance.database import Database, in_parts
 from nsllm.governance.errors import StorageError
 from nsllm.ids import Digest, TimeMs
 from nsllm.node.old_completions import forget
@@ -47,17 +46,18 @@ CREATE TABLE IF NOT EXISTS completion (
     created_ms INTEGER NOT NULL
 );
 CREATE TABLE IF NOT EXISTS record (digest BLOB PRIMARY KEY, body BLOB NOT NULL, own INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS certificate (record BLOB PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS scores (record BLOB PRIMARY KEY, body BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS completion_by_state ON completion (state, created_ms);
 CREATE INDEX IF NOT EXISTS completion_by_record ON completion (record);
 """
-TABLES: Final = ("record", "certificate", "completion")
+TABLES: Final = ("record", "scores", "completion")
 GET: Final = """
-SELECT id, state, detail, record.body, created_ms, certificate.body FROM completion
+SELECT id, state, detail, record.body, created_ms, scores.body FROM completion
 LEFT JOIN record ON completion.record = record.digest
-LEFT JOIN certificate ON completion.record = certificate.record
+LEFT JOIN scores ON completion.record = scores.record
 WHERE id = ?
 """
+PUT_SCORES: Final = "INSERT OR IGNORE INTO scores VALUES (?,?)"
 UNPUBLISHED: Final = """
 SELECT id, state, detail, record.body, created_ms, NULL FROM completion
 JOIN record ON completion.record = record.digest
@@ -84,8 +84,8 @@ class Completion:
     detail: str
     signed: SignedRecord | None
     created_ms: TimeMs
-    certificate: Certificate | None
-    """The one that a cached record came with; None for answers of our own."""
+    scores: CertifiedScores | None
+    """Those that the record came with from somebody else; None where our own ledger is asked."""
 
 
 class Completions:
@@ -146,7 +146,7 @@ class Completions:
         now_ms: TimeMs,
         *,
         own: bool,
-        certificate: Certificate | None = None,
+        scores: CertifiedScores | None = None,
     ) -> None:
         """Write a completion, with the record that it stands on.
 
@@ -157,7 +157,7 @@ class Completions:
             signed: the record; None for private and withheld answers.
             now_ms: wall time.
             own: True if this peer generated the record and therefore publishes it.
-            certificate: the one that a cached record came with.
+            scores: those that a cached record came with.
         """
 
         def work() -> None:
@@ -166,9 +166,8 @@ class Completions:
                 digest = signed.record.digest()
                 body = canonical.encode(signed)
                 self._connection.execute("INSERT OR IGNORE INTO record VALUES (?,?,?)", (digest, body, own))
-            if certificate is not None:
-                sql = "INSERT OR IGNORE INTO certificate VALUES (?,?)"
-                self._connection.execute(sql, (digest, canonical.encode(certificate)))
+            if scores is not None:
+                self._connection.execute(PUT_SCORES, (digest, canonical.encode(scores)))
             self._connection.execute(
                 "INSERT INTO completion VALUES (?,?,?,?,?)", (completion_id, state, detail, digest, now_ms)
             )
@@ -194,10 +193,19 @@ class Completions:
                 log.error("completion_forgotten reason=%s", error.message)
                 del self._notes[next(iter(self._notes))]
 
-    async def settle(self, record: Digest, state: State, detail: str) -> None:
-        """Every pending completion that stands on `record` has reached its end."""
+    async def settle(self, record: Digest, state: State, detail: str, scores: CertifiedScores | None = None) -> None:
+        """Every pending completion that stands on `record` has reached its end.
+
+        Args:
+            record: its digest.
+            state: `certified` or `none`.
+            detail: reason, for state `none`.
+            scores: those that somebody else gave us, where our own ledger cannot prove any.
+        """
 
         def work() -> None:
+            if scores is not None:
+                self._connection.execute(PUT_SCORES, (record, canonical.encode(scores)))
             self._connection.execute(
                 "UPDATE completion SET state=?, detail=? WHERE record=? AND state='pending'", (state, detail, record)
             )
@@ -222,6 +230,18 @@ class Completions:
         def work() -> tuple[Completion, ...]:
             rows = self._connection.execute(UNPUBLISHED, (limit,)).fetchall()
             return tuple(_completion(row) for row in rows)
+
+        return await self._read(work)
+
+    async def unused(self, records: Sequence[Digest]) -> tuple[Digest, ...]:
+        """Those of some records on which no completion stands, finished or not."""
+
+        def work() -> tuple[Digest, ...]:
+            used: set[Digest] = set()
+            for places, part in in_parts(records):
+                query = f"SELECT record FROM completion WHERE record IN ({places})"  # noqa: S608 - question marks
+                used.update(Digest(row[0]) for row in self._connection.execute(query, part))
+            return tuple(record for record in records if record not in used)
 
         return await self._read(work)
 
@@ -322,14 +342,14 @@ def salvage(damaged: Path, into: sqlite3.Connection, table: str) -> int:
 
 def _completion(row: tuple[str, State, str, bytes | None, int, bytes | None]) -> Completion:
     completion_id, state, detail, body, created_ms, proof = row
-    signed = certificate = None
+    signed = scores = None
     try:
         if body is not None:
             signed = canonical.decode(body, SignedRecord, limit_bytes=MAX_RECORD_BYTES)
         if proof is not None:
-            certificate = canonical.decode(proof, Certificate, limit_bytes=MAX_CERTIFIED_BYTES)
+            scores = canonical.decode(proof, CertifiedScores, limit_bytes=MAX_CERTIFIED_BYTES)
     except EncodingError as error:
         # Bytes that changed inside a page that is sound otherwise.
         log.error("completion_damaged id=%s error=%s", completion_id, error)
         return Completion(completion_id, "none", "its stored record is damaged", None, TimeMs(created_ms), None)
-    return Completion(completion_id, state, detail, signed, TimeMs(created_ms), certificate)
+    return Completion(completion_id, state, detail, signed, TimeMs(created_ms), scores)

@@ -253,7 +253,7 @@ class LedgerConfig:
 
     keep_heights: int = setting(
         10_000,
-        "Blocks that are kept; older ones give way to a certified snapshot, this peer's receipts stay. 0: keep all.",
+        "Blocks that are kept; older ones give way to a certified snapshot; receipts stay, see `history`. 0: keep all.",
         unit="blocks",
         least=0,
         most=1_000_000_000,
@@ -266,7 +266,7 @@ class HistoryConfig:
 
     completions: int = setting(
         100_000,
-        "Finished completions that are kept, with their records; the oldest go, but for the last hour's. 0: keep all.",
+        "Finished completions kept, with records and proofs; the oldest go, but for the last hour's. 0: keep all.",
         unit="completions",
         least=0,
         most=1_000_000_000,

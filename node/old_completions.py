@@ -40,6 +40,6 @@ def forget(connection: sqlite3.Connection, now_ms: TimeMs, *, keep: int, keep_ms
             rows = connection.execute(OLD, (now_ms - YOUNG_MS, min(surplus, FORGOTTEN_AT_ONCE))).fetchall()
     connection.executemany("DELETE FROM completion WHERE id = ?", [(name,) for name, _ in rows])
     digests = [(digest, digest) for digest in dict.fromkeys(record for _, record in rows) if digest is not None]
-    for table, column in (("record", "digest"), ("certificate", "record")):
+    for table, column in (("record", "digest"), ("scores", "record")):
         connection.executemany(UNUSED.format(table=table, column=column), digests)
     return len(rows)

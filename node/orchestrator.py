@@ -372,7 +372,7 @@ class Orchestrator:
             found.certified.signed,
             self._context.clock.now_ms(),
             own=False,
-            certificate=found.certified.certificate,
+            scores=found.certified.scores,
         )
         usage = (len(record.prompt_token_ids), len(record.token_ids))
         started = self._started(question, cache_source(hit, question.created_ms), record.evidence)

@@ -15,12 +15,13 @@ import trio
 
 from nsllm.consensus.certified import CertifiedRecord
 from nsllm.errors import NsllmError
-from nsllm.governance.errors import UnscoredError
+from nsllm.governance.errors import MissedError, UnscoredError
 from nsllm.governance.proofs import Proofs
 from nsllm.ids import Address, Digest, hex0x, short
 from nsllm.node.completions import Completions
 from nsllm.node.context import PeerContext
 from nsllm.node.examiner import Examiner
+from nsllm.node.missed_scores import find_scores
 from nsllm.node.scope import Scope, ScopeOf
 from nsllm.p2p.errors import RefusedError, UnreachableError
 from nsllm.p2p.protocols.sealed import NOT_IN_GROUP
@@ -121,6 +122,8 @@ class Publisher:
         """False if something of our own failed."""
         try:
             certified = await self._certified(digest, signed, expires_s)
+            if isinstance(certified, MissedError):
+                return await self._asked_for(signed, certified, expires_s)
             if certified is None:
                 await self._completions.settle(digest, "none", f"no quorum scored it within {EXPIRY_S:.0f} s: expired")
                 self._context.events.emit("record_expired", record=short(digest))
@@ -143,9 +146,23 @@ class Publisher:
         await self.spread(certified)
         return True
 
+    async def _asked_for(self, signed: SignedRecord, missed: MissedError, expires_s: float) -> bool:
+        """Ask the record's holders for the scores that a block gave it which was never here. False: ask again later."""
+        digest, scope = signed.record.digest(), self._scope_of(signed)
+        found = await find_scores(self._context, scope, signed) if scope is not None else None
+        if found is not None:
+            await self._completions.settle(digest, "certified", "", found)
+            self._context.events.emit("scores_found", record=short(digest), height=found.certificate.header.height)
+        elif trio.current_time() + OFFER_AGAIN_S >= expires_s:
+            await self._completions.settle(digest, "none", f"{missed.message}, and none of its holders has it")
+            self._context.events.emit("record_unscored", record=short(digest))
+        else:
+            return False
+        return True
+
     async def _certified(
         self, digest: Digest, signed: SignedRecord, expires_s: float
-    ) -> CertifiedRecord | UnscoredError | None:
+    ) -> CertifiedRecord | UnscoredError | MissedError | None:
         """Offer the record to every validator until a block settles it; None if none has by `expires_s`."""
         certified: CertifiedRecord | None = None
         failure: NsllmError | None = None
@@ -174,7 +191,7 @@ class Publisher:
                 except NsllmError as error:
                     failure = error
                 nursery.cancel_scope.cancel()
-        if isinstance(failure, UnscoredError):
+        if isinstance(failure, UnscoredError | MissedError):
             return failure
         if failure is not None:
             raise failure

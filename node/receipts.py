@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from msgspec.structs import replace
 
-from nsllm.consensus.certificate import Certificate
+from nsllm.consensus.certified import CertifiedScores
 from nsllm.governance.ledger import Ledger
 from nsllm.governance.receipt import build_receipt, receipt_text
 from nsllm.governance.record_proof import RecordProof
@@ -35,19 +37,22 @@ class Receipts:
             raise NotFoundError(f"no completion {completion_id!r} was given out here", param="id")
         if completion.signed is None:
             return _without(completion, "none")
-        proof = await self._ledger.proofs.of(completion.signed.record.digest())
+        scores = completion.scores
+        proof = await self._ledger.proofs.of(completion.signed.record.digest(), scores)
         if proof is None:
             return _without(completion, "none" if completion.state == "none" else "pending")
-        return self._proved(completion, completion.signed, _as_served(proof, completion.certificate))
+        return self._proved(completion, completion.signed, _as_served(proof, scores))
 
     def _proved(self, completion: Completion, signed: SignedRecord, proof: RecordProof) -> ReceiptStatus:
         certificate = proof.certificate
-        anchor = proof.anchor
+        entry, anchor = proof.entry, proof.anchor
+        # The log root stands in the certified header: what is certified is logged by the same block, if that was here.
+        logged: Literal["certified", "logged"] = "logged" if entry is not None else "certified"
         return ReceiptStatus(
             completion_id=completion.completion_id,
-            # the log root stands in the certified header: what is certified is logged by the same block
-            state="anchored" if anchor is not None else "logged",
+            state="anchored" if anchor is not None else logged,
             detail="",
+            final=anchor is not None or (entry is None and certificate.header.height <= self._ledger.height),
             score_ppm=self._context.score_of(proof.leaf, certificate.header.epoch),
             height=certificate.header.height,
             signers=tuple(hex0x(vote.validator) for vote in certificate.precommits),
@@ -57,15 +62,15 @@ class Receipts:
         )
 
 
-def _as_served(proof: RecordProof, certificate: Certificate | None) -> RecordProof:
+def _as_served(proof: RecordProof, scores: CertifiedScores | None) -> RecordProof:
     """The proof with the certificate that the record came with, if it is of the same header.
 
     Each validator keeps whichever quorum of signatures it saw first; so a record has one certificate, its generator's,
     whoever serves it.
     """
-    if certificate is None or certificate.header != proof.certificate.header:
+    if scores is None or scores.certificate.header != proof.certificate.header:
         return proof
-    return replace(proof, certificate=certificate)
+    return replace(proof, certificate=scores.certificate)
 
 
 def _without(completion: Completion, state: str) -> ReceiptStatus:

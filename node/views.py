@@ -26,6 +26,8 @@ class ReceiptStatus:
     """Canonical receipt at its present level; None before certification."""
     revoked_height: int | None = None
     """At which validators took the record back."""
+    final: bool = False
+    """It comes no further: anchored, or its block was never here, or is gone."""
 
 
 @dataclass(frozen=True, slots=True)

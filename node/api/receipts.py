@@ -52,7 +52,7 @@ async def _watch(
     """In trio: the status once it has reached `level`, can no longer reach it, or time is up."""
     status = await service.receipt(completion_id)
     with trio.move_on_after(timeout_s):
-        while status.state != "none" and LEVELS.index(status.state) < LEVELS.index(level):
+        while not status.final and status.state != "none" and LEVELS.index(status.state) < LEVELS.index(level):
             await trio.sleep(poll_s)
             status = await service.receipt(completion_id)
     return status
@@ -77,6 +77,8 @@ def _headers(status: ReceiptStatus) -> dict[str, str]:
     headers = {"x-nsllm-completion-id": status.completion_id, "x-nsllm-receipt": status.state}
     if status.score_ppm is not None:
         headers["x-nsllm-score"] = score_text(status.score_ppm)
+    if status.final:
+        headers["x-nsllm-receipt-final"] = "true"
     if status.height is not None:
         headers["x-nsllm-height"] = str(status.height)
     if status.signers:

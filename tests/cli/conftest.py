@@ -25,6 +25,8 @@ class FakePeer:
     url: str = ""
     source: str = "engine"
     publication: str = "pending"
+    final: bool = False
+    """Whether the receipt comes no further than the last of `levels`."""
     levels: list[str] = field(default_factory=lambda: ["certified", "logged", "anchored"])
     """State of the receipt at each successive request; the last one stays."""
     detail: str = ""
@@ -111,6 +113,8 @@ def handler(peer: FakePeer) -> type[BaseHTTPRequestHandler]:
         def receipt(self, query: dict[str, list[str]]) -> None:
             state = peer.levels.pop(0) if len(peer.levels) > 1 else peer.levels[0]
             headers = {"x-nsllm-receipt": state}
+            if peer.final:
+                headers["x-nsllm-receipt-final"] = "true"
             if state == "none":
                 self.reply(404, '{"error": {"message": "there is no receipt: ' + peer.detail + '"}}', headers)
             elif state == "pending":

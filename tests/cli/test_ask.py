@@ -138,6 +138,17 @@ def test_with_receipt_it_fails_when_the_anchor_does_not_come(nsllm: Callable, pe
     assert not (tmp_path / "r.json").exists()
 
 
+def test_with_receipt_it_waits_for_nothing_that_will_not_come(nsllm: Callable, peer: Any, tmp_path: Path) -> None:
+    peer.levels, peer.final = ["certified"], True
+    said = nsllm("ask", "Why?", "--api", peer.url, "--receipt", tmp_path / "r.json")
+    assert said.status == 1
+    assert "stays certified: the peer does not have the record's block" in said.err
+    said = nsllm("receipt", "chatcmpl-1", "--api", peer.url, "--wait", "anchored")
+    assert said.status == 1
+    assert "the receipt stays certified" in said.err
+    assert nsllm("receipt", "chatcmpl-1", "--api", peer.url).status == 0
+
+
 def test_with_receipt_it_fails_when_there_will_be_none(nsllm: Callable, peer: Any, tmp_path: Path) -> None:
     peer.levels, peer.detail, peer.publication = ["none"], "the request is private", "private"
     said = nsllm("ask", "Why?", "--api", peer.url, "--receipt", tmp_path / "r.json")

@@ -17,7 +17,7 @@ from nsllm.consensus.errors import CertificateError, PrunedError
 from nsllm.consensus.registry import admit
 from nsllm.errors import PeerFault
 from nsllm.governance import evm
-from nsllm.governance.errors import LedgerError, SnapshotError, UnscoredError
+from nsllm.governance.errors import LedgerError, MissedError, ReceiptError, SnapshotError
 from nsllm.governance.motion import GovernanceTransaction, Motion, Retract, Suspend, approve
 from nsllm.governance.receipt import build_receipt, receipt_text
 from nsllm.governance.retraction import verify_notice
@@ -186,8 +186,59 @@ async def test_a_snapshot_keeps_the_proofs_of_own_records(net, autojump_clock) -
     await take(first, late)
     proof = await late.proofs.of(own.record.digest())
     assert verify_receipt(receipt(own, proof), net.genesis, "anchored").level == "anchored"
-    with pytest.raises(UnscoredError, match="far behind"):
+    with pytest.raises(MissedError, match="far behind"):
         await late.proofs.wait_certified(missed)
+
+
+async def test_kept_proofs_are_told_in_order_and_forgotten_for_good(net, autojump_clock, tmp_path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    ledger = await net.open(path, keep_heights=1)
+    own = [net.record(f"own {number}", net.keys[0]) for number in range(5)]
+    wanted, later = net.record("wanted"), net.record("later")
+    for signed in (wanted, later):
+        ledger.want(signed.record.digest())
+    net.observe_all(ledger, *own, wanted)
+    await grow(net, ledger, to=6 * EVERY)
+    expected = sorted(signed.record.digest() for signed in (*own, wanted, later))  # of `later` there is no block yet
+    first = await ledger.proofs.kept(None, 3)
+    assert [*first, *await ledger.proofs.kept(first[-1], 99)] == expected
+    assert await ledger.proofs.kept(expected[-1], 99) == []
+    gone = [own[0].record.digest(), wanted.record.digest(), later.record.digest()]
+    await ledger.proofs.forget(gone)
+    await ledger.close()
+    again = await net.open(path, keep_heights=1)
+    assert await again.proofs.kept(None, 99) == sorted(signed.record.digest() for signed in own[1:])
+    for signed in own[1:]:
+        proof = await again.proofs.of(signed.record.digest())
+        assert verify_receipt(receipt(signed, proof), net.genesis, "anchored").level == "anchored"
+    assert [await again.proofs.of(record) for record in gone] == [None] * 3
+
+
+async def test_scores_from_others_prove_as_much_as_they_say(net, autojump_clock) -> None:
+    archive, late = await net.open(), await net.open(by=1, keep_heights=1)
+    await grow(net, archive, late, to=2)
+    now = net.clock.now_ms()
+    action, proposer = Suspend(address=net.keys[3].address), net.keys[0].address
+    motion = Motion(action=action, proposer=proposer, created_ms=now, expires_ms=now + 60_000)
+    approvals = tuple(approve(key, net.network, motion) for key in net.keys[:3])
+    assert await archive.add_motion(GovernanceTransaction(motion=motion, approvals=approvals))
+    await grow(net, archive, to=EVERY, start=50)
+    missed = net.record("missed", net.keys[1])
+    net.observe_all(archive, missed)
+    await net.decide(archive)
+    scores = (await archive.proofs.wait_certified(missed)).scores
+    assert scores.certificate.header.epoch == 1
+    digest = missed.record.digest()
+    assert await late.proofs.of(digest, scores) is None, "an epoch that has not begun here"
+    await grow(net, archive, to=3 * EVERY + 1, start=100)
+    await take(archive, late)
+    assert await late.proofs.of(digest) is None
+    text = receipt(missed, await late.proofs.of(digest, scores))
+    assert verify_receipt(text, net.genesis).level == "certified"
+    with pytest.raises(ReceiptError, match="the receipt is certified, required is logged"):
+        verify_receipt(text, net.genesis, "logged")
+    # What a ledger knows itself goes further, whatever it is given.
+    assert await archive.proofs.of(digest, scores) == await archive.proofs.of(digest)
 
 
 async def test_pruning_bounds_every_table(net, autojump_clock, tmp_path) -> None:

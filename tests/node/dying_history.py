@@ -34,7 +34,7 @@ STATEMENTS = (
     "DELETE FROM peer_log_node",
     "DELETE FROM completion",
     "DELETE FROM record",
-    "DELETE FROM certificate",
+    "DELETE FROM scores",
     "COMMIT",
 )
 ENTRIES = 40
@@ -98,7 +98,7 @@ async def prune(folder: Path, statement: str) -> None:
 
     for database in (log._database, completions._database):
         database.connection.set_trace_callback(die)
-    if "completion" in statement or "record" in statement or "certificate" in statement:
+    if "completion" in statement or "record" in statement or "scores" in statement:
         await completions.forget(OLD_MS, keep=4, keep_ms=0)
     await log.prune(PRUNED)
     await completions.forget(OLD_MS, keep=4, keep_ms=0)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from nsllm.errors import OwnFault
-from nsllm.governance.errors import StorageError
+from nsllm.governance.errors import MissedError, StorageError
 from nsllm.node import publisher as module
 from nsllm.node.completions import Completions
 from nsllm.node.publisher import Publisher
@@ -27,6 +28,10 @@ class World:
         self.held: list[bytes] = []
         self.certified: dict[bytes, trio.Event] = {}
         self.disk_fails: list[Exception] = []
+        self.missed = False
+        self.shelf = None
+        self.given_by: dict[str, object] = {}
+        self.asked: list[tuple[float, str]] = []
         self.publisher = Publisher(
             context=cast.context,
             completions=completions,
@@ -37,6 +42,8 @@ class World:
 
     # ledger
     async def wait_certified(self, signed):
+        if self.missed:
+            raise MissedError("it was settled while this peer was far behind")
         await self.certified.setdefault(signed.record.digest(), trio.Event()).wait()
         if self.disk_fails:
             raise self.disk_fails.pop()
@@ -59,6 +66,20 @@ class World:
     # shelves and cache
     def peer_of(self, member):
         return next((i.peer_id for i in self.cast.identities if i.address == member), None)
+
+    async def lookup(self, key, *, member):
+        assert member
+        return self.shelf
+
+    async def peers_of(self, shard):
+        return tuple(identity.peer_id for identity in self.cast.identities[1:])
+
+    async def fetch(self, holder, key):
+        self.asked.append((trio.current_time(), holder))
+        found = self.given_by.get(holder)
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     async def push(self, holder, certified):
         self.pushed.append((trio.current_time(), holder))
@@ -113,6 +134,50 @@ async def test_it_goes_on_where_the_last_run_stopped(cast, autojump_clock, world
     world.certify(signed)
     await trio.sleep(1)
     assert await world.state() == ("certified", "")
+
+
+async def test_scores_of_a_block_that_was_never_here_are_asked_of_the_holders(
+    cast, autojump_clock, world, nursery
+) -> None:
+    signed = await world.given()
+    right = cast.certified(signed)
+    world.missed = True
+    silent, liar, other = (identity.peer_id for identity in cast.identities[1:])
+    forged = replace(right, leaf=replace(right.leaf, observers=right.leaf.observers[:3]))
+    world.given_by = {silent: DeadlineError("silent"), liar: forged, other: cast.certified(cast.record(by=1))}
+    nursery.start_soon(world.publisher.run)
+    await trio.sleep(40)
+    assert world.asked == [(at, peer) for at in (0, 30) for peer in (silent, liar, other)]
+    assert await world.state() == ("pending", "")
+    world.given_by[other] = right
+    await trio.sleep(30)
+    assert await world.state() == ("certified", "")
+    assert (await world.completions.get("id of why?")).scores == right.scores
+    assert "scores_found" in cast.kinds()
+    assert world.publisher.pending() == 0
+    assert world.pushed == [], "they have it"
+
+
+async def test_scores_on_our_own_shelf_are_found_there(cast, autojump_clock, world, nursery) -> None:
+    signed = await world.given()
+    world.missed, world.shelf = True, cast.certified(signed)
+    nursery.start_soon(world.publisher.run)
+    await trio.sleep(1)
+    assert (await world.completions.get("id of why?")).scores == world.shelf.scores
+    assert world.asked == []
+
+
+async def test_where_no_holder_has_missed_scores_there_is_no_receipt(cast, autojump_clock, world, nursery) -> None:
+    await world.given()
+    world.missed = True
+    nursery.start_soon(world.publisher.run)
+    await trio.sleep(module.EXPIRY_S + 1)
+    assert await world.state() == (
+        "none",
+        "it was settled while this peer was far behind, and none of its holders has it",
+    )
+    assert len(world.asked) == 3 * 20
+    assert "record_unscored" in cast.kinds()
 
 
 async def test_a_record_that_nobody_scores_expires(cast, autojump_clock, world, nursery) -> None:

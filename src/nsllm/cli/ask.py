@@ -213,6 +213,11 @@ async def wait_for_level(api: Api, answer: Answer, level: str, timeout_s: float,
                 note(f"[dim]receipt: {state}{_at(receipt)}[/]")
         if state in {level, "anchored"}:
             return receipt
+        if receipt.final:
+            raise NoReceiptError(
+                f"the receipt of {answer.completion_id} stays {state}: the peer does not have the record's block",
+                hint=f"fetch it as it is: nsllm receipt {answer.completion_id} --api {api.url}",
+            )
         if left_s <= 0:
             raise NoReceiptError(
                 f"the receipt of {answer.completion_id} is {state} after {timeout_s:g} s, not yet {level}",

@@ -35,6 +35,8 @@ class Receipt:
     height: int | None
     signers: tuple[str, ...]
     anchor_tx: str | None
+    final: bool = False
+    """It comes no further than this."""
 
 
 class Api:
@@ -143,6 +145,7 @@ class Api:
             height=int(headers["x-nsllm-height"]) if "x-nsllm-height" in headers else None,
             signers=tuple(filter(None, headers.get("x-nsllm-signers", "").split(","))),
             anchor_tx=headers.get("x-nsllm-anchor"),
+            final=headers.get("x-nsllm-receipt-final") == "true",
         )
 
     async def _chunks(self, response: httpx.Response) -> AsyncIterator[dict[str, Any]]:

@@ -41,6 +41,11 @@ def receipt(*, completion_id: str, api: str, key: str, wait: str | None, timeout
             hint="wait for it with --wait certified",
         )
     if wait is not None and LEVELS.index(found.state) < LEVELS.index(wait):
+        if found.final:
+            raise NoReceiptError(
+                f"the receipt stays {found.state}: the peer does not have the record's block",
+                hint="fetch it as it is, without --wait",
+            )
         raise NoReceiptError(f"the receipt is {found.state} after {timeout_s:g} s, not yet {wait}")
     if as_json:
         document = json.loads(found.text)
@@ -64,5 +69,5 @@ async def _fetch(url: str, key: str, completion_id: str, wait: str | None, timeo
             left_s = max(0.0, deadline - trio.current_time())
             found = await api.receipt(completion_id, wait=wait, timeout_s=left_s)
             done = wait is None or found.state == "none" or LEVELS.index(found.state) >= LEVELS.index(wait)
-            if done or left_s <= 0:
+            if done or found.final or left_s <= 0:
                 return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import trio
 
@@ -84,6 +86,15 @@ async def test_waiting_in_vain_returns_what_there_is(running):
     running.service.receipts["c1"] = CERTIFIED
     answer = await running.http.get("/v1/receipts/c1?wait=anchored&timeout_s=0.05")
     assert (answer.status_code, answer.headers["x-nsllm-receipt"]) == (200, "certified")
+    assert "x-nsllm-receipt-final" not in answer.headers
+
+
+async def test_waiting_ends_where_it_comes_no_further(running):
+    running.service.receipts["c1"] = replace(CERTIFIED, final=True)
+    with trio.fail_after(5):
+        answer = await running.http.get("/v1/receipts/c1?wait=anchored&timeout_s=60")
+    assert (answer.status_code, answer.headers["x-nsllm-receipt"]) == (200, "certified")
+    assert answer.headers["x-nsllm-receipt-final"] == "true"
 
 
 async def test_waiting_ends_when_there_will_be_none(running):
