@@ -15,7 +15,6 @@ import torch
 from nsllm.node.engine.backend import Cache, Encoder, Read
 from nsllm.node.engine.fast.blocks import BlockPool, Lease
 from nsllm.node.engine.fast.chat import ChatText
-from nsllm.node.engine.fast.encoder import BertEncoder, runs
 from nsllm.node.engine.fast.native import Run
 from nsllm.node.engine.fast.room import BLOCK_TOKENS, SIDE_CONTEXTS, context_blocks
 from nsllm.node.engine.fast.shape import Shape, read_shape
@@ -49,17 +48,17 @@ class PagedBackend:
         model: the model.
         blocks: of keys and values, that the model has.
         chooser: chooses tokens.
-        encoder: folder of the encoder.
+        encoder: reads texts.
     """
 
     def __init__(
-        self, shape: Shape, chat: ChatText, model: PagedModel, blocks: int, chooser: Chooser, encoder: Path
+        self, shape: Shape, chat: ChatText, model: PagedModel, blocks: int, chooser: Chooser, encoder: Encoder
     ) -> None:
         self._model = model
         self._chat = chat
         self.joins = False
         self.pool = BlockPool(blocks, BLOCK_TOKENS, spare=SIDE_CONTEXTS * context_blocks(shape), copy=model.copy_block)
-        self.encoder = _encoder(encoder)
+        self.encoder = encoder
         self.chooser = chooser
         self.context_tokens = shape.context_tokens
         self.vocabulary = shape.vocabulary
@@ -133,11 +132,3 @@ def read_text(folder: Path) -> tuple[Shape, ChatText]:
             f"{folder}: the tokenizer's ids go to {chat.last_token_id}, the model knows {shape.vocabulary}"
         )
     return shape, chat
-
-
-def _encoder(folder: Path) -> Encoder:
-    if runs(json.loads((folder / "config.json").read_bytes())) and (folder / "tokenizer.json").is_file():
-        return BertEncoder(folder)
-    from nsllm.node.engine.general import TransformersEncoder  # takes seconds to import
-
-    return TransformersEncoder(folder)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from nsllm.node.engine.batched.model import TorchLlama
+from nsllm.node.engine.encoders import open_encoder
 from nsllm.node.engine.fast.room import Kept, block_count
 from nsllm.node.engine.fast.select import NativeChooser
 from nsllm.node.engine.paged import PagedBackend, read_text
@@ -43,4 +44,4 @@ class BatchedBackend(PagedBackend):
                 hint='lower max_position_embeddings in its config.json, or set engine.backend to "general"',
             ) from None
         chooser: Chooser = PlainChooser() if library is None else NativeChooser(library, shape.vocabulary)
-        super().__init__(shape, chat, model, blocks, chooser, encoder)
+        super().__init__(shape, chat, model, blocks, chooser, open_encoder(encoder))

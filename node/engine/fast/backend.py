@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from nsllm.node.engine.encoders import open_encoder
 from nsllm.node.engine.fast.memory import trim
 from nsllm.node.engine.fast.native import NativeModel
 from nsllm.node.engine.fast.packed import Place, keep_packed
@@ -47,5 +48,6 @@ class FastBackend(PagedBackend):
         weights = make() if packed is None else keep_packed(make, packed, library)
         trim()
         model = NativeModel(library, shape, weights, numerics, blocks=blocks, threads=threads)
-        super().__init__(shape, chat, model, blocks, NativeChooser(library, shape.vocabulary), encoder)
+        reader = open_encoder(encoder, library, threads=threads)
+        super().__init__(shape, chat, model, blocks, NativeChooser(library, shape.vocabulary), reader)
         self.joins = True

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
-from safetensors.torch import load_file
-from tokenizers import Tokenizer
 from torch.nn.functional import embedding, gelu, layer_norm, linear, normalize, scaled_dot_product_attention
 
-from nsllm.node.engine.backend import given_tokens
-from nsllm.node.engine.card import ENCODER_TOKENS
-from nsllm.node.engine.port import Readable
+from nsllm.node.engine.fast.encoder_files import BertFiles, BertTokens
 
 BFLOAT16: Final = ("avx512_bf16", "amx_bf16")
 """Processors that multiply bfloat16, as torch calls what they can."""
-MOST_CHARS: Final = 16_384
-"""Characters of a text that the tokenizer looks at: 64 for each token that is read."""
 
 
 def quick_dtype() -> torch.dtype:
@@ -34,15 +26,6 @@ def quick_dtype() -> torch.dtype:
     return torch.bfloat16 if bfloat16 else torch.float32
 
 
-def runs(config: dict[str, Any]) -> bool:
-    """Whether a config.json describes what `BertEncoder` computes."""
-    return (
-        config.get("model_type") == "bert"
-        and config.get("hidden_act", "gelu") == "gelu"
-        and config.get("position_embedding_type", "absolute") == "absolute"
-    )
-
-
 class BertEncoder:
     """Mean over the tokens, L2 norm (model card of all-MiniLM-L6-v2).
 
@@ -53,28 +36,13 @@ class BertEncoder:
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        config = json.loads((folder / "config.json").read_bytes())
-        weights = _Weights(folder, float(config.get("layer_norm_eps", 1e-12)), dtype or quick_dtype())
-        self._heads: int = config["num_attention_heads"]
-        self._words = weights.table("word")
-        self._positions = weights.table("position") + weights.table("token_type")[0]
-        self._embedding_norm = weights.norm("embeddings.LayerNorm")
-        self._layers = [weights.layer(number) for number in range(config["num_hidden_layers"])]
-        self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._most_tokens = min(ENCODER_TOKENS, int(config["max_position_embeddings"]))
-        self._vocabulary = len(self._words)
-        self._tokenizer.no_padding()
-
-    def read(self, texts: Sequence[Readable], most_tokens: int | None = None) -> list[list[int]]:
-        """Token ids of each text."""
-        most = min(self._most_tokens, most_tokens or self._most_tokens)
-        self._tokenizer.enable_truncation(most)
-        return [
-            self._tokenizer.encode(str(text[:MOST_CHARS])).ids
-            if isinstance(text, str)
-            else given_tokens(text, self._vocabulary)[:most]
-            for text in texts
-        ]
+        files = BertFiles(folder)
+        self._heads = files.heads
+        self._words = files.words()
+        self._positions = files.positions()
+        self._embedding_norm = _Norm(*files.norm("embeddings.LayerNorm"), files.epsilon)
+        self._layers = [_layer(files, number, dtype or quick_dtype()) for number in range(files.layers)]
+        self.read = BertTokens(folder, vocabulary=len(self._words), most_tokens=files.most_tokens).read
 
     @torch.inference_mode()
     def vectors(self, rows: list[list[int]]) -> torch.Tensor:
@@ -135,38 +103,21 @@ class _Layer:
     norm: _Norm
 
 
-class _Weights:
-    """A BERT's tensors by name, as the encoder takes them."""
+def _layer(files: BertFiles, number: int, dtype: torch.dtype) -> _Layer:
+    prefix = f"encoder.layer.{number}."
 
-    def __init__(self, folder: Path, epsilon: float, dtype: torch.dtype) -> None:
-        stored = load_file(folder / "model.safetensors")
-        self._stored: dict[str, torch.Tensor] = {
-            name.removeprefix("bert."): tensor.float() for name, tensor in stored.items()
-        }
-        self._epsilon = epsilon
-        self._dtype = dtype
+    def cast(*names: str) -> _Linear:
+        weight, bias = files.linear(*(prefix + name for name in names))
+        return _Linear(weight.to(dtype), bias.to(dtype))
 
-    def table(self, name: str) -> torch.Tensor:
-        """Of the embeddings."""
-        return self._stored[f"embeddings.{name}_embeddings.weight"]
+    def norm(name: str) -> _Norm:
+        return _Norm(*files.norm(prefix + name), files.epsilon)
 
-    def norm(self, name: str) -> _Norm:
-        return _Norm(self._stored[name + ".weight"], self._stored[name + ".bias"], self._epsilon)
-
-    def layer(self, number: int) -> _Layer:
-        prefix = f"encoder.layer.{number}."
-        return _Layer(
-            qkv=self._linear(*(f"{prefix}attention.self.{name}" for name in ("query", "key", "value"))),
-            out=self._linear(prefix + "attention.output.dense"),
-            attention_norm=self.norm(prefix + "attention.output.LayerNorm"),
-            up=self._linear(prefix + "intermediate.dense"),
-            down=self._linear(prefix + "output.dense"),
-            norm=self.norm(prefix + "output.LayerNorm"),
-        )
-
-    def _linear(self, *names: str) -> _Linear:
-        """One layer of several that read the same."""
-        weight, bias = (
-            torch.cat([self._stored[name + kind] for name in names]).to(self._dtype) for kind in (".weight", ".bias")
-        )
-        return _Linear(weight, bias)
+    return _Layer(
+        qkv=cast(*(f"attention.self.{name}" for name in ("query", "key", "value"))),
+        out=cast("attention.output.dense"),
+        attention_norm=norm("attention.output.LayerNorm"),
+        up=cast("intermediate.dense"),
+        down=cast("output.dense"),
+        norm=norm("output.LayerNorm"),
+    )

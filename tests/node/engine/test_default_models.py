@@ -12,6 +12,7 @@ import trio
 from nsllm.governance.ports import Likelihood
 from nsllm.node.engine.backend import Read
 from nsllm.node.engine.choice import choose, text_digest
+from nsllm.node.engine.encoders import open_encoder
 from nsllm.node.engine.fast.backend import FastBackend
 from nsllm.node.engine.fast.encoder import BertEncoder
 from nsllm.node.engine.models import default_home, ensure_default_models, model_digest
@@ -65,11 +66,14 @@ def test_every_machine_converts_to_the_same_bytes(paths):
 def test_the_encoder_is_the_same_one_in_bfloat16(paths):
     """Nothing that is held against a threshold moves by a hundredth: peers with and without it judge alike."""
     sentences = [SKY, "Why is the sky blue?", "How do I bake bread?", *POEM.replace("\n", " ").split(";")]
-    exact, quick = (BertEncoder(paths.encoder, dtype) for dtype in (torch.float32, torch.bfloat16))
+    exact = BertEncoder(paths.encoder, torch.float32)
     rows = exact.read(sentences)
-    one, other = exact.vectors(rows), quick.vectors(rows)
-    assert (one * other).sum(1).min() > 0.9995
-    assert (one @ one.T - other @ other.T).abs().max() < 0.01
+    one = exact.vectors(rows)
+    library = choose(paths.text, "auto").library
+    for quick in (BertEncoder(paths.encoder, torch.bfloat16), open_encoder(paths.encoder, library)):
+        other = quick.vectors(rows)
+        assert (one * other).sum(1).min() > 0.9995
+        assert (one @ one.T - other @ other.T).abs().max() < 0.01
 
 
 def test_int8_is_close_to_bfloat16(paths):
