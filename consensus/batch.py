@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from itertools import pairwise
 from operator import lt
 from typing import Annotated, Final, NamedTuple, Self
@@ -227,7 +227,8 @@ def row_commitment(
     commitment, so that two different ones prove two different rows.
     """
     integers = _integers(len(row.ppm)).pack(epoch, *row.ppm)
-    return canonical.digest("observation", network, b"".join((validator, rubric, *subject, row.salt, integers)))
+    parts = (_row_head(network, validator, rubric), *subject, row.salt, integers)
+    return Digest(hashlib.sha256(b"".join(parts)).digest())
 
 
 def salt_of(secret: bytes, rubric: Digest, record: Digest) -> bytes:
@@ -295,6 +296,12 @@ def check_row(commit: BatchCommit, network: NetworkId, subject: Subject, row: Ro
 def row_bytes(dimensions: int) -> int:
     """Length of one opened row."""
     return _shape(dimensions).size
+
+
+@lru_cache(maxsize=256)
+def _row_head(network: NetworkId, validator: Address, rubric: Digest) -> bytes:
+    """What the commitments of one validator under one rubric begin with."""
+    return canonical.head("observation", network) + validator + rubric
 
 
 @cache

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
+
+from msgspec import Meta
 
 from nsllm import canonical
 from nsllm.canonical import Value
@@ -10,6 +12,8 @@ from nsllm.consensus.batch import BatchReveal, SignedCommit
 
 MAX_OBSERVATION_BYTES: Final = 16 * 1024
 """The largest commit, of 64 abstentions with their reasons, is about 10 kB."""
+MAX_REVEALS: Final = 32
+"""Batches of which one message opens rows."""
 
 
 class Commit(Value, frozen=True, kw_only=True, tag_field="type", tag="commit"):
@@ -19,9 +23,9 @@ class Commit(Value, frozen=True, kw_only=True, tag_field="type", tag="commit"):
 
 
 class Reveal(Value, frozen=True, kw_only=True, tag_field="type", tag="reveal"):
-    """Rows of a batch, opened."""
+    """Rows of one validator's batches, opened together."""
 
-    reveal: BatchReveal
+    reveals: Annotated[tuple[BatchReveal, ...], Meta(min_length=1, max_length=MAX_REVEALS)]
 
 
 ObservationBody = Commit | Reveal

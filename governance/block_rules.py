@@ -115,6 +115,8 @@ class Outcome:
     """What follows from a body."""
 
     leaves: tuple[ScoreLeaf, ...]
+    leaf_hashes: tuple[Digest, ...]
+    """See `SettledBody`."""
     unscored: tuple[Unscored, ...]
     scores_root: Digest
     entries: tuple[bytes, ...]
@@ -185,6 +187,7 @@ class BlockRules:
         log, nodes = parent.log.grow(settled.hashes)
         outcome = Outcome(
             leaves=settled.leaves,
+            leaf_hashes=settled.leaf_hashes,
             unscored=settled.unscored,
             scores_root=settled.scores_root,
             entries=settled.entries,

@@ -7,14 +7,13 @@ numbers. Plugin workers hold no models: this is all they get beside the text.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Annotated, Final
 
 from msgspec import Meta
 
 from nsllm.canonical import Value
-from nsllm.embedding import quantize_embedding
+from nsllm.embedding import numbers_of, quantize_numbers
 from nsllm.governance.ports import HEAD_TOKENS, JudgeModels, Likelihood
 from nsllm.governance.support import claims, evidence_claims, support_ppm
 from nsllm.ids import PPM_ONE
@@ -94,23 +93,19 @@ async def measure_answer(
         [given] = await models.likelihoods([(tuple(messages), answer)])
     if free is None:
         [free] = await models.likelihoods([(UNCONDITIONED, answer)], most_tokens=HEAD_TOKENS)
-    own, asked, rest = vectors[0], vectors[1 : 1 + len(questions)], vectors[1 + len(questions) :]
+    own, rest = numbers_of(vectors[0]), vectors[1 + len(questions) :]
+    cosines = [float(own @ numbers_of(vector)) for vector in vectors[1 : 1 + len(questions)]]
     logprob = _within(given.mean_logprob, LOGPROB_FLOOR, 0.0)
     head, alone = (_within(one.head_logprob, LOGPROB_FLOOR, 0.0) for one in (given, free))
     return AnswerFeatures(
         tokens=given.tokens,
         logprob_micro=round(logprob * MICRO),
         gain_micro=round((head - alone) * MICRO),
-        relevance_cosine_ppm=max(_cosine_ppm(own, vector) for vector in asked),
+        relevance_cosine_ppm=round(max(_within(cosine, -1.0, 1.0) for cosine in cosines) * PPM_ONE),
         support_cosine_ppm=support_ppm(rest[: len(said)], rest[len(said) :]) if said else None,
-        embedding=quantize_embedding(own),
+        embedding=quantize_numbers(own),
     )
 
 
 def _within(value: float, low: float, high: float) -> float:
     return low if math.isnan(value) else min(max(value, low), high)
-
-
-def _cosine_ppm(left: Sequence[float], right: Sequence[float]) -> int:
-    dot = sum(map(operator.mul, left, right))
-    return round(_within(dot, -1.0, 1.0) * PPM_ONE)

@@ -281,7 +281,7 @@ class Ledger:
             if committed.epoch is not None:
                 self._pending.begin_epoch(self._state.rules)
             self._pending.judged(self._state, Height(self.height + 1))
-        self.proofs.settled(decided, committed.leaves, committed.settled)
+        self.proofs.settled(decided, committed.leaves, committed.leaf_hashes, committed.settled)
         for conflict in contradictions:
             self._convict(conflict)
         for observer in tuple(self._observers):

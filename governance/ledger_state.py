@@ -54,6 +54,8 @@ class Committed:
     decided: DecidedBlock
     leaves: tuple[ScoreLeaf, ...]
     """Scores that it certifies."""
+    leaf_hashes: tuple[Digest, ...]
+    """Of these, see `SettledBody`."""
     settled: tuple[Digest, ...]
     """Records that the block scores or settles as unscored."""
     admissions: tuple[Admission, ...]
@@ -380,6 +382,7 @@ class LedgerState:
         return Committed(
             decided=decided,
             leaves=outcome.leaves,
+            leaf_hashes=outcome.leaf_hashes,
             settled=outcome.settled,
             admissions=tuple(entry.admission for entry in entries if isinstance(entry, AdmissionEntry)),
             offences=tuple(OffenceRow(o.validator, o.epoch, o.kind, o.height, header.height) for o in proved),

@@ -19,6 +19,8 @@ from nsllm.governance.motion import GovernanceTransaction
 from nsllm.ids import AddressField, CountField, Digest, DigestField, NetworkId, SignatureField, TimeMsField
 
 MAX_ENTRY_BYTES: Final = 65536
+_CERTIFIED: Final = (b"\x81\xa5entry\x82\xa4leaf", b"\xa4type\xa9certified")
+"""What stands before and after a leaf's canonical bytes in its entry's."""
 
 
 class Checkpoint(Value, frozen=True, kw_only=True):
@@ -96,7 +98,13 @@ class LogEntry(Value, frozen=True, kw_only=True):
 
 def certified_entry(leaf: ScoreLeaf) -> bytes:
     """Canonical entry of a certified record."""
-    return canonical.encode(LogEntry(entry=CertifiedEntry(leaf=leaf)))
+    return certified_entry_of(canonical.encode(leaf))
+
+
+def certified_entry_of(leaf: bytes) -> bytes:
+    """The same, of a leaf that is encoded already."""
+    before, after = _CERTIFIED
+    return before + leaf + after
 
 
 def unscored_entry(unscored: Unscored) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from nsllm import canonical, merkle
+from nsllm import merkle
 from nsllm.consensus.block import DecidedBlock
 from nsllm.consensus.certificate import Certificate
 from nsllm.consensus.certified import Inclusion
@@ -24,10 +24,10 @@ class NewestScores:
         self._blocks: list[_BlockScores] = []
         """Oldest first."""
 
-    def add(self, decided: DecidedBlock, leaves: Sequence[ScoreLeaf]) -> None:
-        """A block was committed, which certified these leaves."""
+    def add(self, decided: DecidedBlock, leaves: Sequence[ScoreLeaf], hashes: Sequence[Digest]) -> None:
+        """A block was committed, which certified these leaves; `hashes` are theirs in the score tree."""
         if leaves:
-            self._blocks = [*self._blocks[1 - BLOCKS :], _BlockScores(decided.certificate, leaves)]
+            self._blocks = [*self._blocks[1 - BLOCKS :], _BlockScores(decided.certificate, leaves, hashes)]
 
     def find(self, record: Digest) -> tuple[ScoreLeaf, Inclusion, Certificate] | None:
         """Scores of a record, their inclusion in the header's `scores_root`, and its certificate; None if not here."""
@@ -41,14 +41,15 @@ class NewestScores:
 class _BlockScores:
     """One block's; the tree over its leaves is made when it is asked for."""
 
-    def __init__(self, certificate: Certificate, leaves: Sequence[ScoreLeaf]) -> None:
+    def __init__(self, certificate: Certificate, leaves: Sequence[ScoreLeaf], hashes: Sequence[Digest]) -> None:
         self.certificate = certificate
         self.leaves = leaves
+        self._hashes = hashes
         self.positions = {leaf.record: position for position, leaf in enumerate(leaves)}
         self._tree: NodeSource | None = None
 
     def inclusion(self, position: int) -> Inclusion:
         if self._tree is None:
-            self._tree = merkle.complete_nodes([merkle.leaf_hash(canonical.encode(leaf)) for leaf in self.leaves])
+            self._tree = merkle.complete_nodes(self._hashes)
         size = len(self.leaves)
         return Inclusion(index=position, size=size, path=merkle.inclusion_path_from(self._tree, position, size))

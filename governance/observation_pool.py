@@ -97,14 +97,15 @@ class ObservationPool:
         if (held is not None and held.signed == signed) or not self._lanes.takes(commit.validator, commit.number):
             return False
         commit.check_shape()
-        fresh = {record for record in (*commit.record_digests, *commit.abstained) if not settled(record)}
-        if not fresh:
+        observed = [record for record in commit.record_digests if not settled(record)]
+        abstained = [each.record for each in commit.abstentions if not settled(each.record)]
+        if not observed and not abstained:
             return False
         signed.check_signature(self._terms.network)
         conflict = self.contradiction(signed)
         if conflict is not None:
             raise BatchEquivocationError(conflict)
-        self._enter(signed, fresh, now)
+        self._enter(signed, observed, abstained, now)
         return True
 
     def add_reveal(self, reveal: BatchReveal, now: float) -> bool:
@@ -124,16 +125,33 @@ class ObservationPool:
         if held is None:
             self._note_uncommitted(reveal.validator, subjects)
             return False
+        commit, network = held.signed.commit, self._terms.network
         new = False
         for row, subject in zip(rows, subjects, strict=True):
-            case = self._cases.get(subject.record)
-            place = case.committed.get(reveal.validator) if case is not None else None
-            if case is None or place is None or place.number != reveal.number or reveal.validator in case.opened:
-                continue
-            check_row(held.signed.commit, self._terms.network, subject, row)
-            self._open(case, reveal.validator, Opened(subject, row, now))
-            new = True
+            case = self._closed_case(subject.record, reveal.validator, reveal.number)
+            if case is not None:
+                check_row(commit, network, subject, row)
+                self._open(case, reveal.validator, Opened(subject, row, now))
+                new = True
         return new
+
+    def open_own(self, number: int, opened: Sequence[tuple[Subject, Row]], now: float) -> None:
+        """Open rows of a batch of ours: they are what was committed to, since this peer made them."""
+        me = self._me
+        if me is None:
+            return
+        for subject, row in opened:
+            case = self._closed_case(subject.record, me, number)
+            if case is not None:
+                self._open(case, me, Opened(subject, row, now))
+
+    def _closed_case(self, record: Digest, validator: Address, number: int) -> RecordCase | None:
+        """The record's case, if the validator committed to it in this batch and has not opened its row."""
+        case = self._cases.get(record)
+        place = case.committed.get(validator) if case is not None else None
+        if case is None or place is None or place.number != number or validator in case.opened:
+            return None
+        return case
 
     def ban(self, validator: Address) -> None:
         """Leave out all batches of a validator that equivocated, those to come too."""
@@ -275,37 +293,46 @@ class ObservationPool:
         waiting = [case for subject in subjects if (case := self._cases.get(subject.record)) is not None]
         self.standings[validator].uncommitted += sum(validator not in case.committed for case in waiting)
 
-    def _enter(self, signed: SignedCommit, fresh: set[Digest], now: float) -> None:
+    def _enter(self, signed: SignedCommit, observed: Sequence[Digest], abstained: Sequence[Digest], now: float) -> None:
+        """Keep what a commit says of these records of it; each group ascends."""
         commit = signed.commit
-        validator, standing = commit.validator, self.standings[commit.validator]
+        validator, number, standing = commit.validator, commit.number, self.standings[commit.validator]
+        positions, mine = commit.position_of, validator == self._me
         entered: set[Digest] = set()
-        for record in sorted(fresh):
-            case = self._cases.get(record)
-            if case is None:
-                validators = self._terms.validators
-                case = self._cases[record] = RecordCase(validators.enough_observations, validators.faults)
+        for record in observed:
+            case = self._case_of(record)
             if validator in case.committed or validator in case.abstained:
                 continue  # the same row again, in another batch: the first counts
             entered.add(record)
-            position = commit.position_of.get(record)
-            if position is None:
-                case.abstain(validator, commit.number, now)
-                standing.abstained += 1
-                if case.ready:
-                    self._ready[record] = None
-                self._look_at(record, case)
-                continue
-            case.commit(validator, Place(commit.number, position, now))
-            standing.observed += 1
+            case.commit(validator, Place(number, positions[record], now))
             standing.late += validator in case.late
-            if validator == self._me:
+            if mine:
                 self._closed[record] = None
+            self._look_at(record, case)
+        standing.observed += len(entered)
+        for record in abstained:
+            case = self._case_of(record)
+            if validator in case.committed or validator in case.abstained:
+                continue
+            entered.add(record)
+            case.abstain(validator, number, now)
+            standing.abstained += 1
+            if case.ready:
+                self._ready[record] = None
             self._look_at(record, case)
         if commit.abstentions:
             standing.reason = commit.abstentions[-1].reason
         if entered:
             for pushed in self._lanes.put(signed, entered, now):
                 self._forget(pushed)
+
+    def _case_of(self, record: Digest) -> RecordCase:
+        """The record's case, begun if nobody spoke of it before."""
+        case = self._cases.get(record)
+        if case is None:
+            validators = self._terms.validators
+            case = self._cases[record] = RecordCase(validators.enough_observations, validators.faults)
+        return case
 
     def _open(self, case: RecordCase, validator: Address, opened: Opened) -> None:
         case.open(validator, opened)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import trio
 
-from nsllm.consensus.batch import BatchReveal, SignedCommit
+from nsllm.consensus.batch import BatchReveal, Row, SignedCommit
 from nsllm.consensus.errors import BatchEquivocationError
 from nsllm.consensus.evidence import Evidence
+from nsllm.consensus.observation import Subject
 from nsllm.governance.observation_pool import Standing
 from nsllm.governance.pending import Pending
 from nsllm.ids import Address, Digest
@@ -43,6 +44,10 @@ class Observations:
             ObservationError: malformed, or not what was committed to.
         """
         return self._pending().add_reveal(reveal, trio.current_time())
+
+    def open_own(self, number: int, opened: Sequence[tuple[Subject, Row]]) -> None:
+        """Open rows of a batch of ours: they are what was committed to, since this peer made them."""
+        self._pending().pool.open_own(number, opened, trio.current_time())
 
     def openable(self) -> list[Digest]:
         """Records whose rows of ours may be shown now: enough validators have committed to them."""

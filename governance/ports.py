@@ -46,6 +46,10 @@ class Claim:
     text: str = field(repr=False)
     finish_reason: Literal["stop", "length"]
 
+    def __hash__(self) -> int:
+        """Of question and answer: hashing every token costs more than the few comparisons that it saves."""
+        return hash((self.request, self.text))
+
     @classmethod
     def of(cls, record: Record) -> Claim:
         """The claim that a record makes."""

@@ -78,9 +78,11 @@ class Proofs:
         """Whether somebody waits for a record to be certified."""
         return bool(self._waiters)
 
-    def settled(self, decided: DecidedBlock, leaves: Sequence[ScoreLeaf], records: Iterable[Digest]) -> None:
+    def settled(
+        self, decided: DecidedBlock, leaves: Sequence[ScoreLeaf], hashes: Sequence[Digest], records: Iterable[Digest]
+    ) -> None:
         """A block certified these leaves and settled these records: whoever waits for one looks again."""
-        self._newest.add(decided, leaves)
+        self._newest.add(decided, leaves, hashes)
         self._waiters.wake(records)
 
     def replaced(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from nsllm.consensus.batch import Row
@@ -37,27 +36,40 @@ class Opened(NamedTuple):
     at_s: float
 
 
-@dataclass(slots=True)
 class RecordCase:
-    """What is known of one record."""
+    """What is known of one record. One is made for every record that anybody speaks of, so it is made plainly."""
 
-    enough: int
-    """n-f."""
-    faults: int
-    """f."""
-    committed: dict[Address, Place] = field(default_factory=dict[Address, Place])
-    opened: dict[Address, Opened] = field(default_factory=dict[Address, Opened])
-    abstained: dict[Address, int] = field(default_factory=dict[Address, int])
-    """Number of the batch in which each abstained."""
-    late: dict[Address, float] = field(default_factory=dict[Address, float])
-    """Validators whose commit came after others had opened, and how long after: they may have copied."""
-    hopeless_s: float | None = None
-    """When so many had abstained that enough rows will never come."""
-    enough_committed_s: float | None = None
-    enough_opened_s: float | None = None
-    first_opened_s: float | None = None
-    _agreeing: Mapping[Address, Opened] | None = None
-    """As it was asked for last, while nothing has changed."""
+    __slots__ = (
+        "_agreeing",
+        "abstained",
+        "committed",
+        "enough",
+        "enough_committed_s",
+        "enough_opened_s",
+        "faults",
+        "first_opened_s",
+        "hopeless_s",
+        "late",
+        "opened",
+    )
+
+    def __init__(self, enough: int, faults: int) -> None:
+        """Nobody has spoken of it: n-f rows are needed, of n validators of which f may be faulty."""
+        self.enough = enough
+        self.faults = faults
+        self.committed: dict[Address, Place] = {}
+        self.opened: dict[Address, Opened] = {}
+        self.abstained: dict[Address, int] = {}
+        """Number of the batch in which each abstained."""
+        self.late: dict[Address, float] = {}
+        """Validators whose commit came after others had opened, and how long after: they may have copied."""
+        self.hopeless_s: float | None = None
+        """When so many had abstained that enough rows will never come."""
+        self.enough_committed_s: float | None = None
+        self.enough_opened_s: float | None = None
+        self.first_opened_s: float | None = None
+        self._agreeing: Mapping[Address, Opened] | None = None
+        """As it was asked for last, while nothing has changed."""
 
     def commit(self, validator: Address, place: Place) -> None:
         """Note a commit.

@@ -9,7 +9,7 @@ from nsllm import canonical, merkle
 from nsllm.consensus.block import Body
 from nsllm.consensus.observation import ScoreLeaf, Unscored
 from nsllm.consensus.settlement import Settlement, Terms, settle
-from nsllm.governance.log_entry import certified_entry, unscored_entry
+from nsllm.governance.log_entry import certified_entry_of, unscored_entry
 from nsllm.ids import Digest
 
 
@@ -19,6 +19,8 @@ class SettledBody:
 
     leaves: tuple[ScoreLeaf, ...]
     unscored: tuple[Unscored, ...]
+    leaf_hashes: tuple[Digest, ...]
+    """Of the leaves, in the tree that `scores_root` is the root of."""
     scores_root: Digest
     entries: tuple[bytes, ...]
     """Of the network log, in order: scores, records without any, then what else the body holds."""
@@ -63,15 +65,18 @@ def _settled(question: _Question) -> SettledBody:
         raise RuntimeError("a question is asked once")
     terms = question.about[1]
     settlement: Settlement = settle(body.subjects, body.unscored, body.batches, terms)
+    encoded = [canonical.encode(leaf) for leaf in settlement.leaves]
+    leaf_hashes = tuple([merkle.leaf_hash(data) for data in encoded])
     entries = (
-        *(certified_entry(leaf) for leaf in settlement.leaves),
+        *map(certified_entry_of, encoded),
         *(unscored_entry(unscored) for unscored in settlement.unscored),
         *body.entries,
     )
     return SettledBody(
         leaves=settlement.leaves,
         unscored=settlement.unscored,
-        scores_root=merkle.root(merkle.leaf_hash(canonical.encode(leaf)) for leaf in settlement.leaves),
+        leaf_hashes=leaf_hashes,
+        scores_root=merkle.root(leaf_hashes),
         entries=entries,
         hashes=tuple(merkle.leaf_hash(entry) for entry in entries),
     )

@@ -18,25 +18,12 @@ from typing import Final
 
 import trio
 
-from nsllm.consensus.batch import (
-    MAX_BATCH_RECORDS,
-    MAX_REASON_CHARS,
-    Abstention,
-    BatchCommit,
-    BatchReveal,
-    Row,
-    SignedCommit,
-    pack_rows,
-    row_commitment,
-    salt_of,
-    salt_secret,
-    sign_commit,
-    unpack_rows,
-)
+from nsllm.consensus.batch import MAX_BATCH_RECORDS, MAX_REASON_CHARS, BatchReveal, SignedCommit
 from nsllm.consensus.errors import ObservationError
-from nsllm.consensus.observation import Subject, pack_subjects, unpack_subjects
+from nsllm.consensus.observation import Subject
 from nsllm.consensus.observation_message import (
     MAX_OBSERVATION_BYTES,
+    MAX_REVEALS,
     Commit,
     ObservationBody,
     Reveal,
@@ -47,18 +34,14 @@ from nsllm.errors import OwnFault, PeerFault
 from nsllm.governance.batch_log import BatchLog
 from nsllm.governance.ledger import Ledger
 from nsllm.governance.observation_pool import Standing
-from nsllm.ids import Address, Digest, Epoch, hex0x, short
+from nsllm.ids import Address, Digest, hex0x, short
+from nsllm.node.batch_signer import BatchSigner, opened_by, reveal_of
 from nsllm.node.context import PeerContext
+from nsllm.node.own_batches import RESEND_S, Opened, OwnBatch, OwnBatches
 from nsllm.p2p.rates import SlidingWindow
 
 log = logging.getLogger(__name__)
 
-RESEND_S: Final = 2.0
-RESEND_CAP_S: Final = 10.0
-"""A batch goes out again after `RESEND_S`, then after twice as long each time, up to this."""
-RESEND_AT_ONCE: Final = 16
-"""Batches: the links to the other validators carry votes too, and drop their oldest message when they are full."""
-GIVE_UP_S: Final = 600.0
 GATHER_S: Final = 0.1
 """The longest that a row waits for others that are being scored."""
 BUSY_RECORDS: Final = MAX_BATCH_RECORDS
@@ -74,18 +57,8 @@ MAX_OUTSTANDING: Final = 128
 MESSAGE_UNITS: Final = 1024
 """What one validator may send in a second: a message is one unit, and one more each `UNIT_BYTES`."""
 UNIT_BYTES: Final = 4096
-
-
-@dataclass(slots=True)
-class _Batch:
-    signed: SignedCommit
-    rows: dict[Digest, tuple[Subject, Row]]
-    """By record; abstentions have none."""
-    open: set[Digest]
-    """Records that wait for a block."""
-    since: float
-    resend_at: float
-    pause_s: float = RESEND_S
+REVEAL_BYTES: Final = MAX_OBSERVATION_BYTES * 3 // 4
+"""Rows that are opened in one message, unless one batch alone has more."""
 
 
 @dataclass(slots=True)
@@ -133,10 +106,9 @@ class Committer:
         self._checkpoint = checkpoint
         self._fresh = _Fresh()
         self._terms = ledger.terms
-        self._batches: dict[int, _Batch] = {}
-        self._by_record: dict[Digest, int] = {}
+        self._signer = BatchSigner(context.key)
+        self._batches = OwnBatches()
         self._settled: list[Digest] = []
-        self._secret: tuple[Epoch, bytes] | None = None
         self._rates: dict[Address, SlidingWindow] = {}
         self._more = False
         """Whether other records are being scored."""
@@ -167,19 +139,18 @@ class Committer:
         if terms is self._terms:
             return
         same, self._terms = terms.rubric == self._terms.rubric, terms
-        held, self._batches = self._batches, {}
-        self._by_record.clear()
+        held = self._batches.take_all()
         self._settled.clear()
         if not same or self._context.address not in terms.validators:
             self._fresh = _Fresh()
         else:
-            for batch in held.values():
+            for batch in held:
                 self._put_back(batch.signed, batch.rows.values(), batch.open)
         self._came.set()
 
     def holds(self, record: Digest) -> bool:
         """Is the record in one of our batches that wait for a block?"""
-        return record in self._by_record
+        return self._batches.of(record) is not None
 
     def hear(self, sender: Address, payload: bytes) -> None:
         """Take another validator's message. What comes too fast is dropped unread: it comes again.
@@ -194,9 +165,10 @@ class Committer:
             log.info("observations_dropped sender=%s bytes=%d", short(sender), len(payload))
             return
         body = decode_observation(payload)
-        said_by = body.signed.commit.validator if isinstance(body, Commit) else body.reveal.validator
-        if said_by != sender:
-            raise ObservationError(f"observations of {hex0x(said_by)} sent by {hex0x(sender)}")
+        parts = (body.signed.commit,) if isinstance(body, Commit) else body.reveals
+        for part in parts:
+            if part.validator != sender:
+                raise ObservationError(f"observations of {hex0x(part.validator)} sent by {hex0x(sender)}")
         standing = self._observations.standings().get(sender, Standing())
         late, uncommitted = standing.late, standing.uncommitted
         self._take(body)
@@ -205,16 +177,10 @@ class Committer:
 
     def settled(self, records: Iterable[Digest]) -> None:
         """A block has these records."""
-        for record in records:
-            number = self._by_record.pop(record, None)
-            if number is None:
-                continue
-            self._settled.append(record)
-            batch = self._batches[number]
-            batch.open.discard(record)
-            if not batch.open:
-                del self._batches[number]
-                self._came.set()  # there is room for another
+        found, done = self._batches.settled(records)
+        self._settled += found
+        if done:
+            self._came.set()  # there is room for another
 
     async def run(self) -> None:
         """Commit, open and repeat until cancelled."""
@@ -233,7 +199,7 @@ class Committer:
             left = set(await self._ledger.unsettled(records))
             self._settled.extend(record for record in records if record not in left)
             if left:
-                self._enter(signed, reveal, left, now)
+                self._enter(signed, opened_by(reveal, len(self._ledger.terms.dimensions)), left, now)
 
     async def _commit_all(self) -> None:
         while True:
@@ -244,18 +210,18 @@ class Committer:
             number, rows, abstentions = await self._take_fresh()
             if not rows and not abstentions:
                 continue
-            signed, reveal = self._sign(number, rows, abstentions)
+            signed, opened = self._signer.sign(self._ledger.terms, number, rows, abstentions)
             self._checkpoint("batch_signed")
-            if not await self._write(signed, reveal):
+            if not await self._write(signed, opened):
                 continue
             self._checkpoint("batch_written")
             if signed.commit.epoch != self._ledger.terms.validators.epoch:  # it ended while the disk was busy
-                self._retake(signed, reveal)
+                self._retake(signed, opened)
                 continue
             left = self._left(signed)
             if not left:
                 continue  # others were enough without us while the disk was busy
-            self._enter(signed, reveal, left, trio.current_time())
+            self._enter(signed, opened, left, trio.current_time())
             self._broadcast(Commit(signed=signed))
             self._checkpoint("batch_sent")
             self._opening.set()
@@ -283,7 +249,7 @@ class Committer:
                 await self._came.wait()
 
     def _is_busy(self) -> bool:
-        return len(self._by_record) >= BUSY_RECORDS
+        return self._batches.records >= BUSY_RECORDS
 
     async def _take_fresh(self) -> tuple[int, list[tuple[Subject, tuple[int, ...]]], list[tuple[Digest, str]]]:
         """The next batch's number, and at most one batch of what is neither settled nor committed to."""
@@ -309,67 +275,40 @@ class Committer:
             [(record, abstentions[record]) for record in sorted(abstentions) if record in fresh and record not in rows],
         )
 
-    def _sign(
-        self, number: int, rows: Sequence[tuple[Subject, tuple[int, ...]]], abstentions: Sequence[tuple[Digest, str]]
-    ) -> tuple[SignedCommit, BatchReveal]:
-        terms, key = self._ledger.terms, self._context.key
-        epoch = terms.validators.epoch
-        if self._secret is None or self._secret[0] != epoch:
-            self._secret = (epoch, salt_secret(key, terms.network, epoch))
-        secret = self._secret[1]
-        opened = [
-            (subject, Row(position, salt_of(secret, terms.rubric, subject.record), ppm))
-            for position, (subject, ppm) in enumerate(rows)
-        ]
-        commit = BatchCommit(
-            validator=key.address,
-            epoch=epoch,
-            number=number,
-            rubric=terms.rubric,
-            records=b"".join(subject.record for subject, _ in opened),
-            commitments=b"".join(
-                row_commitment(terms.network, key.address, epoch, terms.rubric, subject, row) for subject, row in opened
-            ),
-            abstentions=tuple(Abstention(record=record, reason=reason) for record, reason in abstentions),
-        )
-        return sign_commit(key, terms.network, commit), self._reveal(commit, opened)
-
-    async def _write(self, signed: SignedCommit, reveal: BatchReveal) -> bool:
+    async def _write(self, signed: SignedCommit, opened: Sequence[Opened]) -> bool:
         """False if our disk refused: then nothing was sent, and the same rows are tried again."""
         settled, self._settled = self._settled, []
+        reveal = reveal_of(signed.commit, opened)
         try:
             await self._context.offload.run(lambda: self._log.put(signed, reveal, settled))
         except OwnFault as error:
             log.error("observations_not_written number=%d error=%s", signed.commit.number, error)
             self._context.events.emit("observations_failed", code=error.code)
             self._settled.extend(settled)
-            self._retake(signed, reveal)
+            self._retake(signed, opened)
             await trio.sleep(RETRY_S)
             return False
+        if opened:
+            commit = hex0x(signed.commit.digest(self._ledger.terms.network))
+            self._context.events.emit("scored", batch=signed.commit.number, records=len(opened), commit=commit)
         return True
 
-    def _retake(self, signed: SignedCommit, reveal: BatchReveal) -> None:
+    def _retake(self, signed: SignedCommit, opened: Sequence[Opened]) -> None:
         """Take back what was not sent, if it still holds."""
         if signed.commit.rubric == self._ledger.terms.rubric and self._validates():
-            rows = unpack_rows(reveal.rows, len(self._ledger.terms.dimensions))
-            records = {*signed.commit.record_digests, *signed.commit.abstained}
-            self._put_back(signed, zip(unpack_subjects(reveal.subjects), rows, strict=True), records)
+            self._put_back(signed, opened, {*signed.commit.record_digests, *signed.commit.abstained})
 
-    def _put_back(self, signed: SignedCommit, rows: Iterable[tuple[Subject, Row]], records: set[Digest]) -> None:
+    def _put_back(self, signed: SignedCommit, rows: Iterable[Opened], records: set[Digest]) -> None:
         self._fresh.rows.extend((subject, row.ppm) for subject, row in rows if subject.record in records)
         self._fresh.abstentions.extend((a.record, a.reason) for a in signed.commit.abstentions if a.record in records)
 
     def _validates(self) -> bool:
         return self._context.address in self._ledger.terms.validators
 
-    def _enter(self, signed: SignedCommit, reveal: BatchReveal, left: set[Digest], now: float) -> None:
+    def _enter(self, signed: SignedCommit, opened: Sequence[Opened], left: set[Digest], now: float) -> None:
         """Hold a batch that is on disk; our own pool is the first to have it."""
-        commit = signed.commit
-        rows = unpack_rows(reveal.rows, len(self._ledger.terms.dimensions))
-        opened = {s.record: (s, row) for s, row in zip(unpack_subjects(reveal.subjects), rows, strict=True)}
-        self._batches[commit.number] = _Batch(signed, opened, left, now, now + RESEND_S)
+        self._batches.enter(signed, opened, left, now)
         self._held.set()
-        self._by_record.update((record, commit.number) for record in left)
         self._take(Commit(signed=signed))
 
     async def _open_all(self) -> None:
@@ -384,28 +323,40 @@ class Committer:
 
     def _open(self) -> None:
         """Show our rows of the records that enough validators have committed to."""
-        by_batch: dict[int, list[Digest]] = {}
+        by_batch: dict[int, tuple[OwnBatch, list[Opened]]] = {}
         for record in self._observations.openable():
-            number = self._by_record.get(record)
-            if number is not None:
-                by_batch.setdefault(number, []).append(record)
-        for number, records in by_batch.items():
-            batch = self._batches[number]
-            rows = sorted((batch.rows[record] for record in records), key=lambda opened: opened[1].position)
-            reveal = self._reveal(batch.signed.commit, rows)
-            self._observations.add_reveal(reveal)
-            self._broadcast(Reveal(reveal=reveal))
+            batch = self._batches.of(record)
+            if batch is not None:
+                by_batch.setdefault(batch.signed.commit.number, (batch, []))[1].append(batch.rows[record])
+        for batch, rows in by_batch.values():
+            self._observations.open_own(batch.signed.commit.number, rows)
+        self._show([_reveal(batch, rows) for batch, rows in by_batch.values()])
         if by_batch:
             self._checkpoint("rows_opened")
             self._due()
 
+    def _show(self, reveals: Sequence[BatchReveal]) -> None:
+        """Send opened rows, as many as fit together in one message."""
+        together: list[BatchReveal] = []
+        size_bytes = 0
+        for reveal in reveals:
+            more_bytes = len(reveal.rows) + len(reveal.subjects)
+            if together and (size_bytes + more_bytes > REVEAL_BYTES or len(together) == MAX_REVEALS):
+                self._broadcast(Reveal(reveals=tuple(together)))
+                together, size_bytes = [], 0
+            together.append(reveal)
+            size_bytes += more_bytes
+        if together:
+            self._broadcast(Reveal(reveals=tuple(together)))
+
     def _take(self, body: Commit | Reveal) -> None:
         """Into the pool; then something of ours may be opened, or a block be due."""
-        new = (
-            self._observations.add_commit(body.signed)
-            if isinstance(body, Commit)
-            else self._observations.add_reveal(body.reveal)
-        )
+        if isinstance(body, Commit):
+            new = self._observations.add_commit(body.signed)
+        else:
+            new = False
+            for reveal in body.reveals:
+                new |= self._observations.add_reveal(reveal)
         if new:
             self._opening.set()
             self._due()
@@ -425,21 +376,12 @@ class Committer:
                 await self._held.wait()
             await trio.sleep(RESEND_S)
             now = trio.current_time()
-            sent = 0
-            for number, batch in list(self._batches.items()):
-                if now - batch.since > GIVE_UP_S:
-                    del self._batches[number]
-                    for record in batch.open:
-                        del self._by_record[record]
-                    self._came.set()
-                elif batch.resend_at <= now and sent < RESEND_AT_ONCE:
-                    sent += 1
-                    batch.pause_s = min(2 * batch.pause_s, RESEND_CAP_S)
-                    batch.resend_at = now + batch.pause_s
-                    self._batches[number] = self._batches.pop(number)
-                    self._say_again(batch)
+            if self._batches.give_up(now):
+                self._came.set()
+            for batch in self._batches.take_due(now):
+                self._say_again(batch)
 
-    def _say_again(self, batch: _Batch) -> None:
+    def _say_again(self, batch: OwnBatch) -> None:
         try:
             self._take(Commit(signed=batch.signed))  # our own pool may have dropped it too
         except PeerFault as error:
@@ -450,8 +392,7 @@ class Committer:
             batch.rows[record] for record in batch.open if record in batch.rows and self._observations.shown(record)
         ]
         if shown:
-            rows = sorted(shown, key=lambda opened: opened[1].position)
-            self._broadcast(Reveal(reveal=self._reveal(batch.signed.commit, rows)))
+            self._show([_reveal(batch, shown)])
 
     def _broadcast(self, body: ObservationBody) -> None:
         payload = encode_observation(body)
@@ -459,15 +400,9 @@ class Committer:
             if validator != self._context.address:
                 self._share(validator, payload)
 
-    @staticmethod
-    def _reveal(commit: BatchCommit, opened: Sequence[tuple[Subject, Row]]) -> BatchReveal:
-        return BatchReveal(
-            validator=commit.validator,
-            epoch=commit.epoch,
-            number=commit.number,
-            rows=pack_rows(row for _, row in opened),
-            subjects=pack_subjects([subject for subject, _ in opened]),
-        )
+
+def _reveal(batch: OwnBatch, rows: Sequence[Opened]) -> BatchReveal:
+    return reveal_of(batch.signed.commit, sorted(rows, key=lambda opened: opened[1].position))
 
 
 def printable(reason: str) -> str:

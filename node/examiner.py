@@ -7,6 +7,7 @@ The submit protocol lets in members' own records only, within their slots. What 
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from typing import Final
@@ -82,6 +83,8 @@ class Examiner:
         self._laid = trio.Event()
         """Set when something lies on the desk."""
         self._rubric = context.policy.rubric
+        self._at: tuple[Digest, Rubric] | None = None
+        """What is being scored, and under which rubric."""
 
     def lacks(self) -> str | None:
         """Why this peer scores nothing under the rubric in force, for people; None if it does, or does not validate."""
@@ -169,6 +172,18 @@ class Examiner:
 
     async def _score_all(self) -> None:
         while True:
+            with trio.CancelScope() as patience:
+                await self._score_each(patience)
+            if self._at is not None:
+                digest, rubric = self._at
+                if rubric == self._context.policy.rubric:  # else it waits in line again, see `follow`
+                    self._abstain(digest, "too slow")
+
+    async def _score_each(self, patience: trio.CancelScope) -> None:
+        """Score until a record takes too long, which ends `patience`; its end moves, as a scope a record costs more."""
+        while not patience.cancel_called:
+            if not self._turns:
+                patience.deadline = math.inf
             digest = await self._next()
             case = self._cases[digest]
             if self._ledger.is_settled(digest):
@@ -176,17 +191,20 @@ class Examiner:
                 continue
             case.tries += 1
             rubric = self._context.policy.rubric
+            self._at = (digest, rubric)
             found, reason = None, ""
+            patience.deadline = trio.current_time() + SCORE_DEADLINE_S
             try:
-                with trio.move_on_after(SCORE_DEADLINE_S) as scope:
-                    found = await self._observe(digest, case.signed, rubric)
-                reason = "too slow" if scope.cancelled_caught else ""
+                found = await self._observe(digest, case.signed, rubric)
+                self._at = None
             except AbstainError as error:
+                self._at = None
                 reason = error.message
             except NsllmError as error:
                 # our engine's trouble, not the record's; what it says may name our paths
                 reason = error.code
                 if case.tries < TRIES:
+                    patience.deadline = math.inf
                     await trio.sleep(RETRY_S)
                     if self._cases.get(digest) is case:  # others may have settled it meanwhile
                         self._line_up(digest, case.signed.record.generator)
@@ -196,7 +214,6 @@ class Examiner:
             if found is None:
                 self._abstain(digest, reason)
             else:
-                self._context.events.emit("scored", record=short(digest))
                 self._committer.observed(*found, more=bool(self._turns))
 
     def _abstain(self, digest: Digest, reason: str) -> None:

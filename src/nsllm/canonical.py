@@ -173,12 +173,12 @@ def digest(domain: str, network: NetworkId | bytes, value: msgspec.Struct | byte
         value: a struct, or bytes that are canonical already.
     """
     body = value if isinstance(value, bytes) else encode(value)
-    return Digest(hashlib.sha256(_head(domain, network) + body).digest())
+    return Digest(hashlib.sha256(head(domain, network) + body).digest())
 
 
 @lru_cache(maxsize=256)
-def _head(domain: str, network: NetworkId | bytes) -> bytes:
-    """What stands before a value in its digest."""
+def head(domain: str, network: NetworkId | bytes) -> bytes:
+    """What stands before a value in its `digest`: for whoever hashes many values of one kind."""
     return DOMAIN_PREFIX + domain.encode() + b"\0" + len(network).to_bytes(1, "big") + network
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from nsllm.record import EMBEDDING_DIMENSIONS
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _DOUBLES: Final = struct.Struct(f"={EMBEDDING_DIMENSIONS}d")
 
@@ -21,11 +25,30 @@ def quantize_embedding(vector: Sequence[float]) -> bytes:
     >>> quantize_embedding([1.0] + [0.0] * 383)[:2]
     b'\\x7f\\x00'
     """
+    return quantize_numbers(numbers_of(vector))
+
+
+def numbers_of(vector: Sequence[float]) -> NDArray[np.float64]:
+    """A vector of 384 floats as numpy has them: for whoever computes with it more than once.
+
+    Raises:
+        ValueError: not 384 of them.
+    """
     if len(vector) != EMBEDDING_DIMENSIONS:
         raise ValueError(f"{len(vector)} dimensions, expected {EMBEDDING_DIMENSIONS}")
     import numpy as np
 
-    numbers = np.frombuffer(_DOUBLES.pack(*vector))
+    return np.frombuffer(_DOUBLES.pack(*vector))
+
+
+def quantize_numbers(numbers: NDArray[np.float64]) -> bytes:
+    """As `quantize_embedding`, of `numbers_of` a vector.
+
+    Raises:
+        ValueError: not numbers throughout.
+    """
+    import numpy as np
+
     largest = np.abs(numbers).max()
     if not math.isfinite(largest):
         raise ValueError("an embedding that is not numbers throughout")

@@ -14,6 +14,7 @@ from nsllm.governance.log_entry import (
     CertifiedEntry,
     Checkpoint,
     CheckpointEntry,
+    LogEntry,
     UnscoredEntry,
     admission_entry,
     certified_entry,
@@ -39,6 +40,7 @@ def test_each_kind_of_entry_is_read_as_what_was_written(ledger_network) -> None:
     assert decode_entry(unscored_entry(unscored)) == UnscoredEntry(unscored=unscored)
     assert decode_entry(admission_entry(admission)) == AdmissionEntry(admission=admission)
     assert decode_entry(checkpoint_entry(signed)) == CheckpointEntry(signed=signed)
+    assert certified_entry(leaf) == canonical.encode(LogEntry(entry=CertifiedEntry(leaf=leaf)))
     assert certified_leaf_hash(leaf) == merkle.leaf_hash(certified_entry(leaf))
 
 

@@ -26,6 +26,7 @@ from nsllm.governance.defaults import default_policy
 from nsllm.governance.ledger import Ledger
 from nsllm.ids import Address, Digest, TimeMs
 from nsllm.node import committer as module
+from nsllm.node import own_batches
 from nsllm.node.committer import Committer
 from nsllm.node.context import PeerContext
 from nsllm.node.events import EventBus
@@ -42,7 +43,7 @@ def die() -> None:
 
 async def live(folder: Path, moment: str, number: int) -> None:
     """One life; ends by SIGKILL if the moment comes."""
-    module.RESEND_S = 0.05  # type: ignore[misc]
+    module.RESEND_S = own_batches.RESEND_S = 0.05  # type: ignore[misc]
     rng = random.Random(7)
     me, other = new_identity(rng.randbytes), new_identity(rng.randbytes)
     policy = default_policy(Digest(b"\1" * 32), Digest(b"\2" * 32))

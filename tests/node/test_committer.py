@@ -32,6 +32,7 @@ from nsllm.governance.motion import ChangePolicy, GovernanceTransaction, Motion,
 from nsllm.governance.record_case import WAIT_FOR_ALL_S
 from nsllm.ids import Address, Digest, Height, TimeMs
 from nsllm.node import committer as module
+from nsllm.node import own_batches
 from nsllm.node.committer import Committer
 from nsllm.node.events import EventBus
 from nsllm.node.views import PeerEvent
@@ -258,13 +259,13 @@ async def test_what_others_settled_while_our_disk_was_busy_is_not_said(
 
 
 async def test_what_goes_out_again_at_once_is_bounded(cast, autojump_clock, network, monkeypatch) -> None:
-    monkeypatch.setattr(module, "RESEND_AT_ONCE", 2)
+    monkeypatch.setattr(own_batches, "RESEND_AT_ONCE", 2)
     for i in range(8):
         network.observe(subject(cast, str(i)), 0)
         await trio.sleep(0.1)
     assert len(network.commits(0)) == 8
     before = len(network.sent)
-    await trio.sleep(2 * module.RESEND_S)
+    await trio.sleep(2 * own_batches.RESEND_S)
     assert len(network.sent) - before <= 2 * 2 * 3
     await trio.sleep(60)
     again = [signed.commit.number for at, *_, body in network.sent if at > 1 for signed in [body.signed]]
@@ -351,7 +352,7 @@ async def test_rows_without_a_commit_and_late_commits_are_reported(cast, autojum
         validator=mine.commit.validator, epoch=epoch, number=number, rows=rows, subjects=pack_subjects([about])
     )
     hears = network.running[0]
-    hears.committer.hear(mine.commit.validator, encode_observation(Reveal(reveal=copied)))
+    hears.committer.hear(mine.commit.validator, encode_observation(Reveal(reveals=(copied,))))
     hears.committer.hear(mine.commit.validator, encode_observation(Commit(signed=mine)))
     told = [event.fields for event in hears.told if event.kind == "observation_suspect"]
     assert [(fields["late"], fields["uncommitted"]) for fields in told] == [(0, 1), (1, 0)]
@@ -395,7 +396,7 @@ async def test_a_record_that_nobody_settles_is_given_up(cast, autojump_clock, ne
     network.observe(about, 0)
     await trio.sleep(1)
     assert network.running[0].committer.holds(about.record)
-    await trio.sleep(module.GIVE_UP_S + 5)
+    await trio.sleep(own_batches.GIVE_UP_S + 5)
     assert not network.running[0].committer.holds(about.record)
     network.observe(about, 0, ppm=1)
     await trio.sleep(1)

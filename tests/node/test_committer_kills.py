@@ -40,9 +40,9 @@ def test_killed_at(moment: str, tmp_path: Path) -> None:
     assert len(records) == len(set(records)) == 12, "one record in two commits, or one that was forgotten"
     shown: dict[bytes, set[tuple[int, ...]]] = {}
     for body in bodies:
-        if isinstance(body, Reveal):
-            rows = unpack_rows(body.reveal.rows, DIMENSIONS)
-            for subject, row in zip(unpack_subjects(body.reveal.subjects), rows, strict=True):
+        for reveal in body.reveals if isinstance(body, Reveal) else ():
+            rows = unpack_rows(reveal.rows, DIMENSIONS)
+            for subject, row in zip(unpack_subjects(reveal.subjects), rows, strict=True):
                 shown.setdefault(subject.record, set()).add(row.ppm)
     assert shown, "nothing was opened"
     assert all(len(different) == 1 for different in shown.values())

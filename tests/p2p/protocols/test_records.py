@@ -40,9 +40,11 @@ from nsllm.p2p.protocols.submit import (
     IDLE_S,
     MAX_SUBMIT_BYTES,
     SUBMIT,
+    RefusedRecord,
     Submission,
     SubmitAnswer,
     Submitter,
+    Verdicts,
     serve_submit,
 )
 from nsllm.p2p.rates import Rate
@@ -182,25 +184,23 @@ async def _refuse_nothing(record: CertifiedRecord, member: Member) -> str | None
     return None
 
 
-async def test_verdicts_must_fit_the_batch(town: Any, make_record: Any, autojump_clock: Any) -> None:
+@pytest.mark.parametrize(("count", "about"), [(1, None), (2, 2)])
+async def test_verdicts_must_fit_the_batch(
+    town: Any, make_record: Any, autojump_clock: Any, count: int, about: int | None
+) -> None:
     alice, bob = town.citizens[:2]
-    records = [make_record(alice.member_key, str(number)) for number in range(2)]
+    records = [make_record(alice.member_key, str(number)) for number in range(3)]
+    refused = () if about is None else (RefusedRecord(record=records[about].record.digest(), reason="no"),)
 
     async def lie(stream: Stream) -> None:
         framed = FramedStream(stream, MAX_SUBMIT_BYTES)
         await framed.receive(Submission)
-        await framed.send(_answer_about(records[1]))
+        await framed.send(SubmitAnswer(answer=Verdicts(records=count, refused=refused)))
 
     bob.network.handle(SUBMIT, lie)
     async with town.running():
         with pytest.raises(MisbehaviourError):
-            await Submitter(alice.network).submit(bob.peer, records)
-
-
-def _answer_about(signed: SignedRecord) -> SubmitAnswer:
-    from nsllm.p2p.protocols.submit import Verdict, Verdicts
-
-    return SubmitAnswer(answer=Verdicts(verdicts=(Verdict(record=signed.record.digest()),)))
+            await Submitter(alice.network).submit(bob.peer, records[:2])
 
 
 def key_of(certified: CertifiedRecord) -> Digest:
