@@ -12,14 +12,24 @@ from typing import Final
 import msgspec
 
 from nsllm.cache_dht.likeness import misspelt
-from nsllm.cache_dht.wording import Wording, read
+from nsllm.cache_dht.wording import MAX_CHARS, Wording, read, timely
 from nsllm.record import Request
 
 HOUR_MS: Final = 60 * 60 * 1000
 TIMELY_MS: Final = HOUR_MS
-"""Age at which an answer to a question that changes with time is too old for any but an exact repeat."""
+"""Age at which an answer to a question that changes with time is too old."""
 STALE_MS: Final = 90 * 24 * HOUR_MS
-"""Age at which any answer is."""
+"""Age at which any answer is, but for an exact repeat."""
+
+
+def changes(request: Request) -> bool:
+    """Whether an answer to this request changes with time, by what its user says in any turn."""
+    return any(timely(message.content[-MAX_CHARS:]) for message in request.messages if message.role == "user")
+
+
+def has_expired(request: Request, age_ms: int) -> bool:
+    """Whether an answer of this age is too old even for an exact repeat."""
+    return age_ms >= TIMELY_MS and changes(request)
 
 
 def may_resemble(request: Request) -> bool:

@@ -29,6 +29,7 @@ from nsllm.cache_dht.eviction import (
     victims,
     worth,
 )
+from nsllm.cache_dht.guards import changes
 from nsllm.cache_dht.index import SemanticIndex
 from nsllm.cache_dht.store_file import StoreFile, connect_store
 from nsllm.clock import Clock
@@ -147,6 +148,9 @@ class RecordStore:
     def _put(self, certified: CertifiedRecord, request_key: Digest, hybrid_ppm: int) -> bool:
         record, body = certified.signed.record, canonical.encode(certified)
         now_ms, gain = self._clock.now_ms(), worth(record, len(body) + ROW_BYTES)
+        height = certified.certificate.header.height
+        if changes(record.request):  # the newest answer comes first
+            hybrid_ppm = height
         with self._guarded(), self._connection:
             if self._connection.execute("SELECT 1 FROM record WHERE digest=?", (record.digest(),)).fetchone():
                 return False
@@ -158,7 +162,7 @@ class RecordStore:
                 (
                     record.digest(),
                     request_key,
-                    certified.certificate.header.height,
+                    height,
                     hybrid_ppm,
                     record.embedding,
                     record.visibility == "public",
@@ -220,6 +224,8 @@ class RecordStore:
 
     async def get(self, request_key: Digest, *, public_only: bool = False) -> CertifiedRecord | None:
         """Best record for an exact key: highest hybrid score when stored, then lowest height.
+
+        Where answers change with time, the newest.
 
         Args:
             request_key: digest of the canonical request.

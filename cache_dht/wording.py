@@ -112,8 +112,14 @@ def read(text: str) -> Wording | None:
         else frozenset(),
         scripts=_scripts(text),
         foreign=len(tokens) >= 5 and not known.function & set(tokens),
-        timely=bool(known.timely.search(lower)),
+        timely=timely(text),
     )
+
+
+@lru_cache(maxsize=8192)
+def timely(text: str) -> bool:
+    """Whether the answer to a question changes with time."""
+    return lexicon().timely.search(_folded(text).lower()) is not None
 
 
 @lru_cache(maxsize=65536)

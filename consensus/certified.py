@@ -12,7 +12,7 @@ from nsllm.consensus.certificate import Certificate
 from nsllm.consensus.errors import CertificateError
 from nsllm.consensus.observation import ScoreLeaf
 from nsllm.consensus.validators import ValidatorSet
-from nsllm.ids import CountField, DigestField, NetworkId
+from nsllm.ids import CountField, DigestField, NetworkId, TimeMs
 from nsllm.record import MAX_RECORD_BYTES, SignedRecord
 
 MAX_CERTIFIED_BYTES: Final = MAX_RECORD_BYTES + 64 * 1024
@@ -47,6 +47,10 @@ class CertifiedRecord(Value, frozen=True, kw_only=True):
     def scores(self) -> CertifiedScores:
         """All of it but the record."""
         return CertifiedScores(leaf=self.leaf, inclusion=self.inclusion, certificate=self.certificate)
+
+    def age_ms(self, now_ms: TimeMs) -> int:
+        """How old the answer is: by its generator's word, or since it was certified if that is longer ago."""
+        return max(0, now_ms - min(self.signed.record.created_ms, self.certificate.header.time_ms))
 
     def check(self, network: NetworkId, validators: ValidatorSet) -> None:
         """Pass silently if every part proves the next, from the generator's signature to the quorum.

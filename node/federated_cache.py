@@ -16,7 +16,7 @@ import trio
 
 from nsllm.cache_dht import placement
 from nsllm.cache_dht.errors import StoreError
-from nsllm.cache_dht.guards import same_but_question
+from nsllm.cache_dht.guards import has_expired, same_but_question
 from nsllm.cache_dht.index import cosine
 from nsllm.cache_dht.placement import Shard
 from nsllm.cache_dht.reuse import LEAST_COSINE, NEIGHBOURS, check_found, check_standing
@@ -399,7 +399,12 @@ class FederatedCache:
 
     def _checked(self, certified: CertifiedRecord, key: Digest, holder: PeerId | None) -> Found | None:
         try:
-            return Found(certified, self._check(certified, key), holder)
+            found = Found(certified, self._check(certified, key), holder)
+            return (
+                None
+                if has_expired(certified.signed.record.request, certified.age_ms(self._context.clock.now_ms()))
+                else found
+            )
         except (PeerFault, PolicyError) as error:
             self._refuse(certified, holder, error)
             return None

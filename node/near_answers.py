@@ -20,7 +20,7 @@ from nsllm.cache_dht.observation_store import ObservationStore
 from nsllm.cache_dht.reuse import Candidate, Choice, SemanticReuse, Weighed
 from nsllm.embedding import quantize_embedding
 from nsllm.errors import NsllmError
-from nsllm.ids import Digest, Ppm, hex0x, short
+from nsllm.ids import Digest, Ppm, TimeMs, hex0x, short
 from nsllm.node.chat import Source
 from nsllm.node.config import CacheConfig
 from nsllm.node.context import PeerContext
@@ -197,7 +197,7 @@ class NearAnswers:
         return Verdict(Hit(found[best.candidate.digest], similarity, best.bound_ppm), None, near=near)
 
 
-def cache_source(hit: Found | Hit, now_ms: int) -> Source:
+def cache_source(hit: Found | Hit, now_ms: TimeMs) -> Source:
     """What a reply says of an answer from the cache."""
     found = hit.found if isinstance(hit, Hit) else hit
     record = found.certified.signed.record
@@ -206,7 +206,7 @@ def cache_source(hit: Found | Hit, now_ms: int) -> Source:
         generator=hex0x(record.generator),
         score_ppm=found.score_ppm,
         height=found.certified.certificate.header.height,
-        age_ms=max(0, now_ms - record.created_ms),
+        age_ms=found.certified.age_ms(now_ms),
         match="semantic" if isinstance(hit, Hit) else "exact",
         similarity_ppm=hit.similarity_ppm if isinstance(hit, Hit) else 1_000_000,
         error_bound_ppm=hit.bound_ppm if isinstance(hit, Hit) else 0,
@@ -214,7 +214,7 @@ def cache_source(hit: Found | Hit, now_ms: int) -> Source:
     )
 
 
-def _candidate(digest: Digest, near: Near, now_ms: int) -> Candidate:
+def _candidate(digest: Digest, near: Near, now_ms: TimeMs) -> Candidate:
     record = near.certified.signed.record
     return Candidate(
         digest=digest,
@@ -223,5 +223,5 @@ def _candidate(digest: Digest, near: Near, now_ms: int) -> Candidate:
         generator=record.generator,
         embedding=record.embedding,
         cosine=near.cosine,
-        age_ms=max(0, now_ms - record.created_ms),
+        age_ms=near.certified.age_ms(now_ms),
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import trio
 
 from nsllm.cache_dht.reuse import Weighed
-from nsllm.ids import Digest
+from nsllm.ids import Digest, TimeMs
 from nsllm.node.attachments.attend import Attended
 from nsllm.node.chat import ChatCommand
 from nsllm.node.scope import Scope
@@ -27,7 +27,7 @@ class Question:
     scope: Scope
     embedding: tuple[float, ...] | None
     """Of the question; None for a private one that is judged by its wording alone."""
-    created_ms: int
+    created_ms: TimeMs
     evidence: tuple[SignedChunk, ...] = ()
     """Chunks that stand before the question."""
 

@@ -6,7 +6,16 @@ import msgspec
 import pytest
 
 from nsllm.cache_dht.calibration import shipped
-from nsllm.cache_dht.guards import STALE_MS, TIMELY_MS, difference, may_resemble, objection, same_but_question
+from nsllm.cache_dht.guards import (
+    STALE_MS,
+    TIMELY_MS,
+    changes,
+    difference,
+    has_expired,
+    may_resemble,
+    objection,
+    same_but_question,
+)
 from nsllm.cache_dht.observations import BINS
 from nsllm.cache_dht.wording import MAX_CHARS, read
 from nsllm.record import Guide, Message, Request, Sampling, Tool
@@ -105,6 +114,14 @@ def test_answers_to_timely_questions_expire_soon_and_all_others_in_the_end() -> 
         assert objection(timely, timely, TIMELY_MS) == "age"
     assert objection("why is the sky blue", "why is the sky blue?", STALE_MS - 1) is None
     assert objection("why is the sky blue", "why is the sky blue?", STALE_MS) == "age"
+
+
+def test_an_earlier_turn_makes_a_question_timely_and_a_long_one_is_read_to_its_end() -> None:
+    assert changes(request("what is the weather in paris?", "cloudy", "and in rome?"))
+    assert not changes(request("why is the sky blue?", "it is the weather today", "and the sea?"))
+    assert changes(request("word " * MAX_CHARS + "who leads now?"))
+    assert has_expired(request("who leads now?"), TIMELY_MS)
+    assert not has_expired(request("why is the sky blue?"), 10 * STALE_MS)
 
 
 def test_nothing_is_said_of_empty_and_very_long_questions() -> None:

@@ -11,6 +11,7 @@ from nsllm.record import Message, Sampling
 
 QUESTION = "Why do tides rise and fall along the coast?"
 LIKE = "why do tides rise and fall along the coast"
+EXPIRY_S = 600
 NEAR_MISS = "why do tides not rise and fall along the coast"
 
 
@@ -49,6 +50,33 @@ def test_a_like_question_is_served_with_its_provenance_wherever_it_is_asked(on_s
             assert (await peer.status()).cache["hits_semantic"] == 1
         exact = await stage.ask(stage.peers[1], QUESTION, visibility="public")
         assert (exact.started.source.match, exact.started.source.error_bound_ppm) == ("exact", 0)
+
+    on_stage(play)
+
+
+def test_what_changes_with_time_expires_even_for_a_repeat_and_then_the_newest_is_served(
+    on_stage, no_audits, monkeypatch
+) -> None:
+    monkeypatch.setattr("nsllm.cache_dht.guards.TIMELY_MS", EXPIRY_S * 1000)
+    timely = "What is the latest version of the lighthouse firmware?"
+
+    async def play(stage) -> None:
+        first, other = stage.peers[:2]
+        old = await stage.ask(first, timely, visibility="public")
+        await stage.anchored(first, old)
+        for peer in (first, other):
+            assert (await ask(peer, timely)).source.match == "exact"
+        await trio.sleep(EXPIRY_S)
+        for peer in (first, other):
+            assert (await ask(peer, timely.lower())).source.kind == "engine"
+        new = await stage.ask(other, timely, visibility="public", semantic=False)
+        assert new.started.source.kind == "engine"
+        await stage.anchored(other, new)
+        await trio.sleep(60)
+        for peer in stage.peers:
+            again = await ask(peer, timely)
+            assert again.source.match == "exact"
+            assert again.source.age_ms < EXPIRY_S * 500
 
     on_stage(play)
 
