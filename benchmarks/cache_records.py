@@ -161,7 +161,7 @@ class Maker:
         header = Header(
             epoch=0,
             height=Height(self._height),
-            time_ms=2_000,
+            time_ms=self.context.clock.now_ms(),
             parent=Digest(network),
             proposer=validators.members[0],
             body_digest=ZERO_DIGEST,
