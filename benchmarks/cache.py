@@ -117,7 +117,7 @@ def main() -> int:
         result |= miss_added([topic.original.text for topic in chosen[: 32 if options.quick else 208]])
         result |= exact_hits(3.0 if options.quick else 15.0)
         with cache_gptcache.running(stream) as opponent:
-            result |= cache_attack.run(targets(4 if options.quick else 40), SEED)
+            result |= cache_attack.run(targets(3 if options.quick else 40), SEED)
             if rows := opponent.rows():
                 result["gptcache"] = rows
     result["goals"] = goals.judged({name: goals.CACHE[name] for name in goals.CACHE if name in result}, result)

@@ -60,6 +60,8 @@ CACHE: Final = {
     "semantic_p99_ms": Goal(most=5.0),
     "miss_added_ttft_p95_ms": Goal(most=15.0),
     "exact_hits_per_s": Goal(least=500.0),
+    "hijack_rate": Goal(most=0.01),
+    "fluent_hijack_vs_undefended": Goal(most=0.5),
 }
 
 

@@ -141,7 +141,13 @@ def test_poison_is_of_three_kinds() -> None:
     rng, others = random.Random(1), ["Bats are not blind at all.", "Glass is clear."]
     assert cache_attack.spoil("off topic", others[0], others, rng) == others[1]
     assert len(cache_attack.spoil("incoherent", others[0], others, rng).split()) == 25
-    assert cache_attack.spoil("fluent lie", others[1], others, rng) == "Glass is not clear."
+    assert cache_attack.spoil("by rule", others[1], others, rng) == "Glass is not clear."
+
+
+def test_lies_by_hand_have_a_question_and_a_right_answer_of_their_own() -> None:
+    rows = cache_attack.by_hand()
+    assert len({question for question, _, _ in rows}) == len(rows) == 20
+    assert all(answer != lie and min(len(answer.split()), len(lie.split())) >= 5 for _, answer, lie in rows)
 
 
 async def test_look_ups_are_timed_in_a_store_whose_records_verify() -> None:
