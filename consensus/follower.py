@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
 
+from nsllm.consensus.block import DecidedBlock
 from nsllm.consensus.errors import DivergenceError
 from nsllm.consensus.events import BlockCommitted, ConsensusEvent, Halted, PeerBlamed
 from nsllm.consensus.ports import Application, BlockSource, SnapshotSource
@@ -20,7 +21,9 @@ LOGGER = logging.getLogger(__name__)
 POLL_S: Final = 10.0
 """Announcements get lost; so often the source is asked anyway."""
 RETRY_S: Final = 1.0
-"""Pause after a fetch that brought nothing although more was announced."""
+"""Pause after a fetch that brought nothing although more was announced; at least, see `patience`."""
+HASTE: Final = 3
+"""Such a pause is this part of what patience says."""
 MAX_MISSES: Final = 5
 """Fetches in a row that an announcement which brings nothing is worth."""
 FETCH_S: Final = 10.0
@@ -87,33 +90,22 @@ class Follower:
             announced = self._announced
             tip = await self._ahead(tip)
             blocks = await fetch_batch(self._source, tip, FETCH_S)
-            before, others_left = tip, False
-            for decided in blocks:
-                try:
-                    check_decided(self._network, self._application.validators, tip, decided)
-                except PeerFault as error:
-                    LOGGER.warning("event=sync_refused height=%d code=%s", tip.next(), error.code)
-                    self._observer(PeerBlamed(None, error.code, str(error)))
-                    others_left = self._source.refuse()
-                    break
-                try:
-                    await self._application.commit(decided)
-                except DivergenceError as error:
-                    self._observer(Halted(tip.next(), str(error)))
-                    raise
-                tip = tip_of(decided)
-                self._observer(BlockCommitted(decided, synced=True))
-                if self._me in self._application.validators:
-                    return
+            before = tip
+            tip, others_left = await self._take(tip, blocks)
+            if self._me in self._application.validators:
+                return
             if others_left:
                 continue
             if tip.height > before.height:
                 misses = 0
-                if tip.height < announced or len(blocks) >= SYNC_BATCH:
+                if len(blocks) >= SYNC_BATCH:
                     continue  # there is more
+                if tip.height < announced:
+                    await trio.sleep(self._patience())  # whoever gave these gave what it had
+                    continue
             if announced > tip.height and misses < MAX_MISSES:
                 misses += 1
-                await trio.sleep(RETRY_S)
+                await trio.sleep(max(RETRY_S, self._patience() / HASTE))
                 continue
             # nothing is missing, or the claim was false: forget it
             misses = 0
@@ -121,3 +113,23 @@ class Follower:
             with trio.move_on_after(POLL_S):
                 await self._wake.wait()
                 await trio.sleep(self._patience())
+
+    async def _take(self, tip: Tip, blocks: Sequence[DecidedBlock]) -> tuple[Tip, bool]:
+        """Commit blocks as far as they hold: the new tip, and whether one did not and others can be asked at once."""
+        for decided in blocks:
+            try:
+                check_decided(self._network, self._application.validators, tip, decided)
+            except PeerFault as error:
+                LOGGER.warning("event=sync_refused height=%d code=%s", tip.next(), error.code)
+                self._observer(PeerBlamed(None, error.code, str(error)))
+                return tip, self._source.refuse()
+            try:
+                await self._application.commit(decided)
+            except DivergenceError as error:
+                self._observer(Halted(tip.next(), str(error)))
+                raise
+            tip = tip_of(decided)
+            self._observer(BlockCommitted(decided, synced=True))
+            if self._me in self._application.validators:
+                break
+        return tip, False

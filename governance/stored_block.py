@@ -7,6 +7,7 @@ zlib's or that of a MessagePack map.
 from __future__ import annotations
 
 import zlib
+from functools import lru_cache
 from typing import Final
 
 from nsllm import canonical
@@ -22,7 +23,13 @@ _ZLIB: Final = 0x78
 def to_stored(decided: DecidedBlock) -> bytes:
     """What is kept."""
     encoded = decided.encoded
-    return zlib.compress(encoded, _LEVEL) if len(encoded) <= SMALL_BYTES else encoded
+    return _compressed(encoded) if len(encoded) <= SMALL_BYTES else encoded
+
+
+@lru_cache(maxsize=16)
+def _compressed(encoded: bytes) -> bytes:
+    """Remembered, because simulated peers that share a process all keep the same blocks."""
+    return zlib.compress(encoded, _LEVEL)
 
 
 def from_stored(data: bytes) -> DecidedBlock:

@@ -135,7 +135,8 @@ class DocumentSpreader:
 
         async with trio.open_nursery() as nursery:
             for holder, chunks in self._due(outline).items():
-                nursery.start_soon(bring, holder, chunks)
+                if chunks or self._news(holder):
+                    nursery.start_soon(bring, holder, chunks)
         return complete
 
     def _due(self, outline: Sequence[Outlined]) -> dict[Address, list[Outlined]]:
@@ -152,9 +153,7 @@ class DocumentSpreader:
     async def _bring(self, holder: Address, chunks: Sequence[Outlined]) -> bool:
         """Everything that one holder lacks, a batch at a time; False if it is to be tried again."""
         known = self._holder(holder)
-        news = [one for one in self._withdrawals if one.withdrawal.digest() not in known.told]
-        if not chunks and not news:
-            return True
+        news = self._news(holder)
         peer = self._links.peer_of(holder)
         if peer is None:
             return False
@@ -177,6 +176,13 @@ class DocumentSpreader:
         if sent:
             self._context.events.emit("chunks_spread", holder=hex0x(holder), count=sent)
         return True
+
+    def _news(self, holder: Address) -> list[SignedWithdrawal]:
+        """Withdrawals that a holder was not told of."""
+        if not self._withdrawals:
+            return []
+        told = self._holder(holder).told
+        return [one for one in self._withdrawals if one.withdrawal.digest() not in told]
 
     def _holder(self, address: Address) -> _Holder:
         return self._holders.setdefault(address, _Holder())

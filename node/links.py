@@ -31,7 +31,7 @@ from nsllm.p2p.protocols.sealed import give, offer, want
 from nsllm.p2p.protocols.shelve import Load, Offered, Shelving, shelve
 from nsllm.p2p.protocols.stock import Shelf, StockClient
 from nsllm.p2p.protocols.submit import Submitter
-from nsllm.p2p.protocols.sync import fetch_blocks
+from nsllm.p2p.protocols.sync import BlockFetcher
 from nsllm.record import SignedChunk, SignedRecord
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class BlockFeed:
     def __init__(self, network: Network, directory: PeerDirectory) -> None:
         self._network = network
         self._directory = directory
+        self._fetcher = BlockFetcher(network)
         self._start = Height(0)
         self._asked: dict[PeerId, None] = {}
         self._gave: PeerId | None = None
@@ -81,7 +82,7 @@ class BlockFeed:
         for peer in self.ranked()[:SOURCES_TRIED]:
             self._asked[peer] = None
             try:
-                blocks = await fetch_blocks(self._network, peer, start, count)
+                blocks = await self._fetcher.blocks(peer, start, count)
             except PrunedError as error:
                 log.info("sync_pruned peer=%s start=%d kept_from=%d", peer, start, error.kept_from)
                 self._pruned_below = error.kept_from

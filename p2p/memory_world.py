@@ -22,7 +22,7 @@ from nsllm.p2p.errors import UnreachableError
 PROVIDER_LIFE_S: Final = 24 * 3600.0
 """As in Kademlia."""
 
-TICKS_PER_S: Final = 1000
+TICKS_PER_S: Final = 200
 """Grid of times of arrival."""
 
 TraceEvent = tuple[int, str, str, str, str, int, str]

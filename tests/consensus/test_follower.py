@@ -33,7 +33,7 @@ def town(kit):
         validators = kit.validators(kit.keys(4))
 
         def __init__(self):
-            self.source, self.events = Source(), []
+            self.source, self.events, self.patience_s = Source(), [], 0.0
             self.application = kit.Application(self.validators)
             self.follower = Follower(
                 network=kit.NETWORK,
@@ -41,6 +41,7 @@ def town(kit):
                 source=self.source,
                 observer=self.events.append,
                 me=kit.keys(5)[4].address,
+                patience=lambda: self.patience_s,
             )
 
         def grow(self, count):
@@ -78,6 +79,22 @@ async def test_false_announcements_cost_little(autojump_clock, town):
             town.follower.announce(height)
         await trio.sleep(30)
         assert town.source.asked < 15
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_patient_follower_asks_for_what_gathered_meanwhile(autojump_clock, town):
+    """Neighbours get blocks one after another: whoever asks again at once asks for what they do not have yet."""
+    town.patience_s = 6.0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(town.follower.run)
+        for height in range(1, 61):
+            town.grow(1)
+            town.follower.announce(height + 1)  # announced is what only validators have yet
+            await trio.sleep(2)
+        town.follower.announce(60)
+        await trio.sleep(20)
+        assert town.application.chain == town.source.chain
+        assert town.source.asked < 35
         nursery.cancel_scope.cancel()
 
 

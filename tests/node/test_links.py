@@ -30,14 +30,14 @@ class Town:
 def asked(monkeypatch) -> list[str]:
     asked: list[str] = []
 
-    async def fetch_blocks(_network, peer, start, count):
+    async def blocks(_fetcher, peer, start, count):
         asked.append(peer)
         await trio.lowlevel.checkpoint()
         if peer == "mute":
             raise DeadlineError("silent")
         return [] if peer == "slow" else [f"{peer}'s blocks"]
 
-    monkeypatch.setattr(links, "fetch_blocks", fetch_blocks)
+    monkeypatch.setattr(links.BlockFetcher, "blocks", blocks)
     return asked
 
 
@@ -58,11 +58,11 @@ async def test_everybody_has_a_turn_and_then_it_begins_anew(asked) -> None:
 
 
 async def test_a_peer_that_never_answers_is_not_asked_twice_in_a_row(asked, monkeypatch, autojump_clock) -> None:
-    async def hang(_network, peer, start, count):
+    async def hang(_fetcher, peer, start, count):
         asked.append(peer)
         await trio.sleep_forever()
 
-    monkeypatch.setattr(links, "fetch_blocks", hang)
+    monkeypatch.setattr(links.BlockFetcher, "blocks", hang)
     feed = BlockFeed(Town(), Town())
     for _ in range(4):
         with trio.move_on_after(10):  # as the driver gives up

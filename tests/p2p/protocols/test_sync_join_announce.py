@@ -10,6 +10,7 @@ import trio
 
 from nsllm import canonical
 from nsllm.consensus.block import DecidedBlock
+from nsllm.consensus.errors import PrunedError
 from nsllm.consensus.observation import DimensionScore
 from nsllm.consensus.registry import Admission, Member, admit
 from nsllm.governance.genesis import Genesis, Placement
@@ -25,11 +26,11 @@ from nsllm.p2p.protocols.sync import (
     MAX_ANSWER_BYTES,
     MAX_SYNC_FRAME_BYTES,
     SYNC,
+    BlockFetcher,
     Committed,
+    Pruned,
     SyncAnswer,
     SyncRequest,
-    fetch_blocks,
-    fetch_tip,
     serve_sync,
 )
 from nsllm.p2p.rates import Rate
@@ -42,19 +43,36 @@ class Chain:
     async def decided(self, start: Height, count: int) -> Sequence[DecidedBlock]:
         return self.blocks[start - 1 : start - 1 + count]
 
-    async def tip(self) -> Height:
-        return Height(len(self.blocks))
-
 
 async def test_blocks_come_in_order(town: Any, make_block: Any, autojump_clock: Any) -> None:
     alice, bob, carol = town.citizens
     chain = Chain([make_block(height, bob.address) for height in range(1, 101)])
     bob.network.handle(SYNC, serve_sync(bob.directory, chain))
     async with town.running():
-        assert await fetch_tip(alice.network, bob.peer) == 100
-        assert await fetch_blocks(alice.network, bob.peer, Height(3), 4) == tuple(chain.blocks[2:6])
-        assert len(await fetch_blocks(carol.network, bob.peer, Height(1), 1000)) == 64
-        assert await fetch_blocks(alice.network, bob.peer, Height(101), 4) == ()
+        fetcher = BlockFetcher(alice.network)
+        assert await fetcher.blocks(bob.peer, Height(3), 4) == tuple(chain.blocks[2:6])
+        assert await fetcher.blocks(bob.peer, Height(101), 4) == ()
+        assert len(await BlockFetcher(carol.network).blocks(bob.peer, Height(1), 1000)) == 64
+        assert alice.network.traffic.of(SYNC).streams == 1
+
+
+async def test_pruned_blocks_are_named_and_the_line_goes_on(town: Any, make_block: Any, autojump_clock: Any) -> None:
+    class Pruning(Chain):
+        async def decided(self, start: Height, count: int) -> Sequence[DecidedBlock]:
+            if start < 50:
+                raise PrunedError(Height(50))
+            return await super().decided(start, count)
+
+    alice, bob = town.citizens[:2]
+    chain = Pruning([make_block(height, bob.address) for height in range(1, 101)])
+    bob.network.handle(SYNC, serve_sync(bob.directory, chain))
+    async with town.running():
+        fetcher = BlockFetcher(alice.network)
+        with pytest.raises(PrunedError) as caught:
+            await fetcher.blocks(bob.peer, Height(3), 4)
+        assert caught.value.kept_from == 50
+        assert await fetcher.blocks(bob.peer, Height(50), 1) == tuple(chain.blocks[49:50])
+        assert alice.network.traffic.of(SYNC).streams == 1
 
 
 async def test_an_answer_is_bounded_in_bytes(town: Any, make_block: Any, autojump_clock: Any) -> None:
@@ -62,7 +80,7 @@ async def test_an_answer_is_bounded_in_bytes(town: Any, make_block: Any, autojum
     chain = Chain([make_block(height, bob.address, padding=16) for height in range(1, 20)])
     bob.network.handle(SYNC, serve_sync(bob.directory, chain))
     async with town.running():
-        blocks = await fetch_blocks(alice.network, bob.peer, Height(1), 19)
+        blocks = await BlockFetcher(alice.network).blocks(bob.peer, Height(1), 19)
     size_bytes = sum(len(canonical.encode(block)) for block in blocks)
     assert 0 < size_bytes < MAX_ANSWER_BYTES
     assert 5 < len(blocks) < 19
@@ -72,16 +90,16 @@ async def test_strangers_sync_at_a_rate(town: Any, make_block: Any, autojump_clo
     bob, carol = town.citizens[1:]
     bob.network.handle(SYNC, serve_sync(bob.directory, Chain([]), strangers=Rate(per_peer=1, total=5)))
     async with town.running():
-        await fetch_tip(carol.network, bob.peer)
-        with pytest.raises(RefusedError, match="too many"):
-            await fetch_tip(carol.network, bob.peer)
-        with pytest.raises(RefusedError, match="too many"):
-            await fetch_blocks(carol.network, bob.peer, Height(1), 1)
+        fetcher = BlockFetcher(carol.network)
+        await fetcher.blocks(bob.peer, Height(1), 1)
+        for _ in range(2):
+            with pytest.raises(RefusedError, match="too many"):
+                await fetcher.blocks(bob.peer, Height(1), 1)
 
 
-@pytest.mark.parametrize("heights", [[2], [1, 3], [1, 2, 3]])
+@pytest.mark.parametrize("heights", [[2], [1, 3], [1, 2, 3], [None, 1], [1, None]])
 async def test_other_blocks_than_asked_are_refused(
-    town: Any, make_block: Any, autojump_clock: Any, heights: list[int]
+    town: Any, make_block: Any, autojump_clock: Any, heights: list[int | None]
 ) -> None:
     alice, bob = town.citizens[:2]
 
@@ -89,15 +107,15 @@ async def test_other_blocks_than_asked_are_refused(
         framed = FramedStream(stream, MAX_SYNC_FRAME_BYTES)
         await framed.receive(SyncRequest)
         for height in heights:
-            await framed.send(SyncAnswer(answer=Committed(block=make_block(height, bob.address))))
+            pruned = Pruned(kept_from=Height(9))
+            answer = pruned if height is None else Committed(block=make_block(height, bob.address))
+            await framed.send(SyncAnswer(answer=answer))
         await framed.send_end()
 
     bob.network.handle(SYNC, cheat)
     async with town.running():
         with pytest.raises(MisbehaviourError):
-            await fetch_blocks(alice.network, bob.peer, Height(1), 2)
-        with pytest.raises(MisbehaviourError):
-            await fetch_tip(alice.network, bob.peer)
+            await BlockFetcher(alice.network).blocks(bob.peer, Height(1), 2)
 
 
 @pytest.fixture
