@@ -14,6 +14,7 @@ GovernanceError
 ├── StorageError    (OwnFault)  a database file is full, locked, or another network's
 │   └── DamageError             … is damaged: it can be moved aside and filled again
 ├── UnscoredError   a record that will have no scores: too many validators abstained
+├── MissedError     a record of ours was settled in a block that this peer never had
 ├── AbstainError    this validator cannot score a record under the rubric in force: it abstains and says why
 └── SafetyUnavailableError  (OwnFault)  a safety layer cannot answer: text is withheld until it can (the API's 503)
 """
