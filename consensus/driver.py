@@ -5,6 +5,7 @@
 Rules that hold here:
 * an input that changes the core is logged before its effects are done, and the log is synced before anything is signed;
 * everything is signed by the guard, which remembers on disk, before it is sent;
+* nothing is signed before the others have told what they heard of us (`nsllm.consensus.recollection`);
 * a peer's fault is reported and costs its message; our own fault ends `run`; a divergence halts.
 """
 
@@ -23,7 +24,7 @@ from nsllm.consensus.agenda import Agenda, Duty
 from nsllm.consensus.block import DecidedBlock
 from nsllm.consensus.core import State, Step
 from nsllm.consensus.effects import Accuse, BuildValue, Decide, Effect, Relay, Schedule, SignProposal, SignVote
-from nsllm.consensus.errors import ConsensusError, DivergenceError, GuardError
+from nsllm.consensus.errors import ConsensusError, DivergenceError
 from nsllm.consensus.events import (
     BlockCommitted,
     ConsensusEvent,
@@ -32,7 +33,6 @@ from nsllm.consensus.events import (
     OffenceSeen,
     PeerBlamed,
     RoundEntered,
-    SigningRefused,
     status_of,
 )
 from nsllm.consensus.evidence import Evidence
@@ -47,22 +47,23 @@ from nsllm.consensus.message import (
     Body,
     HeightCertificate,
     PolkaCertificate,
+    Recalled,
     Request,
     RoundCertificate,
     decode_message,
-    encode_message,
 )
 from nsllm.consensus.ports import Application, BlockSource, Mesh, SnapshotSource
+from nsllm.consensus.recollection import recall
 from nsllm.consensus.replay import begin_entry, replay
 from nsllm.consensus.resend import AnswerRate, answer_to, last_words
-from nsllm.consensus.signing import sign
 from nsllm.consensus.sync import Tip, at_hand, check_decided, fetch_batch, load_tip, tip_of
 from nsllm.consensus.timeouts import Timeouts
 from nsllm.consensus.validators import ValidatorSet
+from nsllm.consensus.voice import Voice
 from nsllm.consensus.vote import Proposal
 from nsllm.consensus.wal import WriteAheadLog
 from nsllm.errors import PeerFault
-from nsllm.ids import Address, Digest, Height, NetworkId, hex0x, short
+from nsllm.ids import Address, Digest, Height, NetworkId, TimeMs, hex0x, short
 
 LOGGER = logging.getLogger(__name__)
 
@@ -111,7 +112,6 @@ class Driver:
         self._network = network
         self._guard = guard
         self._application = application
-        self._mesh = mesh
         self._source = source
         self._clock = clock
         self._wal = wal
@@ -125,12 +125,15 @@ class Driver:
         self._wake = trio.Event()
         self._tip = Tip(Height(0), Digest(network), None)
         self._state = State(validators=validators, me=guard.address, height=Height(1))
-        self._abstaining = False
         self._halted: str | None = None
         self._held: deque[tuple[Address, Body, bool]] = deque()
         """Messages to be handled at this height, and whether they are checked already."""
         self._answers = AnswerRate(timeouts.resend_s / 2)
+        self._recalls = AnswerRate(timeouts.resend_s / 2)
         self._agenda = Agenda(timeouts)
+        self._voice = Voice(
+            guard=guard, mesh=mesh, wal=wal, started_ms=clock.now_ms(), observer=observer, checkpoint=checkpoint
+        )
 
     def receive(self, sender: Address, message: bytes) -> None:
         """Take a message that the mesh authenticated as `sender`'s. Never blocks; bounded for each sender."""
@@ -146,7 +149,7 @@ class Driver:
         """The application has found evidence by itself: the others shall have it, and a block is due."""
         LOGGER.warning("event=offence height=%d kind=%s", self._state.height, type(evidence).__name__)
         self._observer(OffenceSeen(evidence))
-        self._say(self._others, evidence)
+        self._voice.say(self._others, evidence)
         self.poke()
 
     def announce(self, height: Height) -> None:
@@ -157,9 +160,9 @@ class Driver:
 
     def status(self) -> ConsensusStatus:
         """How it stands."""
-        tip, known = self._tip.height, self._horizon.decided
+        tip, known, abstaining = self._tip.height, self._horizon.decided, self._voice.abstaining
         waiting = len(self._inbox) + len(self._held)
-        return status_of(self._state, tip, known, pending=waiting, abstaining=self._abstaining, halted=self._halted)
+        return status_of(self._state, tip, known, pending=waiting, abstaining=abstaining, halted=self._halted)
 
     async def run(self) -> None:
         """Take part until cancelled, or until an epoch begins in which we do not validate.
@@ -185,12 +188,12 @@ class Driver:
         replayed = replay(self._wal.recovered, fresh, self._network)
         if replayed is None:
             self._begin()
-            self._say(self._others, Request(height=self._state.height, round=self._state.round))
+            self._voice.ask(self._state, self._others)
             return
         LOGGER.info("event=wal_replayed height=%d entries=%d", fresh.height, len(self._wal.recovered))
         self._state = replayed.state
         self._agenda.resume(trio.current_time())
-        self._abstain_if(self._guard.has_signed_beyond(fresh.height, replayed.signed))
+        self._voice.begin(fresh, replayed.signed)
         await self._drain(deque(), replayed.pending)
 
     def _begin(self) -> None:
@@ -199,9 +202,10 @@ class Driver:
         self._state = State(validators=self._validators, me=self._guard.address, height=height)
         self._wal.reset()
         self._wal.append(begin_entry(self._network, self._guard.address, height))
-        # Signed at this height, and nothing of it in the log: the lock is lost, so no vote of ours is safe here.
-        self._abstain_if(self._guard.has_signed_beyond(height, frozenset()))
+        self._voice.begin(self._state, frozenset())
         self._agenda.begin(trio.current_time(), ahead=self._horizon.decided > height)
+        if not self._is_sure():
+            self._agenda.resend(trio.current_time())
         self._held.extend((sender, body, True) for sender, body in self._horizon.release(height))
         self._held.extend((sender, body, False) for sender, body in self._hearsay.release())
 
@@ -219,14 +223,6 @@ class Driver:
             horizon=self._horizon,
         )
 
-    def _abstain_if(self, unknown: bool) -> None:
-        self._abstaining = unknown
-        if not unknown:
-            return
-        reason = "the write-ahead log does not hold what the guard says was signed; following without a vote"
-        LOGGER.error("event=abstaining height=%d reason=%s", self._state.height, reason)
-        self._observer(SigningRefused(self._state.height, self._state.round, reason))
-
     async def _turn(self) -> None:
         """One thing that is due, or one message, or a sleep until there is one."""
         await trio.lowlevel.checkpoint()
@@ -241,7 +237,7 @@ class Driver:
             case Duty.RESEND:
                 self._resend()
             case PolkaCertificate() | RoundCertificate() as certificate:
-                self._say(self._others, certificate)
+                self._voice.say(self._others, certificate)
             case None:
                 await self._listen()
             case _:
@@ -281,7 +277,11 @@ class Driver:
             return
         if isinstance(body, Evidence):
             self._accuse(sender, body)
+        elif isinstance(body, Recalled):
+            await self._hear_back(sender, body)
         else:
+            if isinstance(body, Request) and body.asked_ms is not None:
+                self._recall(sender, body, body.asked_ms)
             await self._handle(sender, body, checked=False)
 
     async def _handle(self, sender: Address, body: Body, *, checked: bool) -> None:
@@ -317,7 +317,29 @@ class Driver:
     def _answer(self, sender: Address, request: Request) -> None:
         if self._answers.take(sender, trio.current_time()):
             for answer in answer_to(self._state, request):
-                self._say((sender,), answer)
+                self._voice.say((sender,), answer)
+
+    def _recall(self, sender: Address, request: Request, asked_ms: TimeMs) -> None:
+        """Tell a validator that starts where we stand, and what we heard of it."""
+        if not self._recalls.take(sender, trio.current_time()):
+            return
+        if request.height <= self._tip.height and self._tip.certificate is not None:
+            self._voice.say((sender,), HeightCertificate(certificate=self._tip.certificate))
+        kept = self._horizon.kept_of(sender)
+        self._voice.say((sender,), recall(sender, asked_ms, self._state, self._hindsight.past, kept))
+
+    async def _hear_back(self, sender: Address, answer: Recalled) -> None:
+        """Take in what a validator heard of us; once enough of them have told, say what was not said."""
+        try:
+            self._voice.hear(sender, answer, self._state)
+        except PeerFault as error:
+            self._blame(sender, error)
+        else:
+            if self._is_sure():
+                await self._drain(deque(), self._voice.unsaid())
+
+    def _is_sure(self) -> bool:
+        return self._voice.is_sure(self._state, self._horizon.decided)
 
     async def _count(self, inputs: Iterable[Input]) -> None:
         """Feed the core; begin the height if the others have."""
@@ -396,7 +418,8 @@ class Driver:
                 block = await self._application.propose(state.height, self._clock.now_ms(), state.me)
                 return ValueBuilt(round=round_, block=block), False
             case SignProposal() | SignVote():
-                return self._sign(effect)
+                event = self._voice.sign(effect, state, self._others, self._horizon.decided)
+                return None if event is None else (event, True)
             case Schedule(step=step, round=round_):
                 self._agenda.arm(step, round_, trio.current_time())
             case Relay(certificate=certificate):
@@ -409,23 +432,6 @@ class Driver:
                 assert_never(effect)
         return None
 
-    def _sign(self, effect: SignProposal | SignVote) -> tuple[Input, bool] | None:
-        """Sign through the guard, write, send. None if we may not sign this."""
-        if self._abstaining:
-            return None
-        self._wal.sync()
-        try:
-            body, event = sign(self._guard, effect, epoch=self._validators.epoch, height=self._state.height)
-        except GuardError as error:
-            LOGGER.error("event=guard_refused height=%d round=%d", self._state.height, effect.round)
-            self._observer(SigningRefused(self._state.height, effect.round, str(error)))
-            return None
-        self._wal.append(encode_input(event))
-        self._checkpoint("vote_written")
-        self._say(self._others, body)
-        self._checkpoint("vote_sent")
-        return event, True
-
     async def _commit(self, decided: DecidedBlock, *, synced: bool) -> None:
         self._checkpoint("committing")
         await self._application.commit(decided)
@@ -435,7 +441,7 @@ class Driver:
         LOGGER.info("event=committed height=%d round=%d", tip.height, decided.certificate.round)
         self._observer(BlockCommitted(decided, synced=synced))
         for other, note in self._hindsight.keep(self._state, decided.certificate.round):
-            self._say((other,), note)
+            self._voice.say((other,), note)
         self._stand_on(tip)
 
     def _stand_on(self, tip: Tip) -> None:
@@ -475,9 +481,12 @@ class Driver:
 
     def _resend(self) -> None:
         """Say again what was said last; while nothing is wanted, ask where the others stand."""
-        self._agenda.resend(trio.current_time(), idle=self._state.step is Step.NEW)
+        sure = self._is_sure()
+        self._agenda.resend(trio.current_time(), idle=sure and self._state.step is Step.NEW)
+        if not sure:
+            self._voice.ask(self._state, self._others)
         for body, to in last_words(self._state, self._others):
-            self._say(to, body)
+            self._voice.say(to, body)
 
     def _look_back(self, sender: Address, height: Height, body: Body) -> None:
         """Prove to a validator that the height it is at is decided. Not at once: its vote may have been under way."""
@@ -487,9 +496,4 @@ class Driver:
         if self._tip.certificate is None or (height == self._tip.height and self._agenda.is_fresh(now)):
             return
         if self._answers.take(sender, now):
-            self._say((sender,), HeightCertificate(certificate=self._tip.certificate))
-
-    def _say(self, to: Iterable[Address], body: Body | Evidence) -> None:
-        message = encode_message(body)
-        for validator in to:
-            self._mesh.send(validator, message)
+            self._voice.say((sender,), HeightCertificate(certificate=self._tip.certificate))

@@ -119,7 +119,7 @@ def double_vote(one: Vote, other: Vote) -> DoubleVote:
 
 def double_proposal(one: Proposal, other: Proposal) -> DoubleProposal:
     """Evidence of two proposals, in order."""
-    first, second = sorted((_signed(one), _signed(other)), key=canonical.encode)
+    first, second = sorted((signed_part(one), signed_part(other)), key=canonical.encode)
     return DoubleProposal(first=first, second=second)
 
 
@@ -229,7 +229,8 @@ def _slot(vote: Vote) -> tuple[object, ...]:
     return (vote.validator, vote.epoch, vote.height, vote.round, vote.kind)
 
 
-def _signed(proposal: Proposal) -> SignedProposal:
+def signed_part(proposal: Proposal) -> SignedProposal:
+    """What of a proposal its signature is over, and the signature."""
     return SignedProposal(
         epoch=proposal.epoch,
         height=proposal.height,

@@ -13,10 +13,11 @@ from typing import Annotated, Final
 
 from msgspec import Meta
 
-from nsllm import canonical
+from nsllm import canonical, crypto
 from nsllm.canonical import Value
 from nsllm.consensus.block import Block
 from nsllm.consensus.errors import GuardError
+from nsllm.consensus.evidence import SignedProposal
 from nsllm.consensus.guard_file import MAX_RECORD_BYTES, GuardFile
 from nsllm.consensus.vote import Choice, Proposal, ProposalBody, Vote, VoteBody, keeps_lock
 from nsllm.crypto import MemberKey
@@ -93,6 +94,29 @@ class SignerGuard:
         last = self._last
         return last is not None and (last.height > height or (last.height == height and last.digest not in known))
 
+    def learn(self, message: Vote | SignedProposal) -> bool:
+        """Take in what was signed here and is told by others; True if it is later than anything remembered.
+
+        Then this file is an old copy, and from now on it knows better. Who abstains at the height loses nothing by what
+        is still not known: the guard signs only upward.
+
+        Raises:
+            SignatureError: the key here did not sign it.
+            OwnFault: the guard's file cannot be written.
+        """
+        step: str = "proposal"
+        digest, lock = message.digest(self._network), self._lock(message.height)
+        if isinstance(message, Vote):
+            step, lock = message.kind, message.lock or lock
+            if message.kind == "precommit" and message.value is not None:
+                lock = Choice(round=message.round, value=message.value)
+        learnt = self._record(message.height, message.round, step, digest, lock)
+        if self._last is not None and learnt.place() <= self._last.place():
+            return False
+        crypto.verify(digest, message.signature, self.address)
+        self._remember(learnt)
+        return True
+
     def vote(self, body: VoteBody) -> Vote:
         """The vote, signed.
 
@@ -139,15 +163,7 @@ class SignerGuard:
             )
 
     def _sign(self, height: Height, round_: Round, step: str, digest: Digest, lock: Choice | None) -> Signature:
-        wanted = Signed(
-            network=self._network,
-            validator=self.address,
-            height=height,
-            round=round_,
-            step=SIGN_STEPS[step],
-            digest=digest,
-            lock=lock,
-        )
+        wanted = self._record(height, round_, step, digest, lock)
         last = self._last
         if last is not None and wanted != last and wanted.place() <= last.place():
             raise GuardError(
@@ -156,9 +172,23 @@ class SignerGuard:
                 hint="wait for the next height; if this repeats, another process runs with this key",
             )
         if wanted != last:
-            self._file.write(canonical.encode(wanted))
-            self._last = wanted
+            self._remember(wanted)
         return self._key.sign(digest)
+
+    def _record(self, height: Height, round_: Round, step: str, digest: Digest, lock: Choice | None) -> Signed:
+        return Signed(
+            network=self._network,
+            validator=self.address,
+            height=height,
+            round=round_,
+            step=SIGN_STEPS[step],
+            digest=digest,
+            lock=lock,
+        )
+
+    def _remember(self, last: Signed) -> None:
+        self._file.write(canonical.encode(last))
+        self._last = last
 
     def _load(self) -> Signed | None:
         record = self._file.record

@@ -18,11 +18,12 @@ class Hindsight:
     """Remembers the state in which one height was left."""
 
     def __init__(self) -> None:
-        self._past: State | None = None
+        self.past: State | None = None
+        """Of the height decided last; None before the first."""
 
     def keep(self, state: State, round_: Round) -> list[tuple[Address, Body]]:
         """Remember `state`, in whose height `round_` decided; whom to show which votes."""
-        self._past = state
+        self.past = state
         members = state.validators.members
         if len(members) == 1:
             return []
@@ -38,7 +39,7 @@ class Hindsight:
 
         The message's own signatures are not checked: whoever takes the evidence checks it.
         """
-        past = self._past
+        past = self.past
         if past is None:
             return []
         match body:

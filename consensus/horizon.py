@@ -67,6 +67,10 @@ class Horizon:
             self._certificate = certificate
         self._decided = max(self._decided, certificate.header.height)
 
+    def kept_of(self, signer: Address) -> list[Vote | Proposal]:
+        """The kept messages of one signer."""
+        return [message for _, message in self._kept.get(signer, [])]
+
     def release(self, height: Height) -> list[tuple[Address, Vote | Proposal]]:
         """The kept messages of `height`, where we have arrived, by signer; whatever else was kept is forgotten."""
         kept = [item for signer in sorted(self._kept) for item in self._kept[signer] if item[1].height == height]

@@ -16,9 +16,9 @@ from nsllm import canonical
 from nsllm.canonical import Value
 from nsllm.consensus.block import MAX_BLOCK_BYTES
 from nsllm.consensus.certificate import Certificate
-from nsllm.consensus.evidence import Evidence
+from nsllm.consensus.evidence import Evidence, SignedProposal
 from nsllm.consensus.vote import MAX_VOTES, Proposal, Vote
-from nsllm.ids import DigestField, HeightField, RoundField
+from nsllm.ids import DigestField, HeightField, RoundField, TimeMsField
 
 MAX_MESSAGE_BYTES: Final = MAX_BLOCK_BYTES + 128 * 1024
 """A block, and as many votes as a set has validators (about 300 bytes each), with room to spare."""
@@ -49,6 +49,19 @@ class Request(Value, frozen=True, kw_only=True, tag_field="type", tag="request")
     round: RoundField
     value: DigestField | None = None
     """A block that the sender has a quorum for but has not seen."""
+    asked_ms: TimeMsField | None = None
+    """When the sender started: it asks for `Recalled` before it signs anything."""
+
+
+class Recalled(Value, frozen=True, kw_only=True, tag_field="type", tag="recalled"):
+    """Where the sender stands, and what it has heard last over the asker's signature."""
+
+    asked_ms: TimeMsField
+    """Of the question."""
+    height: HeightField
+    """The height that the sender is deciding."""
+    vote: Vote | None
+    proposal: SignedProposal | None
 
 
 Body = Proposal | Vote | PolkaCertificate | RoundCertificate | HeightCertificate | Request
@@ -57,15 +70,15 @@ Body = Proposal | Vote | PolkaCertificate | RoundCertificate | HeightCertificate
 class Message(Value, frozen=True, kw_only=True):
     """Envelope of the union."""
 
-    body: Body | Evidence
+    body: Body | Evidence | Recalled
 
 
-def encode_message(body: Body | Evidence) -> bytes:
+def encode_message(body: Body | Evidence | Recalled) -> bytes:
     """Canonical bytes of a message."""
     return canonical.encode(Message(body=body))
 
 
-def decode_message(data: bytes) -> Body | Evidence:
+def decode_message(data: bytes) -> Body | Evidence | Recalled:
     """The message that `data` spells.
 
     Raises:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from nsllm.consensus.evidence import Evidence
 from nsllm.consensus.header import Header
-from nsllm.consensus.message import Body
+from nsllm.consensus.message import Body, Recalled
 from nsllm.consensus.vote import Proposal, Vote
 from nsllm.errors import PeerFault
 from nsllm.ids import Address, Digest, NetworkId, hex0x
@@ -55,7 +55,7 @@ class Watch:
             self.broken = self.broken or error
             raise
 
-    def said(self, number: int, signer: Address, message: Body | Evidence) -> None:
+    def said(self, number: int, signer: Address, message: Body | Evidence | Recalled) -> None:
         """An honest validator is about to send a message of agreement; what it passes on of others is theirs.
 
         Raises:

@@ -19,6 +19,8 @@ REPLAY: Final = "nsllm.consensus.replay"
 EVIDENCE: Final = "nsllm.consensus.evidence"
 GUARD: Final = "nsllm.consensus.guard"
 DRIVER: Final = "nsllm.consensus.driver"
+VOICE: Final = "nsllm.consensus.voice"
+RECOLLECTION: Final = "nsllm.consensus.recollection"
 WAL: Final = "nsllm.consensus.wal"
 SCREEN: Final = "nsllm.consensus.screen"
 INTAKE: Final = "nsllm.consensus.intake"
@@ -32,7 +34,7 @@ GUIDED: Final = "guided_schedules_hold"
 _NIL_RULE: Final = (
     'return replace(state, {}step=PRECOMMIT), (SignVote("precommit", state.round, None),)\n\n\ndef _wait_prevotes'
 )
-_GUARD_WRITES: Final = "            self._file.write(canonical.encode(wanted))\n"
+_GUARD_WRITES: Final = "        self._file.write(canonical.encode(last))\n"
 _STATED: Final = 'SignVote("prevote", state.round, vote, locked, proof)'
 _LEADERS: Final = "        return tuple(sorted(value for value, count in counts.items() if count >= enough))"
 
@@ -231,7 +233,7 @@ MUTANTS: Final = (
         ("prevotes_state_the_lock",),
     ),
     # restart
-    Mutant("log not synced before signing", DRIVER, "        self._wal.sync()\n", "", ("a_power_cut_loses_no_vote",)),
+    Mutant("log not synced before signing", VOICE, "        self._wal.sync()\n", "", ("a_power_cut_loses_no_vote",)),
     Mutant(
         "sync does not reach the disk",
         WAL,
@@ -289,6 +291,27 @@ MUTANTS: Final = (
         "            held = Choice(round=body.round, value=body.value)\n",
         "            pass\n",
         ("a_guard_signs_once",),
+    ),
+    Mutant(
+        "something signed before the others have told",
+        VOICE,
+        "        if not self.is_sure(state, decided):\n",
+        "        if False:\n",
+        ("an_old_copy_contradicts_nothing",),
+    ),
+    Mutant(
+        "what the others heard is not told",
+        RECOLLECTION,
+        "voters.get(asker, ())",
+        "voters.get(state.me, ())",
+        ("what_was_heard_is_told",),
+    ),
+    Mutant(
+        "what the others tell is not learnt",
+        GUARD,
+        "        self._remember(learnt)\n",
+        "",
+        ("an_old_copy_contradicts_nothing",),
     ),
     # proofs
     Mutant(

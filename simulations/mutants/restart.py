@@ -25,7 +25,8 @@ from nsllm.consensus.events import ConsensusEvent, SigningRefused
 from nsllm.consensus.evidence import Evidence
 from nsllm.consensus.guard import SignerGuard
 from nsllm.consensus.inputs import Input, encode_input
-from nsllm.consensus.message import decode_message, encode_message
+from nsllm.consensus.message import Recalled, Request, decode_message, encode_message
+from nsllm.consensus.recollection import recall
 from nsllm.consensus.replay import begin_entry, replay
 from nsllm.consensus.timeouts import Timeouts
 from nsllm.consensus.vote import Choice, Proposal, Vote, VoteBody, VoteKind
@@ -112,6 +113,30 @@ def a_power_cut_loses_no_vote() -> None:
             holds(set(before.said) <= set(after.said), "it says again what it had said")
 
 
+def an_old_copy_contradicts_nothing() -> None:
+    """Log and guard are those of before the first signature; the others have heard what was signed since."""
+    with tempfile.TemporaryDirectory() as folder:
+        before = _Life(Path(folder), CUTS)
+        trio.run(before.live, clock=MockClock(autojump_threshold=0))
+        holds(len(before.said) == CUTS, "it proposes and votes")
+        for path in Path(folder).iterdir():
+            path.unlink()
+        after = _Life(Path(folder), None)
+        after.heard = before.words
+        trio.run(after.live, clock=MockClock(autojump_threshold=0))
+        holds(not after.said, f"from an old copy it signs {sorted(after.said)[:1]} again")
+        holds(bool(after.refusals), "it says that it abstains")
+
+
+def what_was_heard_is_told() -> None:
+    """Of a validator's votes the last one is told, and of nobody else's."""
+    bench = Bench()
+    bench.run("start; prop 0 A; pv 123 0 A; pc 2 0 A")
+    asker = bench.keys[2].address
+    told = recall(asker, START_MS, bench.state, None, ())
+    holds(told.vote is not None and (told.vote.validator, told.vote.kind) == (asker, "precommit"), "its last vote")
+
+
 @dataclass
 class _Disk:
     """What a power cut leaves of files: what stood in them when they were synced."""
@@ -167,6 +192,10 @@ class _Life:
         self.said: dict[tuple[str, int], bytes | None] = {}
         """By kind and round, what it sent over its own signature."""
         self.refusals: list[str] = []
+        self.words: list[Vote] = []
+        """Its votes, as they were sent."""
+        self.heard: Sequence[Vote] = ()
+        """What the others tell of an earlier life."""
         self._driver: Driver | None = None
 
     async def live(self) -> None:
@@ -203,7 +232,7 @@ class _Life:
     # mesh
 
     def send(self, to: Address, message: bytes) -> None:
-        """Remember what was said; others prevote what was proposed, once each."""
+        """Remember what was said; others tell what they heard, and prevote what was proposed, once each."""
         body = decode_message(message)
         if isinstance(body, Proposal) and body.proposer == self._me.address:
             self.said["proposal", body.round] = body.value
@@ -213,6 +242,11 @@ class _Life:
                 self._driver.receive(to, encode_message(vote))
         elif isinstance(body, Vote) and body.validator == self._me.address:
             self.said[body.kind, body.round] = body.value
+            self.words.append(body)
+        elif isinstance(body, Request) and body.asked_ms is not None and self._driver is not None:
+            last = self.heard[-1] if self.heard else None
+            answer = Recalled(asked_ms=body.asked_ms, height=Height(1), vote=last, proposal=None)
+            self._driver.receive(to, encode_message(answer))
 
     # application and source
 

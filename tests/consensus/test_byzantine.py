@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from nsllm import crypto
 from nsllm.consensus.events import OffenceSeen
 from nsllm.consensus.evidence import check_evidence, double_vote, offence_of
-from nsllm.consensus.message import HeightCertificate, decode_message, encode_message
+from nsllm.consensus.message import HeightCertificate, Recalled, Request, decode_message, encode_message
 from nsllm.consensus.vote import Proposal, Vote
 
 HEIGHTS = 4
@@ -168,7 +168,7 @@ async def test_two_halves_that_decide_by_themselves_see_through_it(autojump_cloc
 
     def drop(frm, _to, raw):
         # nor do its notes tell: they are its own
-        return frm == liar.address and not isinstance(decode_message(raw), Vote | Proposal)
+        return frm == liar.address and not isinstance(decode_message(raw), Vote | Proposal | Request | Recalled)
 
     town.mesh.twist, town.mesh.drop = twist, drop
     good = honest(town, (3,))

@@ -478,7 +478,7 @@ async def test_a_timer_that_had_fired_is_not_armed_again(autojump_clock, house):
         p for p in town.peers if p.address not in {town.validators.proposer(1, round_) for round_ in range(2)}
     )
     async with trio.open_nursery() as nursery:
-        await start(nursery, town, [victim])
+        await start(nursery, town)
         victim.want(1)
         await town.until(lambda: victim.driver.status().step == "prevote")
         assert victim.driver._agenda.timers == 0
@@ -498,7 +498,7 @@ async def test_a_timer_that_had_not_fired_is_armed_again(autojump_clock, house):
         p for p in town.peers if p.address not in {town.validators.proposer(1, round_) for round_ in range(2)}
     )
     async with trio.open_nursery() as nursery:
-        await start(nursery, town, [victim])
+        await start(nursery, town)
         victim.want(1)
         await town.until(lambda: victim.driver.status().step == "propose")
         await victim.stop()

@@ -8,11 +8,13 @@ import pytest
 from nsllm import canonical
 from nsllm.consensus.block import MAX_BLOCK_BYTES
 from nsllm.consensus.certificate import Certificate
+from nsllm.consensus.evidence import signed_part
 from nsllm.consensus.header import precommit_digest
 from nsllm.consensus.message import (
     MAX_MESSAGE_BYTES,
     HeightCertificate,
     PolkaCertificate,
+    Recalled,
     Request,
     RoundCertificate,
     decode_message,
@@ -40,6 +42,9 @@ def bodies(kit):
         HeightCertificate(certificate=kit.certify(keys, block).certificate),
         Request(height=4, round=1, value=VALUE),
         Request(height=4, round=1),
+        Request(height=4, round=1, asked_ms=7),
+        Recalled(asked_ms=7, height=4, vote=votes[0], proposal=signed_part(kit.proposal(keys[0], block))),
+        Recalled(asked_ms=7, height=4, vote=None, proposal=None),
     ]
 
 
