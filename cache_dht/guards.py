@@ -35,8 +35,8 @@ def has_expired(request: Request, age_ms: int) -> bool:
 def may_resemble(request: Request) -> bool:
     """Whether a like question's answer may stand in for this request at all.
 
-    Only a plain question: sampling left to the peer, or temperature 0; no seed, tools, guide or attachments, and
-    nothing of it cut off.
+    Only a plain question: sampling left to the peer, or temperature 0; no seed, tools, guide or attachments, nothing of
+    it cut off, and nothing told to the model's template.
     """
     sampling = request.sampling
     left = sampling.temperature_micro is None and sampling.top_p_micro is None and sampling.top_k is None
@@ -46,6 +46,7 @@ def may_resemble(request: Request) -> bool:
         and sampling.truncate_prompt_tokens is None
         and not (sampling.logit_bias or request.tools or request.attachments)
         and request.guide is None
+        and request.rendering is None
         and request.form == "chat"
         and request.messages[-1].role == "user"
     )

@@ -117,10 +117,10 @@ class HybridScorer:
             else:
                 found[COMPUTATION] = computation_ppm(trace)
                 given, free = (trace.likelihood, trace.beside) if own else (None, None)
-        features = await measure_answer(
-            models, record.request.messages, record.text, passages.texts(record.evidence), given=given, free=free
-        )
-        item = AnswerItem(question=record.request.question(), answer=record.text, features=features)
+        messages, answer = record.request.judged(record.text)
+        evidence = passages.texts(record.evidence)
+        features = await measure_answer(models, messages, answer, evidence, given=given, free=free)
+        item = AnswerItem(question=record.request.question(), answer=answer, features=features)
         try:
             found = {**await self._plugins.score(item), **found}
         except SafetyUnavailableError as error:

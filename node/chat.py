@@ -9,7 +9,7 @@ from nsllm.ids import Address, Digest
 from nsllm.node.attachments.attached import Attached
 from nsllm.node.attachments.attend import Note
 from nsllm.node.engine.port import PromptToken, TokenLogprob
-from nsllm.record import Guide, Message, Sampling, SignedChunk, Tool, Visibility
+from nsllm.record import Guide, Message, Rendering, Sampling, SignedChunk, Tool, Visibility
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,7 @@ class ChatCommand:
     """Of a text prompt that is given as tokens: the only message is empty then."""
     tools: tuple[Tool, ...] = ()
     guide: Guide | None = None
+    rendering: Rendering | None = None
     attached: tuple[Attached, ...] = ()
     """Pictures and tables, one for each `PLACE` in the messages, in order."""
     top_logprobs: int | None = None

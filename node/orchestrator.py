@@ -261,8 +261,7 @@ class Orchestrator:
         send.write_ended()
         text = "".join(texts)
         check = await self._validator.check_output(
-            messages,
-            text,
+            *question.request.judged(text),
             policy,
             publishing=not private,
             embed=question.embeds,

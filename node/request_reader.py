@@ -61,6 +61,7 @@ class RequestReader:
             prompt_token_ids=token_ids,
             tools=command.tools,
             guide=command.guide,
+            rendering=command.rendering,
             attachments=attended.digests,
         )
         return request, attended

@@ -21,8 +21,8 @@ T = TypeVar("T", bound=Value)
 MAX_RESULTS: Final = 16
 """Measures of one call, and dimensions of one call."""
 
-PluginName = Annotated[str, Meta(min_length=1, max_length=31, pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-PartName = Annotated[str, Meta(min_length=1, max_length=32, pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+PluginName = Annotated[str, Meta(min_length=1, max_length=31, pattern=r"^[a-z0-9][a-z0-9_-]*\Z")]
+PartName = Annotated[str, Meta(min_length=1, max_length=32, pattern=r"^[a-z0-9][a-z0-9_-]*\Z")]
 """Plugin, dot and part stay within the 64 characters of a name on the wire."""
 
 
@@ -36,7 +36,7 @@ class Identity(Value, frozen=True, kw_only=True):
 
 class _RawMeasure(Value, frozen=True, kw_only=True):
     name: PartName
-    kind: Annotated[str, Meta(pattern="^(safety|quality)$")]
+    kind: Annotated[str, Meta(pattern=r"^(safety|quality)\Z")]
     ppm: PpmField
     limit_ppm: PpmField | None = None
     note: Annotated[str, Meta(max_length=200)] = ""

@@ -6,13 +6,27 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from nsllm import canonical, crypto
 from nsllm.content import Text, redact
 from nsllm.crypto import MemberKey
 from nsllm.errors import EncodingError, SignatureError
 from nsllm.ids import Address, NetworkId, Signature
-from nsllm.record import MAX_RECORD_BYTES, Message, Record, Request, Sampling, SignedRecord, sign_record
+from nsllm.record import (
+    MAX_RECORD_BYTES,
+    TEMPLATE_WORDS,
+    Message,
+    Record,
+    Rendering,
+    Request,
+    Sampling,
+    SignedRecord,
+    ToolCall,
+    option_text,
+    request_key,
+    sign_record,
+)
 
 NETWORK = NetworkId(b"\x07" * 32)
 KEY = MemberKey(b"\1" * 32)
@@ -36,6 +50,82 @@ def record(**changes: object) -> Record:
         created_ms=1,
     )
     return msgspec.structs.replace(made, **changes)
+
+
+SAID = (Message(role="user", content="hi"), Message(role="assistant", content="Well, "))
+CALLING = Message(role="assistant", content="x", tool_calls=(ToolCall(id="a", name="now", arguments=""),))
+
+
+@pytest.mark.parametrize(
+    ("options", "continues"),
+    [
+        ((), False),
+        ((("b", "1"), ("a", "1")), False),
+        ((("a", "1"), ("a", "2")), False),
+        ((("messages", "1"),), True),
+        *[
+            ((("a", text),), True)
+            for text in ("", " 1", "1 ", "01", "-0", "1.0", "1e2", "null", "[]", "tru", "'x'", '"x')
+        ],
+        *[((("a", text),), True) for text in ('"\\u0041"', '"a" ', '"a\nb"', '"\\ud800"')],
+    ],
+)
+def test_a_rendering_has_one_spelling(options: tuple[tuple[str, str]], continues: bool) -> None:
+    with pytest.raises(ValueError):
+        Rendering(options=options, continues=continues)
+
+
+@pytest.mark.parametrize("name", ["", "1a", "a b", "ä", "a" * 65, "a\n"])
+def test_an_options_name_is_a_variables(name: str) -> None:
+    rendering = Rendering(options=((name, "1"),))
+    with pytest.raises(EncodingError, match="options"):
+        canonical.decode(canonical.encode(rendering), Rendering, limit_bytes=1_000)
+
+
+@pytest.mark.parametrize("text", ["1" * 20, "[" * 4_000, "true\n", '"' + "x" * 4_095 + '"'])
+def test_an_options_value_is_bounded_before_it_is_read(text: str) -> None:
+    data = canonical.pack({"continues": False, "options": [["a", text]]})
+    with pytest.raises(EncodingError, match="options"):
+        canonical.decode(data, Rendering, limit_bytes=10_000)
+
+
+OPTION = st.booleans() | st.integers(-(2**60), 2**60) | st.text(max_size=99)
+
+
+@given(st.dictionaries(st.from_regex("[a-z_]{1,20}", fullmatch=True), OPTION, min_size=1, max_size=9))
+def test_options_come_back_as_they_were(values: dict[str, bool | int | str]) -> None:
+    values = {name: value for name, value in values.items() if name not in TEMPLATE_WORDS} or {"a": 1}
+    rendering = Rendering(options=tuple((name, option_text(value)) for name, value in sorted(values.items())))
+    again = canonical.decode(canonical.encode(rendering), Rendering, limit_bytes=10_000)
+    assert again == rendering
+    assert repr(again.values()) == repr(dict(sorted(values.items())))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"messages": SAID[:1]},
+        {"messages": (*SAID[:1], CALLING)},
+        {"messages": (*SAID[:1], Message(role="assistant", content=" \n"))},
+        {"messages": SAID[:1], "form": "text"},
+    ],
+)
+def test_only_the_assistants_text_is_gone_on_with(changes: dict[str, object]) -> None:
+    fields = {"model": "m", "model_digest": bytes(32), "messages": SAID, "sampling": Sampling()}
+    Request(**fields, rendering=Rendering(continues=True))
+    with pytest.raises(ValueError, match=r"continues a message|chat template"):
+        Request(**{**fields, **changes}, rendering=Rendering(continues=True))
+
+
+def test_a_rendering_makes_another_request_and_is_judged_as_a_whole() -> None:
+    plain = replace(record().request, messages=SAID)
+    renderings = [None, Rendering(continues=True)]
+    renderings += [Rendering(options=(("a", option_text(value)),)) for value in (True, 1, "1")]
+    keys = {request_key(NETWORK, replace(plain, rendering=each)) for each in renderings}
+    assert len(keys) == len(renderings)
+    assert replace(plain, rendering=renderings[1]).judged("fine.") == (SAID[:1], "Well, fine.")
+    for other in (plain, replace(plain, rendering=renderings[2])):
+        assert other.judged("fine.") == (SAID, "fine.")
 
 
 def received(signed: SignedRecord) -> SignedRecord:

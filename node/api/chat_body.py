@@ -15,6 +15,7 @@ from nsllm.node.api.formats import guide
 from nsllm.node.api.messages import ChatMessage, conversation
 from nsllm.node.api.openai_errors import bad_request
 from nsllm.node.api.parts import PartsReader
+from nsllm.node.api.rendering_fields import rendering
 from nsllm.node.api.sampling_fields import MAX_TOP_LOGPROBS, SamplingFields, choices, prompt_logprobs, sampling
 from nsllm.node.api.tool_fields import SentTool, tooling
 from nsllm.node.chat import ChatCommand
@@ -30,12 +31,9 @@ UNSERVED: Final[dict[str, tuple[Any, ...]]] = {
     "verbosity": (),
     "web_search_options": (),
     "echo": (False,),
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
     "add_special_tokens": (False,),
     "documents": ([],),
     "chat_template": (),
-    "chat_template_kwargs": ({},),
     "mm_processor_kwargs": ({},),
     "include_reasoning": (True,),
 }
@@ -55,6 +53,9 @@ class ChatBody(SamplingFields, forbid_unknown_fields=True, kw_only=True):
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
     retrieve: bool | int | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     # accepted only at the value that changes nothing
     functions: list[Any] | None = None
     function_call: Any = None
@@ -65,12 +66,9 @@ class ChatBody(SamplingFields, forbid_unknown_fields=True, kw_only=True):
     verbosity: str | None = None
     web_search_options: Any = None
     echo: bool | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
     add_special_tokens: bool | None = None
     documents: list[Any] | None = None
     chat_template: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
     mm_processor_kwargs: dict[str, Any] | None = None
     include_reasoning: bool | None = None
 
@@ -93,15 +91,17 @@ def chat_commands(body: ChatBody, client: str = "") -> tuple[ChatCommand, ...]:
     top_logprobs, of_prompt = _top_logprobs(body), prompt_logprobs(body)
     reader = PartsReader()
     visibility, group = circle(body.visibility)
+    messages = conversation(body.messages, reader)
     command = ChatCommand(
         model=model_name(body.model),
-        messages=conversation(body.messages, reader),
+        messages=messages,
         attached=reader.attached,
         sampling=sampling(body, next(iter(limits), None), limit_name),
         visibility=visibility,
         group=group,
         tools=tools.tools,
         guide=tools.guide or format_guide,
+        rendering=rendering(body, messages),
         top_logprobs=top_logprobs,
         client=client,
         retrieve=_retrieve(body.retrieve),

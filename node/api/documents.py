@@ -33,7 +33,7 @@ class DocumentBody(Struct, forbid_unknown_fields=True):
     """Body of `POST /admin/documents`."""
 
     document: str
-    source: Annotated[str, Meta(min_length=1, max_length=MAX_SOURCE_CHARS, pattern=r"^[^\x00-\x1f\x7f]+$")]
+    source: Annotated[str, Meta(min_length=1, max_length=MAX_SOURCE_CHARS, pattern=r"^[^\x00-\x1f\x7f]+\Z")]
     chunks: Annotated[list[PieceBody], Meta(min_length=1, max_length=MAX_PIECES)]
 
 

@@ -14,17 +14,15 @@ from nsllm.node.api.fields import given_tokens, model_name, refuse_unless
 from nsllm.node.api.messages import ChatMessage, conversation
 from nsllm.node.api.openai_errors import bad_request
 from nsllm.node.api.parts import PartsReader
+from nsllm.node.api.rendering_fields import rendering
 from nsllm.node.api.requests import decode, read_body
 from nsllm.node.api.tool_fields import SentTool, tooling
 from nsllm.node.chat import ChatCommand
 from nsllm.node.errors import ServiceError
 from nsllm.record import MAX_TEXT_CHARS, Message, Sampling
 
-UNSERVED: Final = {
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
+UNSERVED: Final[dict[str, tuple[Any, ...]]] = {
     "chat_template": (),
-    "chat_template_kwargs": ({},),
     "mm_processor_kwargs": ({},),
 }
 """Fields that are accepted only at these values, which change nothing."""
@@ -91,6 +89,8 @@ def _command(body: TokenizeBody) -> ChatCommand:
         if len(prompt) > MAX_TEXT_CHARS:
             raise bad_request(f"a prompt of {len(prompt)} characters, the limit is {MAX_TEXT_CHARS}", param="prompt")
         asked = (Message(role="user", content=prompt),)
+        if rendering(body, asked) is not None:
+            raise bad_request("a prompt has no chat template: send 'messages'", param="chat_template_kwargs")
         return ChatCommand(model=model, messages=asked, sampling=Sampling(), visibility="private", form="text")
     reader = PartsReader()
     messages = conversation(body.messages, reader)
@@ -101,6 +101,7 @@ def _command(body: TokenizeBody) -> ChatCommand:
         visibility="private",
         tools=tooling(body.tools, None, parallel=None).tools,
         attached=tuple(reader.attached),
+        rendering=rendering(body, messages),
     )
 
 

@@ -18,7 +18,7 @@ from nsllm.node.engine.guide import GuideBook
 from nsllm.node.engine.port import Readable
 from nsllm.node.engine.sampler import Chooser
 from nsllm.node.engine.spelling import Spelling
-from nsllm.record import Message, Tool
+from nsllm.record import Message, Rendering, Tool
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +97,9 @@ class Backend(Protocol):
     joins: bool
     """Whether sequences that are read at once give the very bits that each gives alone, and cost less."""
 
-    def chat_tokens(self, messages: Sequence[Message], *, tools: Sequence[Tool] = ()) -> list[int]:
+    def chat_tokens(
+        self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), rendering: Rendering | None = None
+    ) -> list[int]:
         """Prompt for the assistant's next turn, in the model's chat template. Raises `TemplateError`."""
         ...
 
@@ -153,7 +155,12 @@ class Eyes(Protocol):
     """What a backend of a model that takes pictures has beside the rest."""
 
     def picture_tokens(
-        self, messages: Sequence[Message], images: Sequence[bytes], *, tools: Sequence[Tool] = ()
+        self,
+        messages: Sequence[Message],
+        images: Sequence[bytes],
+        *,
+        tools: Sequence[Tool] = (),
+        rendering: Rendering | None = None,
     ) -> list[int]:
         """As `chat_tokens`, with pictures (PNG files) in the places that the messages hold; for `open` as it is."""
         ...

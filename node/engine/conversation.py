@@ -19,7 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nsllm.node.engine.tools import tool_schema
 from nsllm.node.errors import InvalidRequestError
-from nsllm.record import Message, Tool
+from nsllm.record import Message, OptionValue, Rendering, Tool
 
 Turn = dict[str, Any]
 REFUSALS: Final = (
@@ -32,6 +32,8 @@ REFUSALS: Final = (
     InvalidRequestError,
 )
 """What a template raises over conversations that it does not take, its own mistakes included."""
+OPEN_END: Final = "CONTINUE_FINAL_MESSAGE_TAG "
+"""Transformers' mark: a template that trims messages leaves out the space, and so what a message ends with."""
 TOLD: Final = """# Tools
 
 You may call one or more functions to assist with the user query.
@@ -72,6 +74,36 @@ def template_environment() -> ImmutableSandboxedEnvironment:
 def takes_tools(template: str) -> bool:
     """The template looks at the request's tools. Raises `jinja2.TemplateError` if it is broken."""
     return "tools" in meta.find_undeclared_variables(template_environment().parse(template))
+
+
+def template_options(template: str, rendering: Rendering | None) -> dict[str, OptionValue]:
+    """Those of a request's options that the template looks at; the others change nothing."""
+    if rendering is None or not rendering.options:
+        return {}
+    known = meta.find_undeclared_variables(template_environment().parse(template))
+    return {name: value for name, value in rendering.values().items() if name in known}
+
+
+def opened(turns: Sequence[Turn]) -> list[Turn]:
+    """Turns of which the last is to be gone on with: its text ends with a mark. See `cut_open`."""
+    return [*turns[:-1], {**turns[-1], "content": turns[-1]["content"] + OPEN_END}]
+
+
+def cut_open(prompt: str, last: str) -> str:
+    """A prompt of `opened` turns up to the mark, as transformers cuts it.
+
+    Args:
+        prompt: rendered without an opening of another turn.
+        last: the last message's text, without the mark.
+
+    Raises:
+        ValueError: the template leaves out the message's end.
+    """
+    mark = OPEN_END.strip()
+    if mark not in prompt or last.strip() not in prompt:
+        raise ValueError("it does not show the last message as it is, so that nothing can go on with it")
+    before, after = prompt[: (at := prompt.rindex(mark))], prompt[at:]
+    return before if after.startswith(OPEN_END) else before.rstrip()
 
 
 def uses_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> bool:

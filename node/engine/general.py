@@ -24,6 +24,7 @@ from nsllm.node.engine.conversation import (
     native_turns,
     plain_turns,
     takes_tools,
+    template_options,
     uses_tools,
 )
 from nsllm.node.engine.devices import CPU, HERE, Devices
@@ -32,7 +33,7 @@ from nsllm.node.engine.port import Readable
 from nsllm.node.engine.sampler import Chooser, PlainChooser
 from nsllm.node.engine.spelling import Spelling, WindowSpelling, spelling_of
 from nsllm.node.errors import ConfigError
-from nsllm.record import Message, Tool
+from nsllm.record import Message, Rendering, Tool
 
 EMBED_CHARS: Final = 16_384
 """Characters of a text that the encoder's tokenizer looks at: 64 for each token that is read."""
@@ -205,11 +206,13 @@ class TransformersBackend:
             end_token_ids=self.end_token_ids,
         )
 
-    def chat_tokens(self, messages: Sequence[Message], *, tools: Sequence[Tool] = ()) -> list[int]:
+    def chat_tokens(
+        self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), rendering: Rendering | None = None
+    ) -> list[int]:
         """Prompt for the assistant's next turn; the template runs in jinja's sandbox, under an alarm."""
         try:
             with template_alarm():
-                prompt = self._render(messages, tools)
+                prompt = self._render(messages, tools, rendering)
         except REFUSALS as error:
             raise TemplateError(f"the model's chat template refuses this conversation: {str(error)[:200]}") from None
         return self.tokens(prompt)
@@ -224,14 +227,18 @@ class TransformersBackend:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    def _render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+    def _render(self, messages: Sequence[Message], tools: Sequence[Tool], rendering: Rendering | None) -> str:
         told = native_tools(tools)
-        native = uses_tools(messages, tools) and takes_tools(self._tokenizer.get_chat_template(tools=told))
+        template: str = self._tokenizer.get_chat_template(tools=told)
+        native = uses_tools(messages, tools) and takes_tools(template)
+        continues = rendering is not None and rendering.continues
         rendered: str = self._tokenizer.apply_chat_template(
             native_turns(messages) if native else plain_turns(messages, tools),
             tools=told if native else None,
             tokenize=False,
-            add_generation_prompt=True,
+            add_generation_prompt=not continues,
+            continue_final_message=continues,
+            **template_options(template, rendering),
         )
         return rendered
 

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 from nsllm.governance.ports import JudgeModels
 from nsllm.ids import Digest
 from nsllm.node.engine.stats import EngineStats
-from nsllm.record import Guide, Message, Request, Sampling, Tool
+from nsllm.record import Guide, Message, Rendering, Request, Sampling, Tool
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +110,7 @@ class EngineRequest:
     """Of a text that reads otherwise; empty: the prompt is the text's own tokens."""
     tools: tuple[Tool, ...] = ()
     guide: Guide | None = None
+    rendering: Rendering | None = None
     images: tuple[bytes, ...] = field(default=(), repr=False)
     """PNG files for a model that sees, in the order of their places in the messages."""
     top_logprobs: int | None = None
@@ -131,6 +132,7 @@ class EngineRequest:
             prompt_token_ids=request.prompt_token_ids,
             tools=request.tools,
             guide=request.guide,
+            rendering=request.rendering,
             client=client,
             model=request.model_digest,
         )

@@ -73,9 +73,9 @@ def whole_prompt(backend: Backend, request: EngineRequest, *, special: bool = Tr
         return backend.text_tokens(text) if special else backend.tokens(text)
     try:
         if not request.images:
-            return backend.chat_tokens(request.messages, tools=request.tools)
+            return backend.chat_tokens(request.messages, tools=request.tools, rendering=request.rendering)
         if isinstance(backend, Eyes):
-            return backend.picture_tokens(request.messages, request.images)
+            return backend.picture_tokens(request.messages, request.images, rendering=request.rendering)
     except TemplateError as error:
         raise PromptError(str(error)) from None
     raise PromptError("this model takes no pictures")

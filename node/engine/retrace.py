@@ -158,7 +158,8 @@ class Retracing:
     def _judged_tokens(self) -> int:
         request, limit = self._claim.request, min(JUDGED_TOKENS, self._backend.context_tokens - 1)
         whole = request.sampling.truncate_prompt_tokens is None
-        if self._fault is not None or request.form != "chat" or request.tools or not whole:
+        plain = request.form == "chat" and not request.tools and request.rendering is None
+        if self._fault is not None or not plain or not whole:
             return 0
         text = self._claim.text[: limit * self._backend.longest_token_chars]
         tokens = self._backend.tokens(text)[:limit] if text.strip() else []

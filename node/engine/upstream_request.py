@@ -15,7 +15,7 @@ import msgspec
 from nsllm.node.engine.port import EngineRequest
 from nsllm.node.engine.tools import forced_choice, tool_schema
 from nsllm.node.errors import InvalidRequestError
-from nsllm.record import Guide, Message, Sampling
+from nsllm.record import Guide, Message, Rendering, Sampling
 
 MICRO: Final = 1_000_000
 LLAMA_CPP: Final = frozenset({"llamacpp", "me"})
@@ -24,6 +24,8 @@ STRUCTURED: Final = frozenset({"vllm", "nsllm"})
 """Owners whose servers take `structured_outputs`, `bad_words` and `truncate_prompt_tokens`."""
 STOP_TOKENS: Final = frozenset({*STRUCTURED, "sglang"})
 """Owners whose servers take `stop_token_ids`; others may pass over what they do not know."""
+RENDERING: Final = STRUCTURED
+"""Owners whose servers take `chat_template_kwargs` and `continue_final_message`."""
 _LARK: Final = re.compile(r"(?m)^\s*(%llguidance\b|start\s*:)")
 
 Body = dict[str, Any]
@@ -70,6 +72,7 @@ def make_post(model: str, request: EngineRequest, owner: str | None) -> Post:
             body["logprobs"] = True
             body["top_logprobs"] = request.top_logprobs
     body |= _sampling(request.sampling, owner) | _tools(request) | _guide(request, owner)
+    body |= _rendering(request.rendering, owner)
     if owner == "nsllm":
         body["visibility"] = "private"  # who publishes an answer is decided here, never by what computes it
     path = "/completions" if request.form == "text" else "/chat/completions"
@@ -119,6 +122,19 @@ def _sampling(sampling: Sampling, owner: str | None) -> Body:
         if owner not in STRUCTURED:
             raise InvalidRequestError("the upstream truncates no prompts", param="truncate_prompt_tokens")
         body["truncate_prompt_tokens"] = sampling.truncate_prompt_tokens or -1
+    return body
+
+
+def _rendering(rendering: Rendering | None, owner: str | None) -> Body:
+    if rendering is None:
+        return {}
+    body: Body = {}
+    if rendering.options:
+        body["chat_template_kwargs"] = rendering.values()
+    if rendering.continues:
+        body |= {"continue_final_message": True, "add_generation_prompt": False}
+    if owner not in RENDERING:
+        raise InvalidRequestError("the upstream's chat template is not ours to direct", param=next(iter(body)))
     return body
 
 

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from msgspec import structs
@@ -25,12 +25,13 @@ from nsllm.node.engine.conversation import (
     native_turns,
     plain_turns,
     takes_tools,
+    template_options,
     uses_tools,
 )
 from nsllm.node.engine.devices import HERE, Devices
 from nsllm.node.engine.general import SAFE, GeneralCache, OneByOne, TransformersBackend, end_tokens
 from nsllm.node.errors import ConfigError
-from nsllm.record import Message, Tool
+from nsllm.record import Message, Rendering, Tool
 
 TEXT_INPUTS: Final = frozenset({"input_ids", "attention_mask"})
 """What a processor gives beside the inputs that show the pictures."""
@@ -132,13 +133,20 @@ class VisionBackend(TransformersBackend):
                 hint="install what it names; pip install 'nsllm[images]' brings Pillow",
             ) from None
 
-    def chat_tokens(self, messages: Sequence[Message], *, tools: Sequence[Tool] = ()) -> list[int]:
+    def chat_tokens(
+        self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), rendering: Rendering | None = None
+    ) -> list[int]:
         """Prompt for the assistant's next turn; where a picture stood, a word says so: who judges has no pictures."""
         told = [structs.replace(message, content=message.content.replace(PLACE, GONE)) for message in messages]
-        return list(self.picture_tokens(told, (), tools=tools))
+        return list(self.picture_tokens(told, (), tools=tools, rendering=rendering))
 
     def picture_tokens(
-        self, messages: Sequence[Message], images: Sequence[bytes], *, tools: Sequence[Tool] = ()
+        self,
+        messages: Sequence[Message],
+        images: Sequence[bytes],
+        *,
+        tools: Sequence[Tool] = (),
+        rendering: Rendering | None = None,
     ) -> Sight:
         """Prompt for the assistant's next turn, with pictures.
 
@@ -155,15 +163,21 @@ class VisionBackend(TransformersBackend):
         pictures = iter([Image.open(io.BytesIO(image), formats=["PNG"]).convert("RGB") for image in images])
         try:
             with template_alarm():
-                native = uses_tools(messages, tools) and takes_tools(str(self._processor.chat_template))
+                template = str(self._processor.chat_template)
+                native = uses_tools(messages, tools) and takes_tools(template)
                 turns = native_turns(messages) if native else plain_turns(messages, tools)
                 turns = [{**turn, "content": _parts(turn["content"], pictures)} for turn in turns]
-                options = {"tools": native_tools(tools)} if native else {}
-                self._processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options)
+                continues = rendering is not None and rendering.continues
+                options: dict[str, Any] = {
+                    **({"tools": native_tools(tools)} if native else {}),
+                    "add_generation_prompt": not continues,
+                    "continue_final_message": continues,
+                    **template_options(template, rendering),
+                }
+                self._processor.apply_chat_template(turns, tokenize=False, **options)
             given = self._processor.apply_chat_template(
                 turns,
                 tokenize=True,
-                add_generation_prompt=True,
                 return_dict=True,
                 return_tensors="pt",
                 **options,

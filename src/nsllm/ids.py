@@ -39,7 +39,7 @@ EpochField = Annotated[Epoch, Meta(ge=0, le=2**62)]
 PpmField = Annotated[Ppm, Meta(ge=0, le=1_000_000)]
 TimeMsField = Annotated[TimeMs, Meta(ge=0, le=2**53)]
 CountField = Annotated[int, Meta(ge=0, le=2**62)]
-NameField = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
+NameField = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9_.-]*\Z")]
 
 ZERO_DIGEST: Final = Digest(bytes(32))
 PPM_ONE: Final = Ppm(1_000_000)

@@ -6,6 +6,7 @@ canonical values: sampling parameters are integers in millionths, embeddings are
 
 from __future__ import annotations
 
+import json
 from functools import cached_property
 from typing import Annotated, Final, Literal, Self
 
@@ -41,6 +42,15 @@ MAX_SOURCE_CHARS: Final = 200
 MAX_STOP_TOKENS: Final = 64
 MAX_BAD_WORDS: Final = 64
 MAX_BAD_WORD_CHARS: Final = 64
+MAX_TEMPLATE_OPTIONS: Final = 16
+MAX_OPTION_CHARS: Final = 4_096
+TEMPLATE_WORDS: Final = frozenset(
+    {
+        "messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "raise_exception",
+        "strftime_now", "range", "dict", "lipsum", "cycler", "joiner", "namespace",
+    }
+)  # fmt: skip
+"""What chat templates are given anyway: the conversation, and jinja's own functions."""
 MAX_EVIDENCE: Final = 32
 """Chunks that one answer cites."""
 
@@ -52,6 +62,9 @@ TextField = Annotated[str, Meta(max_length=MAX_TEXT_CHARS)]
 TokenField = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Visibility = Literal["private", "group", "public"]
 NameField = Annotated[str, Meta(min_length=1, max_length=64)]
+OptionName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z_][A-Za-z0-9_]*\Z")]
+OptionField = Annotated[str, Meta(max_length=MAX_OPTION_CHARS, pattern=r'^(true\Z|false\Z|-?[0-9]{1,19}\Z|")')]
+OptionValue = bool | int | str
 FinishReason = Literal["stop", "length", "content_filter"]
 
 
@@ -125,6 +138,32 @@ class Sampling(Value, frozen=True, kw_only=True):
     `nsllm.node.engine.truncation`."""
 
 
+class Rendering(Value, frozen=True, kw_only=True):
+    """How a conversation becomes a prompt, where a caller asks for more than the chat template does by itself."""
+
+    options: Annotated[tuple[tuple[OptionName, OptionField], ...], Meta(max_length=MAX_TEMPLATE_OPTIONS)] = ()
+    """(name, value) that the template is told beside the conversation, by rising name; `chat_template_kwargs`. A value
+    is true, false, a whole number or text, as JSON writes it."""
+    continues: bool = False
+    """The last message is the assistant's, and the answer goes on with it; `continue_final_message`."""
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.options]
+        if names != sorted(set(names)):
+            raise ValueError("options of a chat template that are not in rising order of their names")
+        if taken := TEMPLATE_WORDS.intersection(names):
+            raise ValueError(f"{min(taken)!r} is no option of a chat template")
+        if not names and not self.continues:
+            raise ValueError("a rendering that asks for nothing")
+        for name, text in self.options:
+            if option_text(_option(text)) != text:
+                raise ValueError(f"option {name!r} is no value in JSON's shortest spelling")
+
+    def values(self) -> dict[str, OptionValue]:
+        """The options as a template takes them."""
+        return {name: _option(text) for name, text in self.options}
+
+
 class Request(Value, frozen=True, kw_only=True):
     """What was asked, in its canonical form; its digest is the exact-match key of the cache."""
 
@@ -142,11 +181,26 @@ class Request(Value, frozen=True, kw_only=True):
     is the text's own tokens, also where those were sent; so one prompt has one key."""
     tools: Annotated[tuple[Tool, ...], Meta(max_length=64)] = ()
     guide: Guide | None = None
+    rendering: Rendering | None = None
+    """None: the model's chat template as it is, and an answer of its own."""
     attachments: Annotated[tuple[DigestField, ...], Meta(max_length=64)] = ()
 
     def __post_init__(self) -> None:
         if self.prompt_token_ids and self.form != "text":
             raise ValueError("a conversation with a prompt's token ids")
+        if self.rendering is None:
+            return
+        last = self.messages[-1]
+        if self.form != "chat":
+            raise ValueError("a text with options of a chat template")
+        if self.rendering.continues and (last.role != "assistant" or last.tool_calls or not last.content.strip()):
+            raise ValueError("an answer that continues a message which is no text of the assistant's")
+
+    def judged(self, answer: str) -> tuple[tuple[Message, ...], str]:
+        """What an answer replies to, and the whole of the reply: one that continues a message is judged with it."""
+        if self.rendering is None or not self.rendering.continues:
+            return self.messages, answer
+        return self.messages[:-1], self.messages[-1].content + answer
 
     def question(self) -> str:
         """The last user turn: what relevance is judged against and what semantic look-ups embed."""
@@ -160,7 +214,7 @@ class Chunk(Value, frozen=True, kw_only=True):
     member: AddressField
     document: DigestField
     """SHA-256 of the file, as `sha256sum` prints it."""
-    source: Annotated[str, Meta(min_length=1, max_length=MAX_SOURCE_CHARS, pattern=r"^[^\x00-\x1f\x7f]+$")]
+    source: Annotated[str, Meta(min_length=1, max_length=MAX_SOURCE_CHARS, pattern=r"^[^\x00-\x1f\x7f]+\Z")]
     """The file's name, without its folder."""
     number: Annotated[int, Meta(ge=0, le=1_000_000)]
     """Its place among the document's chunks."""
@@ -285,6 +339,19 @@ class SignedRecord(Value, frozen=True, kw_only=True, dict=True):
     def size_bytes(self) -> int:
         """Length of the canonical encoding."""
         return self.record.size_bytes + SIGNED_BYTES
+
+
+def option_text(value: OptionValue) -> str:
+    """An option of `Rendering` as it stands there."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _option(text: str) -> OptionValue:
+    """Raises `ValueError` if it is none."""
+    value = json.loads(text)
+    if not isinstance(value, bool | int | str):
+        raise ValueError("an option that is neither true, false, a whole number nor text")  # noqa: TRY004 - as msgspec wants it
+    return value
 
 
 def request_key(network: NetworkId, request: Request, salt: bytes = b"") -> Digest:

@@ -18,7 +18,7 @@ from nsllm.cache_dht.guards import (
 )
 from nsllm.cache_dht.observations import BINS
 from nsllm.cache_dht.wording import MAX_CHARS, read
-from nsllm.record import Guide, Message, Request, Sampling, Tool
+from nsllm.record import Guide, Message, Rendering, Request, Sampling, Tool
 
 SAME = [
     ("who wrote the book frankenstein", "Who is the author of the book Frankenstein?"),
@@ -150,6 +150,7 @@ def request(*contents: str, **changes: object) -> Request:
         ({"tools": (Tool(name="clock"),)}, False),
         ({"guide": Guide(kind="json_object")}, False),
         ({"attachments": (bytes(32),)}, False),
+        ({"rendering": Rendering(options=(("thinking", "true"),))}, False),
         ({"form": "text"}, False),
     ],
 )

@@ -18,7 +18,7 @@ from nsllm.governance.ports import Claim, Likelihood, Trace
 from nsllm.governance.validation import Measure
 from nsllm.governance.validator import Validator
 from nsllm.ids import Address, Digest, NetworkId, TimeMs
-from nsllm.record import Message, Record, Request, Sampling
+from nsllm.record import Message, Record, Rendering, Request, Sampling
 
 SCORER, ENCODER = Digest(b"s" * 32), Digest(b"e" * 32)
 POLICY = default_policy(SCORER, ENCODER)
@@ -135,6 +135,22 @@ async def test_the_rubrics_dimensions_in_order_in_one_call_a_model():
     [item] = layers.items
     assert item.question == "And tides?"
     assert (item.features.logprob_micro, item.features.gain_micro) == (-700_000, 600_000)
+
+
+async def test_an_answer_that_continues_a_message_is_judged_with_it():
+    asked: list[object] = []
+
+    class Listening(Models):
+        async def likelihoods(self, items, *, most_tokens=512):
+            asked.extend(items)
+            return await super().likelihoods(items, most_tokens=most_tokens)
+
+    begun = (Message(role="user", content="What is the Moon?"), Message(role="assistant", content="It is a "))
+    request = msgspec.structs.replace(record().request, messages=begun, rendering=Rendering(continues=True))
+    layers = Layers()
+    await observe(Listening(), layers, of=msgspec.structs.replace(record("satellite."), request=request))
+    assert asked[0] == (begun[:1], "It is a satellite.")
+    assert (layers.items[0].question, layers.items[0].answer) == ("What is the Moon?", "It is a satellite.")
 
 
 async def test_relevance_may_lean_on_the_conversation():

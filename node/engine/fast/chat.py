@@ -13,15 +13,18 @@ from tokenizers import Tokenizer
 from nsllm.node.engine.backend import TemplateError, template_alarm
 from nsllm.node.engine.conversation import (
     REFUSALS,
+    cut_open,
     native_tools,
     native_turns,
+    opened,
     plain_turns,
     takes_tools,
     template_environment,
+    template_options,
     uses_tools,
 )
 from nsllm.node.engine.spelling import spelling_of
-from nsllm.record import Message, Tool
+from nsllm.record import Message, Rendering, Tool
 
 TEMPLATE_FILE: Final = "chat_template.jinja"
 TEMPLATE_FOLDER: Final = "additional_chat_templates"
@@ -54,11 +57,13 @@ class ChatText:
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_token_ids = frozenset(number for number, token in added.items() if token.special)
 
-    def chat_tokens(self, messages: Sequence[Message], *, tools: Sequence[Tool] = ()) -> list[int]:
+    def chat_tokens(
+        self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), rendering: Rendering | None = None
+    ) -> list[int]:
         """Prompt for the assistant's next turn; the template runs in jinja's sandbox, under an alarm."""
         try:
             with template_alarm():
-                prompt = self._render(messages, tools)
+                prompt = self._render(messages, tools, rendering)
         except REFUSALS as error:
             raise TemplateError(f"the model's chat template refuses this conversation: {str(error)[:200]}") from None
         return self.tokens(prompt)
@@ -78,7 +83,7 @@ class ChatText:
         decoded: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
         return decoded
 
-    def _render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+    def _render(self, messages: Sequence[Message], tools: Sequence[Tool], rendering: Rendering | None) -> str:
         source = self.tool_template if tools and self.tool_template is not None else self.template
         if source is None:
             raise TemplateError("there is none in the model's folder")
@@ -86,13 +91,16 @@ class ChatText:
         template = self._compiled.get(source)
         if template is None:
             template = self._compiled[source] = template_environment().from_string(source)
-        return template.render(
-            messages=native_turns(messages) if native else plain_turns(messages, tools),
+        turns = native_turns(messages) if native else plain_turns(messages, tools)
+        continues = rendering is not None and rendering.continues
+        prompt = template.render(
+            messages=opened(turns) if continues else turns,
             tools=native_tools(tools) if native else None,
             documents=None,
-            add_generation_prompt=True,
-            **self._specials,
+            add_generation_prompt=not continues,
+            **{**self._specials, **template_options(source, rendering)},
         )
+        return cut_open(prompt, turns[-1]["content"]) if continues else prompt
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -11,9 +11,11 @@ from nsllm.node.api.chat_body import ChatBody, chat_commands
 from nsllm.node.api.openai_errors import ApiError
 from nsllm.node.api.requests import decode
 from nsllm.node.errors import InvalidRequestError
-from nsllm.record import Guide
+from nsllm.record import Guide, Rendering
 
 USER = {"role": "user", "content": "Hi"}
+SAID = {"role": "assistant", "content": "Well,"}
+CALLS = {**SAID, "tool_calls": [{"id": "a", "type": "function", "function": {"name": "now", "arguments": "{}"}}]}
 
 
 def commands(**fields):
@@ -66,6 +68,7 @@ def test_sampling_fields_become_integers(fields, attribute, value):
         {"logit_bias": {}, "functions": [], "parallel_tool_calls": True, "prediction": None},
         {"min_tokens": 0, "ignore_eos": False, "skip_special_tokens": True, "stop_token_ids": [], "priority": 3},
         {"structured_outputs": None, "guided_json": None, "add_generation_prompt": True, "request_id": "r"},
+        {"continue_final_message": False, "chat_template_kwargs": {}},
     ],
 )
 def test_fields_that_change_nothing_are_accepted(fields):
@@ -156,6 +159,24 @@ def test_fields_that_change_nothing_are_accepted(fields):
         ({"skip_special_tokens": False}, "skip_special_tokens"),
         ({"chat_template": "{{ x }}"}, "chat_template"),
         ({"continue_final_message": True}, "continue_final_message"),
+        ({"continue_final_message": True, "messages": [USER, {**SAID, "content": " "}]}, "continue_final_message"),
+        ({"continue_final_message": True, "messages": [USER, CALLS]}, "continue_final_message"),
+        (
+            {"continue_final_message": True, "add_generation_prompt": True, "messages": [USER, SAID]},
+            "add_generation_prompt",
+        ),
+        ({"add_generation_prompt": False}, "add_generation_prompt"),
+        ({"chat_template_kwargs": {"messages": "x"}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"raise_exception": "x"}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"a b": "x"}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"ä": "x"}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"a" * 65: "x"}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {f"a{i}": 1 for i in range(17)}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"budget": 0.5}}, "chat_template_kwargs.budget"),
+        ({"chat_template_kwargs": {"budget": None}}, "chat_template_kwargs.budget"),
+        ({"chat_template_kwargs": {"budget": [1]}}, "chat_template_kwargs.budget"),
+        ({"chat_template_kwargs": {"budget": 10**19}}, "chat_template_kwargs.budget"),
+        ({"chat_template_kwargs": {"style": "x" * 4_095}}, "chat_template_kwargs.style"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"frobnicate": 1}, "frobnicate"),
     ],
@@ -165,6 +186,23 @@ def test_a_bad_field_is_named(fields, param):
         commands(**fields)
     assert caught.value.status == 400
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize("opening", [{}, {"add_generation_prompt": False}])
+def test_how_a_conversation_is_rendered(opening):
+    sent = {"thinking": True, "budget": 1 - 10**19, "a" * 64: "ä" * 4_094, "style": 'a "b"'}
+    options = (
+        ("a" * 64, f'"{"ä" * 4_094}"'),
+        ("budget", "-9999999999999999999"),
+        ("style", '"a \\"b\\""'),
+        ("thinking", "true"),
+    )
+    asked = command(messages=[USER, SAID], continue_final_message=True, chat_template_kwargs=sent, **opening)
+    assert asked.rendering == Rendering(options=options, continues=True)
+    assert asked.rendering.values() == sent
+    assert command(messages=[USER, SAID]).rendering is None
+    other = command(chat_template_kwargs=dict(reversed(sent.items())))
+    assert other.rendering == Rendering(options=options)
 
 
 def test_tokens_that_end_an_answer_are_a_set():

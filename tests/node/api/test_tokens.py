@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from nsllm.record import Rendering
+
 MODEL = "smollm2-135m-instruct"
 
 
@@ -28,6 +30,14 @@ async def test_a_conversation_is_tokenized_as_it_would_be_asked(running):
     assert (command.form, len(command.messages), command.tools[0].name) == ("chat", 2, "now")
 
 
+async def test_a_conversation_is_tokenized_as_it_would_be_rendered(running):
+    turns = [{"role": "user", "content": "good"}, {"role": "assistant", "content": "go"}]
+    body = {"messages": turns, "continue_final_message": True, "chat_template_kwargs": {"thinking": False}}
+    assert (await running.http.post("/tokenize", json=body)).status_code == 200
+    (command,) = running.service.commands
+    assert command.rendering == Rendering(options=(("thinking", "false"),), continues=True)
+
+
 async def test_tokens_become_text(running):
     answer = await running.http.post("/detokenize", json={"model": MODEL, "tokens": [2, 3]})
     assert answer.json() == {"prompt": "xx xxx"}
@@ -40,6 +50,8 @@ async def test_tokens_become_text(running):
         ("/tokenize", {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}, "prompt"),
         ("/tokenize", {"prompt": "x" * 100_001}, "prompt"),
         ("/tokenize", {"prompt": "a", "add_generation_prompt": False}, "add_generation_prompt"),
+        ("/tokenize", {"prompt": "a", "continue_final_message": True}, "continue_final_message"),
+        ("/tokenize", {"prompt": "a", "chat_template_kwargs": {"thinking": True}}, "chat_template_kwargs"),
         ("/tokenize", {"messages": []}, "messages"),
         ("/detokenize", {"tokens": [-1]}, "tokens[0]"),
         ("/detokenize", {"tokens": [2**31]}, "tokens[0]"),

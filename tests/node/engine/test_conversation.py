@@ -22,7 +22,7 @@ from nsllm.node.engine.conversation import (
 from nsllm.node.engine.fast.chat import ChatText
 from nsllm.node.engine.general import TransformersBackend
 from nsllm.node.engine.tools import parse_answer
-from nsllm.record import Guide, Message, Tool, ToolCall
+from nsllm.record import Guide, Message, Rendering, Tool, ToolCall
 
 WEATHER = Tool(
     name="get_weather",
@@ -146,6 +146,59 @@ def test_a_folder_may_have_another_template_for_tools(tiny, tmp_path):
         prompt = chat.chat_tokens(CALLED, tools=tools)
         assert prompt == general.chat_tokens(CALLED, tools=tools)
         assert chat.text(prompt).startswith("TOOLS") == bool(tools)
+
+
+BEGUN = (Message(role="user", content="Köln?"), Message(role="assistant", content="It is  \n"))
+TRIMMING = """{%- for m in messages %}{{ "<" + m.role + ">" + m.content | trim + "</>" }}{% endfor %}
+{%- if add_generation_prompt %}<assistant>{% endif %}{% if thinking is defined and not thinking %}<none>{% endif %}"""
+PLAIN = TRIMMING.replace(" | trim", "")
+HIDING = TRIMMING.replace("m.content | trim", "m.content[:2]")
+RENDERINGS = [
+    Rendering(continues=True),
+    Rendering(options=(("budget", "7"), ("thinking", "false"))),
+    Rendering(options=(("thinking", "true"),), continues=True),
+    Rendering(options=(("bos_token", '"<s>"'), ("eos_token", '"</s>"'))),
+]
+
+
+@pytest.mark.parametrize("rendering", RENDERINGS)
+@pytest.mark.parametrize("template", [None, PLAIN, TRIMMING, NATIVE, PLAIN + "{{ bos_token }}"])
+def test_a_conversation_is_rendered_as_by_transformers(backend, put_template, general, rendering, template):
+    if template is not None:
+        put_template(template)
+    source = template or general._tokenizer.chat_template
+    expected = general._tokenizer.apply_chat_template(
+        native_turns(BEGUN),
+        chat_template=source,
+        tokenize=False,
+        add_generation_prompt=not rendering.continues,
+        continue_final_message=rendering.continues,
+        **rendering.values(),
+    )
+    assert backend.chat_tokens(BEGUN, rendering=rendering) == backend.tokens(expected)
+
+
+def test_an_answer_goes_on_where_the_last_message_ends(backend, put_template):
+    shown = {}
+    for name, template in (("plain", PLAIN), ("trimming", TRIMMING)):
+        put_template(template)
+        shown[name] = backend.text(backend.chat_tokens(BEGUN, rendering=Rendering(continues=True)))
+    assert shown == {"plain": "<user>Köln?</><assistant>It is  \n", "trimming": "<user>Köln?</><assistant>It is"}
+    put_template(PLAIN)
+    assert backend.text(backend.chat_tokens(BEGUN)).endswith("<assistant>It is  \n</><assistant>")
+    off = Rendering(options=(("thinking", "false"),))
+    assert backend.text(backend.chat_tokens(BEGUN, rendering=off)).endswith("</><assistant><none>")
+
+
+def test_a_template_that_hides_the_last_message_is_not_gone_on_with(backend, put_template):
+    put_template(HIDING)
+    with pytest.raises(TemplateError, match=r"last message|final message"):
+        backend.chat_tokens(BEGUN, rendering=Rendering(continues=True))
+
+
+def test_options_that_a_template_does_not_look_at_change_nothing(backend):
+    odd = Rendering(options=(("max_length", "1"), ("padding", '"max_length"'), ("return_dict", "true")))
+    assert backend.chat_tokens(BEGUN, rendering=odd) == backend.chat_tokens(BEGUN)
 
 
 def test_a_schema_that_is_none_is_refused_by_the_template(backend):

@@ -26,7 +26,7 @@ from nsllm.node.engine.protocol import (
     Step,
 )
 from nsllm.node.engine.scheduler import Scheduler
-from nsllm.record import Message, Request, Sampling
+from nsllm.record import Message, Rendering, Request, Sampling
 
 GREEDY = Sampling(temperature_micro=0, top_p_micro=1_000_000, top_k=0, seed=1, max_tokens=12)
 LONG = "The quick brown fox. " * 40
@@ -63,6 +63,7 @@ def claim_of(said, request, job=0):
             sampling=request.sampling,
             form=request.form,
             prompt_token_ids=request.prompt_token_ids,
+            rendering=request.rendering,
         ),
         sampling=msgspec.structs.replace(request.sampling, max_tokens=started.max_tokens),
         prompt_token_ids=started.prompt_token_ids,
@@ -151,6 +152,21 @@ def test_a_record_that_cut_otherwise_than_it_was_asked_is_found_out(fast):
         (dataclasses.replace(claim, sampling=shorter, prompt_token_ids=claim.prompt_token_ids[1:]), "sampling"),
     ):
         assert trace(fast, forged).fault == fault
+
+
+def test_a_message_is_gone_on_with_as_transformers_would_and_found_to_be(backend, general):
+    begun = (*user("Count to five."), Message(role="assistant", content="one two"))
+    request = dataclasses.replace(asked(""), messages=begun, rendering=Rendering(continues=True))
+    claim = claim_of(run(backend, request, asked("beside it")), request)
+    turns = [{"role": message.role, "content": message.content} for message in begun]
+    prompt = general._tokenizer.apply_chat_template(turns, tokenize=False, continue_final_message=True)
+    assert prompt.endswith("one two")
+    assert list(claim.prompt_token_ids) == general.tokens(prompt)
+    found = trace(backend, claim)
+    assert (found.fault, found.likelihood) == (None, None)  # it is judged with the message that it continues
+    assert found.worst_strain <= 0.0625
+    other = msgspec.structs.replace(claim.request, rendering=None)
+    assert trace(backend, dataclasses.replace(claim, request=other)).fault == "prompt"
 
 
 def test_what_cannot_be_cut_is_refused_alone(backend):

@@ -11,7 +11,7 @@ from nsllm.node.engine.port import EngineRequest
 from nsllm.node.engine.tools import guide_for_tools
 from nsllm.node.engine.upstream_request import make_post
 from nsllm.node.errors import InvalidRequestError
-from nsllm.record import Guide, Message, Sampling, Tool, ToolCall
+from nsllm.record import Guide, Message, Rendering, Sampling, Tool, ToolCall
 
 MODEL = "big-model"
 CHAT = (Message(role="user", content="a secret question"),)
@@ -88,6 +88,7 @@ def test_no_field_of_a_request_is_forgotten(name):
         "prompt_token_ids": (1,),
         "tools": TOOLS,
         "guide": Guide(kind="json_object"),
+        "rendering": Rendering(options=(("thinking", "true"),)),
         "top_logprobs": 0,
         "prompt_logprobs": 0,
         "client": "somebody",
@@ -97,11 +98,29 @@ def test_no_field_of_a_request_is_forgotten(name):
     request = EngineRequest(**{"messages": CHAT, "sampling": Sampling(), name: values[name]})
     if name in {"client", "model"}:  # whose turn it is and which engine answers is decided here
         assert not added(request)
+    elif name == "rendering":
+        assert added(request, "vllm") == {"chat_template_kwargs": {"thinking": True}}
     elif name in {"images", "prompt_token_ids", "prompt_logprobs"}:
         with pytest.raises(InvalidRequestError, match="upstream"):
             make_post(MODEL, request, None)
     else:
         assert added(request)
+
+
+@pytest.mark.parametrize(
+    ("rendering", "sent"),
+    [
+        (Rendering(continues=True), {"continue_final_message": True, "add_generation_prompt": False}),
+        (Rendering(options=(("a", "1"), ("b", '"x"'))), {"chat_template_kwargs": {"a": 1, "b": "x"}}),
+    ],
+)
+def test_a_template_is_directed_where_the_server_can(rendering, sent):
+    request = EngineRequest(CHAT, Sampling(), rendering=rendering)
+    assert added(request, "vllm") == added(request, "nsllm") == sent
+    for owner in (None, "llamacpp", "openai"):
+        with pytest.raises(InvalidRequestError) as refused:
+            make_post(MODEL, request, owner)
+        assert refused.value.param == next(iter(sent))
 
 
 def test_a_text_prompt_goes_where_no_template_is():
