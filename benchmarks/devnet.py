@@ -1,8 +1,8 @@
 """How fast the whole road is on a devnet of four real peers: tokens, certificates, anchors, cache hits.
 
 Starts `nsllm devnet --peers 4` with the default models on this machine, streams benign questions over all peers, and
-takes the time from an answer's last token to its certificate and to its certified anchor, as a client sees it (the
-receipt's long poll looks every 0.2 s). Then every published answer is asked for again on another peer.
+takes the time from an answer's last token to its certificate and to its certified anchor, as a client sees it.
+Then every published answer is asked for again on another peer.
 
     python benchmarks/devnet.py --quick --json
 """

@@ -102,6 +102,7 @@ class Completions:
         self._offload = offload
         self._lock = trio.Lock()
         self._cached: Callable[[Digest], None] = lambda _record: None
+        self._ended: Callable[[Digest], None] = lambda _record: None
         self._waiting: list[_Job] = []
         self._notes: dict[str, tuple[str, TimeMs]] = {}
         """Detail and time of completions without a record that are not written yet."""
@@ -180,6 +181,10 @@ class Completions:
         """Call `watcher` with each record of somebody else that an answer was taken from; it must not block."""
         self._cached = watcher
 
+    def watch_ended(self, watcher: Callable[[Digest], None]) -> None:
+        """Call `watcher` with each record of which it is written what became of it; it must not block."""
+        self._ended = watcher
+
     async def note(self, completion_id: str, detail: str, now_ms: TimeMs) -> None:
         """A completion that has no record and will have none: private, withheld or unpublished; `detail` says which.
 
@@ -211,6 +216,7 @@ class Completions:
             )
 
         await self._transaction(work)
+        self._ended(record)
 
     async def get(self, completion_id: str) -> Completion | None:
         """One completion."""

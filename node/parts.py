@@ -408,6 +408,7 @@ class Parts:
             signed = self.examiner.release(record)
             if signed is not None:
                 self._keeper.keep(signed)
+        self.receipts.decided((*body.records, *body.unscored_records))
         self.examiner.follow()
         self.directory.follow(self.context.registry.state)
         self._restocker.decided(decided)

@@ -28,7 +28,7 @@ from nsllm.node.service import Brought, Piece, RecordPage, TakenIn, Vectors, Wis
 from nsllm.node.status import anchor_row, certificate_row, offence_row, peer_rows, policy_view
 from nsllm.node.stores import Stores
 from nsllm.node.supervision import keep_going
-from nsllm.node.views import ModelShelf, PeerEvent, PeerRow, Readiness, ReceiptStatus, Status
+from nsllm.node.views import ModelShelf, PeerEvent, PeerRow, Readiness, ReceiptLevel, ReceiptStatus, Status
 from nsllm.node.world import World, real_world
 from nsllm.record import Visibility
 
@@ -124,6 +124,10 @@ class Peer:
     async def receipt(self, completion_id: str) -> ReceiptStatus:
         """What is known of a completion's receipt."""
         return await self.parts.receipts.status(completion_id)
+
+    async def receipt_at(self, completion_id: str, level: ReceiptLevel, timeout_s: float) -> ReceiptStatus:
+        """The same as soon as it has reached a level, or time is up."""
+        return await self.parts.receipts.at(completion_id, level, timeout_s)
 
     def readiness(self) -> Readiness:
         """Genesis loaded, engine up, quorum connected."""

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Final, Literal
 
+import trio
 from msgspec.structs import replace
 
 from nsllm.consensus.certified import CertifiedScores
 from nsllm.governance.ledger import Ledger
 from nsllm.governance.receipt import build_receipt, receipt_text
 from nsllm.governance.record_proof import RecordProof
-from nsllm.ids import hex0x
+from nsllm.governance.waiters import Waiters
+from nsllm.ids import Digest, hex0x
 from nsllm.node.completions import Completion, Completions
 from nsllm.node.context import PeerContext
 from nsllm.node.errors import NotFoundError
-from nsllm.node.views import ReceiptStatus
+from nsllm.node.views import ReceiptLevel, ReceiptStatus
 from nsllm.record import SignedRecord
+
+LOOK_AGAIN_S: Final = 5.0
+"""Whoever waits for a receipt looks again after so long whatever is heard: a snapshot settles records silently."""
 
 
 class Receipts:
@@ -25,6 +31,45 @@ class Receipts:
         self._context = context
         self._completions = completions
         self._ledger = ledger
+        self._waiting = Waiters()
+        """For certificates, by record."""
+        self._waiting_on = Waiters()
+        """For more than that."""
+        completions.watch_ended(self.ended)
+
+    def decided(self, records: Iterable[Digest]) -> None:
+        """A block is committed that settles these records; it may carry others' further, too."""
+        self._waiting.wake(records)
+        self._waiting_on.wake_all()
+
+    def ended(self, record: Digest) -> None:
+        """What became of a record is written, wherever that was known from."""
+        self._waiting.wake((record,))
+        self._waiting_on.wake((record,))
+
+    async def at(self, completion_id: str, level: ReceiptLevel, timeout_s: float) -> ReceiptStatus:
+        """The status once it has reached `level`, can no longer reach it, or time is up.
+
+        Raises:
+            NotFoundError: this peer never gave out that id.
+        """
+        status = await self.status(completion_id)
+        completion = None if status.is_over(level) else await self._completions.get(completion_id)
+        if completion is None or completion.signed is None:
+            return status
+        waiters = self._waiting if level == "certified" else self._waiting_on
+
+        async def look() -> ReceiptStatus | None:
+            nonlocal status
+            status = await self.status(completion_id)
+            return status if status.is_over(level) else None
+
+        record = completion.signed.record.digest()
+        with trio.move_on_after(timeout_s):
+            while True:
+                with trio.move_on_after(LOOK_AGAIN_S):
+                    return await waiters.until(record, look)
+        return status
 
     async def status(self, completion_id: str) -> ReceiptStatus:
         """What is known of a completion's receipt.

@@ -16,7 +16,7 @@ from nsllm.cache_dht.document_store import DocumentRow
 from nsllm.ids import Digest, NetworkId
 from nsllm.node.chat import ChatCommand, ChatEvent, Listener
 from nsllm.node.engine.port import LoadedModel, ModelInfo, Readable
-from nsllm.node.views import ModelShelf, PeerEvent, PeerRow, Readiness, ReceiptStatus, Status
+from nsllm.node.views import ModelShelf, PeerEvent, PeerRow, Readiness, ReceiptLevel, ReceiptStatus, Status
 from nsllm.record import Visibility
 
 
@@ -145,6 +145,14 @@ class PeerService(Protocol):
 
     async def receipt(self, completion_id: str) -> ReceiptStatus:
         """Raises `NotFoundError` for an id that this peer never gave out."""
+        ...
+
+    async def receipt_at(self, completion_id: str, level: ReceiptLevel, timeout_s: float) -> ReceiptStatus:
+        """The receipt as soon as it has reached `level`, can no longer reach it, or time is up: whatever it is then.
+
+        Raises:
+            NotFoundError: this peer never gave out that id.
+        """
         ...
 
     def readiness(self) -> Readiness:

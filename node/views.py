@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from nsllm.node.engine.port import EngineInfo, LoadedModel
 from nsllm.record import Visibility
+
+ReceiptLevel = Literal["certified", "logged", "anchored"]
+LEVELS: Final = ("pending", "certified", "logged", "anchored")
+"""Of receipts, in the order in which one goes through them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,10 @@ class ReceiptStatus:
     """At which validators took the record back."""
     final: bool = False
     """It comes no further: anchored, or its block was never here, or is gone."""
+
+    def is_over(self, level: ReceiptLevel) -> bool:
+        """Whether it has reached a level, or never will."""
+        return self.final or self.state == "none" or LEVELS.index(self.state) >= LEVELS.index(level)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Final
+from typing import Final, cast
 
-import trio
 from aiohttp import web
 
 from nsllm.node.api.context import CONTEXT, Context
 from nsllm.node.api.openai_errors import ApiError, bad_request
 from nsllm.node.api.reply import score_text
 from nsllm.node.errors import NotFoundError
-from nsllm.node.service import PeerService
-from nsllm.node.views import ReceiptStatus
+from nsllm.node.views import LEVELS, ReceiptLevel, ReceiptStatus
 
-LEVELS: Final = ("pending", "certified", "logged", "anchored")
-"""In the order in which a receipt goes through them."""
 DEFAULT_WAIT_S: Final = 30.0
 
 
@@ -35,8 +31,7 @@ async def get_receipt(request: web.Request) -> web.Response:
     if wait is None:
         status = await context.bridge.call(partial(context.service.receipt, completion_id))
     else:
-        watch = partial(_watch, context.service, completion_id, wait, timeout_s, context.settings.receipt_poll_s)
-        status = await context.bridge.call(watch)
+        status = await context.bridge.call(partial(context.service.receipt_at, completion_id, wait, timeout_s))
     headers = _headers(status)
     if status.state == "none":
         raise ApiError(404, f"there is no receipt: {status.detail}", "no_receipt", param="id", headers=headers)
@@ -46,19 +41,7 @@ async def get_receipt(request: web.Request) -> web.Response:
     return web.Response(body=status.receipt_json.encode(), headers=headers, content_type="application/json")
 
 
-async def _watch(
-    service: PeerService, completion_id: str, level: str, timeout_s: float, poll_s: float
-) -> ReceiptStatus:
-    """In trio: the status once it has reached `level`, can no longer reach it, or time is up."""
-    status = await service.receipt(completion_id)
-    with trio.move_on_after(timeout_s):
-        while not status.final and status.state != "none" and LEVELS.index(status.state) < LEVELS.index(level):
-            await trio.sleep(poll_s)
-            status = await service.receipt(completion_id)
-    return status
-
-
-def _wait(request: web.Request, context: Context) -> tuple[str | None, float]:
+def _wait(request: web.Request, context: Context) -> tuple[ReceiptLevel | None, float]:
     wait = request.query.get("wait")
     if wait is not None and wait not in LEVELS[1:]:
         raise bad_request(f"'wait' is {wait[:32]!r}, use certified, logged or anchored", param="wait")
@@ -70,7 +53,7 @@ def _wait(request: web.Request, context: Context) -> tuple[str | None, float]:
         timeout_s = math.nan
     if not 0 <= timeout_s <= longest:  # also refuses NaN
         raise bad_request(f"'timeout_s' must be from 0 to {longest:g} seconds", param="timeout_s")
-    return wait, timeout_s
+    return cast("ReceiptLevel | None", wait), timeout_s
 
 
 def _headers(status: ReceiptStatus) -> dict[str, str]:

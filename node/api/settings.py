@@ -44,7 +44,6 @@ class ApiSettings:
     """A comment line goes to an idle `/events` client this often."""
     receipt_wait_max_s: float = 60.0
     """Longest `timeout_s` of a receipt's long poll."""
-    receipt_poll_s: float = 0.2
     stop_timeout_s: float = 0.5
     """How long handlers may take to end at shutdown before they are cancelled; the whole stop stays below 1 s."""
 

@@ -221,6 +221,14 @@ class FakeService:
         except KeyError:
             raise NotFoundError(f"no completion {completion_id} here", param="id") from None
 
+    async def receipt_at(self, completion_id: str, level, timeout_s: float) -> ReceiptStatus:
+        status = await self.receipt(completion_id)
+        with trio.move_on_after(timeout_s):
+            while not status.is_over(level):
+                await trio.sleep(0.01)
+                status = await self.receipt(completion_id)
+        return status
+
     def readiness(self) -> Readiness:
         return self.ready
 

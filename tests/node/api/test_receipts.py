@@ -64,7 +64,7 @@ async def test_an_unknown_id_is_404(running, path):
 
 
 async def test_waiting_returns_as_soon_as_the_level_is_there(start):
-    running = await start(receipt_poll_s=0.01)
+    running = await start()
     running.service.receipts["c1"] = at("pending")
     answers = []
 
@@ -116,7 +116,7 @@ async def test_bad_waits_are_named(running, query, param):
 
 
 async def test_a_waiting_client_that_leaves_is_not_watched_for_any_more(start):
-    running = await start(receipt_poll_s=0.01)
+    running = await start()
     running.service.receipts["c1"] = at("pending")
     with trio.move_on_after(0.2):
         await running.http.get("/v1/receipts/c1?wait=anchored&timeout_s=60")
