@@ -7,11 +7,12 @@ import trio
 
 from nsllm.governance.validator import Validator
 from nsllm.node import side_door as module
+from nsllm.node.chat import ChatCommand
 from nsllm.node.door import Door
 from nsllm.node.engine.slots import Slots
 from nsllm.node.errors import OverloadedError
 from nsllm.node.federated_cache import FederatedCache
-from nsllm.record import Sampling
+from nsllm.record import Message, Sampling
 from nsllm.simulations.standin import StandInEngine
 
 QUESTION = "Why do tides rise and fall along the coast?"
@@ -137,6 +138,53 @@ def test_a_flood_of_new_questions_is_embedded_a_quarter_of_the_time(on_stage, ov
         assert 0.1 * took_s < spent_s < 0.3 * took_s
 
     on_stage(play, peers=1)
+
+
+def test_a_client_that_floods_takes_no_hit_from_another(on_stage, overload, monkeypatch) -> None:
+    embed = StandInEngine.embed
+
+    async def slowly(self, texts):
+        await trio.sleep(0.3)
+        return await embed(self, texts)
+
+    async def play(stage) -> None:
+        (peer,) = stage.peers
+        await _answered(stage, peer)
+        overload()
+        monkeypatch.setattr(StandInEngine, "embed", slowly)
+
+        async def flood(number: int) -> None:
+            with pytest.raises(OverloadedError):
+                await stage.ask(peer, f"What is the name of river number {number}?", visibility="public")
+
+        async with trio.open_nursery() as nursery:
+            for number in range(100):
+                nursery.start_soon(flood, number)
+                await trio.sleep(0.05)
+                if number % 20 == 10:
+                    events = _Events()
+                    command = ChatCommand(
+                        model="default",
+                        messages=(Message(role="user", content=f"{LIKE}{'?' * (number // 20)}"),),
+                        sampling=Sampling(),
+                        visibility="public",
+                        client="another",
+                    )
+                    await peer.answer(command, events)
+                    assert events.heard[0].source.match == "semantic"
+
+    on_stage(play, peers=1)
+
+
+class _Events:
+    def __init__(self):
+        self.heard = []
+
+    def send_nowait(self, event):
+        self.heard.append(event)
+
+    async def send(self, event):
+        self.heard.append(event)
 
 
 def test_so_many_look_at_once_and_a_look_that_hangs_is_a_refusal(on_stage, overload, monkeypatch) -> None:
