@@ -1,7 +1,8 @@
 """A validator's care for certified records: it keeps each until its holders have it, and pushes what is missing.
 
 The generator pushes first. Should it die before that, the validators notice: in an order that the record's digest
-gives, each asks the holders in its turn and pushes what is missing, so that usually one of them does the work.
+gives, each asks the holders in its turn and pushes what is missing, so that usually one of them does the work. A record
+that no holder takes goes onto the validator's own shelf, on disk, from where stocktaking gives it on.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ class Keeper:
         if scope.group is not None:  # whoever scored it keeps it: nobody else of the group may know what is like it
             await self._hold(scope, certified)
         await trio.sleep(FIRST_LOOK_S + TURN_S * self._turn(certified))
-        missing = scope.cache.holders_of_record(certified)
+        missing = holders = scope.cache.holders_of_record(certified)
+        shelved = False
         for look in range(LOOKS):
             if self._context.retracted_at(certified.leaf.record) is not None:
                 return
@@ -88,6 +90,7 @@ class Keeper:
             missing = tuple([holder for holder in missing if not await self._push(holder, scope, certified)])
             if not missing:
                 return
+            shelved = shelved or (len(missing) == len(holders) and await self._hold(scope, certified, ours=False))
             await trio.sleep(FIRST_LOOK_S * 2**look)
         log.warning("record_underheld record=%s holders_missing=%d", short(certified.leaf.record), len(missing))
 
@@ -113,9 +116,13 @@ class Keeper:
             return False
         return found is not None and found.signed == certified.signed
 
-    async def _hold(self, scope: Scope, certified: CertifiedRecord) -> bool:
+    async def _hold(self, scope: Scope, certified: CertifiedRecord, *, ours: bool = True) -> bool:
+        """Put it onto our own shelf; not `ours`: whoever's place it has. True once it is on disk."""
         try:
-            await scope.cache.hold(certified)
+            if ours:
+                await scope.cache.hold(certified)
+            else:
+                await scope.cache.hold(certified, check_placement=False)
         except NsllmError as error:
             log.error("keeper_store_failed error=%s", error)
             return False

@@ -27,6 +27,8 @@ class World:
         self.held: list[bytes] = []
         self.hold_fails: list[Exception] = []
         self.disk_fails: list[Exception] = []
+        self.first = 0
+        """The first of the holders; we are 0."""
         self.keeper = Keeper(context=cast.context, proofs=self, scope_of=lambda _signed: Scope(None, self, self, self))
 
     async def wait_certified(self, signed):
@@ -36,9 +38,9 @@ class World:
         return self.cast.certified(signed)
 
     def holders_of_record(self, certified):
-        return tuple(identity.address for identity in self.cast.identities[:3])
+        return tuple(identity.address for identity in self.cast.identities[self.first : self.first + 3])
 
-    async def hold(self, certified):
+    async def hold(self, certified, *, check_placement=True):
         if self.hold_fails:
             raise self.hold_fails.pop()
         self.held.append(certified.leaf.record)
@@ -112,6 +114,22 @@ async def test_a_holder_that_is_away_is_tried_ever_more_seldom_and_then_given_up
     assert pauses == sorted(pauses)
     assert world.keeper.kept() == 0
     assert [holder for _, holder in world.pushes].count(cast.identities[2].peer_id) == 1
+
+
+async def test_a_record_that_no_holder_takes_stays_on_our_own_shelf(cast, autojump_clock, world) -> None:
+    world.first = 1
+    for identity in cast.identities[1:4]:
+        world.shelves[identity.peer_id] = world.push_fails[identity.peer_id] = DeadlineError("silent")
+    lost, found = cast.record("first"), cast.record("second")
+    world.hold_fails = [StoreError("record store: disk is full")]
+    world.keeper.keep(lost)
+    await trio.sleep(2_000)
+    assert world.held == [lost.record.digest()]
+    one = cast.identities[1].peer_id
+    del world.shelves[one], world.push_fails[one]
+    world.keeper.keep(found)
+    await trio.sleep(2_000)
+    assert world.held == [lost.record.digest()]  # one holder has it: it is theirs to give on
 
 
 async def test_trouble_with_our_own_disk_does_not_stop_the_keeper(cast, autojump_clock, world) -> None:
