@@ -37,10 +37,16 @@ def text_of(tmp_path, name, data):
         ("semi.csv", 'name;note\nAldern;"granite; old"\n', "name: Aldern; note: granite; old"),
         ("a.json", '[{"a": {"b": [1, true]}, "c": null}, {"d": "x"}]', "a.b[0]: 1\na.b[1]: true\n\nd: x"),
         ("b.json", '{"name": "Aldern", "empty": ""}', "name: Aldern"),
+        ("half.json", r'{"name": "Ald\ud800ern"}', "name: Ald?ern"),
     ],
 )
 def test_text_comes_out(tmp_path, name, data, text) -> None:
     assert text_of(tmp_path, name, data) == text
+
+
+def test_tags_that_never_end_cost_no_time(tmp_path) -> None:
+    text = text_of(tmp_path, "open.html", "<p>One.</p>" + "<div" * 100_000)
+    assert text.startswith("One.")
 
 
 @pytest.mark.parametrize(
@@ -54,6 +60,7 @@ def test_text_comes_out(tmp_path, name, data, text) -> None:
         ("empty.txt", b"", "is empty"),
         ("bad.json", b"{", "is no JSON"),
         ("deep.json", b"[" * 100_000, "JSON|nested too deep"),
+        ("nul.json", rb'["\u0000 hello"]', "control characters"),
         ("bad.csv", b"a,b\n1,2,3\n", "row 2"),
         ("quote.csv", b'a,b\n"1,2\n', "is no CSV"),
     ],

@@ -24,6 +24,9 @@ BLOCKS: Final = re.compile(
     r"|[ou]l|p|pre|section|table|t[dhr]|title"
 )
 """Elements that begin and end a paragraph."""
+MAX_UNCLOSED: Final = 1_000
+_UNCLOSED: Final = re.compile(r"<(?=[^<>]*(?:<|$))")
+"""A tag that does not end before the next one begins."""
 HIDDEN: Final = frozenset(("script", "style", "template", "noscript", "svg"))
 
 
@@ -66,7 +69,9 @@ def extract(path: Path, data: bytes) -> str:
             text = _table(path, text, "\t" if suffix == ".tsv" else None)
         elif suffix == ".json":
             text = _json(path, text)
-    text = text.strip()
+    # Lone surrogates come out of JSON's escapes and of damaged fonts; no encoding has them.
+    text = text.encode("utf-8", "replace").decode("utf-8").strip()
+    _check_printable(path, text)
     if not text:
         raise FileError(f"{path} holds no text", hint="a scanned page has to go through OCR first")
     if len(text) > MAX_CHARS:
@@ -85,10 +90,14 @@ def _decoded(path: Path, data: bytes) -> str:
             f"{path} is not text in {named} (byte {error.start})",
             hint=f"if it is text: iconv -f WINDOWS-1252 -t UTF-8 {path.name}; other formats cannot be read",
         ) from None
+    _check_printable(path, text)
+    return text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n\n")
+
+
+def _check_printable(path: Path, text: str) -> None:
     controls = sum(char < " " and char not in "\n\r\t\f" for char in text)
     if "\0" in text or controls > CONTROLS_PART * len(text):
         raise FileError(f"{path} is not text: it holds {controls:,} control characters")
-    return text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n\n")
 
 
 class _Words(HTMLParser):
@@ -123,6 +132,8 @@ class _Words(HTMLParser):
 
 
 def _html(text: str) -> str:
+    if sum(1 for _ in _UNCLOSED.finditer(text)) > MAX_UNCLOSED:  # the parser reads on to the end after each of them
+        text = _UNCLOSED.sub("&lt;", text)
     parser = _Words()
     parser.feed(text)
     parser.close()
@@ -194,5 +205,4 @@ def _pdf(path: Path, data: bytes) -> str:
         raise
     except Exception as error:  # noqa: BLE001 - pypdf raises whatever a damaged file makes it run into
         raise FileError(f"{path} is a damaged PDF: {type(error).__name__}") from None
-    # Lone surrogates come out of damaged fonts; no encoding has them.
-    return "\n\n".join(page.encode("utf-8", "replace").decode("utf-8") for page in pages)
+    return "\n\n".join(pages)
