@@ -6,12 +6,14 @@ what blocks have settled is forgotten, because the ledger knows it. Blocking; on
 
 from __future__ import annotations
 
+import sqlite3
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from nsllm import canonical
-from nsllm.consensus.batch import BatchReveal, SignedCommit
+from nsllm.consensus.batch import BatchCommit, BatchReveal, SignedCommit
 from nsllm.consensus.errors import GuardError
 from nsllm.consensus.observation_message import MAX_OBSERVATION_BYTES
 from nsllm.databases import ON_DISK, Databases
@@ -25,6 +27,7 @@ CREATE TABLE IF NOT EXISTS counter (epoch INTEGER PRIMARY KEY, number INTEGER NO
 CREATE TABLE IF NOT EXISTS batch (
     epoch INTEGER NOT NULL,
     number INTEGER NOT NULL,
+    waiting INTEGER NOT NULL,
     signed BLOB NOT NULL,
     rows BLOB NOT NULL,
     PRIMARY KEY (epoch, number)
@@ -35,7 +38,6 @@ CREATE TABLE IF NOT EXISTS entry (
     number INTEGER NOT NULL,
     PRIMARY KEY (epoch, record)
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS entry_by_batch ON entry (epoch, number);
 """
 
 
@@ -115,32 +117,28 @@ class BatchLog:
         commit = signed.commit
         records = sorted((*commit.record_digests, *commit.abstained))
         with self._database.transaction():
-            if commit.number <= self._last_number(commit.epoch) or self.fresh(commit.epoch, records) != records:
-                raise GuardError(
-                    f"refused to commit to batch {commit.number} of epoch {commit.epoch}: "
-                    "its number or a record of it was committed to before",
-                    hint="if this repeats, another process runs with this key",
-                )
+            if commit.number <= self._last_number(commit.epoch):
+                raise _repeated(commit)
             self._connection.execute("DELETE FROM batch WHERE epoch < ?", (commit.epoch,))
             self._connection.execute("DELETE FROM entry WHERE epoch < ?", (commit.epoch,))
             self._connection.execute("INSERT OR REPLACE INTO counter VALUES (?, ?)", (commit.epoch, commit.number))
             self._connection.execute(
-                "INSERT INTO batch VALUES (?, ?, ?, ?)",
-                (commit.epoch, commit.number, canonical.encode(signed), canonical.encode(reveal)),
+                "INSERT INTO batch VALUES (?, ?, ?, ?, ?)",
+                (commit.epoch, commit.number, len(records), canonical.encode(signed), canonical.encode(reveal)),
             )
-            self._connection.executemany(
-                "INSERT INTO entry VALUES (?, ?, ?)", [(commit.epoch, record, commit.number) for record in records]
-            )
+            try:
+                self._connection.executemany(
+                    "INSERT INTO entry VALUES (?, ?, ?)", [(commit.epoch, record, commit.number) for record in records]
+                )
+            except sqlite3.IntegrityError:  # the record stands there
+                raise _repeated(commit) from None
             self._forget(commit.epoch, settled)
 
     def outstanding(self, epoch: Epoch, count: int) -> list[tuple[SignedCommit, BatchReveal]]:
         """The newest `count` batches of an epoch with records that are not settled, oldest first."""
-        query = (
-            "SELECT signed, rows FROM batch WHERE epoch = ?1 AND number IN"
-            " (SELECT DISTINCT number FROM entry WHERE epoch = ?1 ORDER BY number DESC LIMIT ?2) ORDER BY number"
-        )
+        query = "SELECT signed, rows FROM batch WHERE epoch = ? ORDER BY number DESC LIMIT ?"
         with self._database.guarded():
-            rows = self._connection.execute(query, (epoch, count)).fetchall()
+            rows = self._connection.execute(query, (epoch, count)).fetchall()[::-1]
         return [
             (
                 canonical.decode(signed, SignedCommit, limit_bytes=MAX_OBSERVATION_BYTES),
@@ -155,14 +153,17 @@ class BatchLog:
             self._forget(epoch, records)
 
     def _forget(self, epoch: Epoch, records: Sequence[Digest]) -> None:
-        numbers: set[int] = set()
+        gone: Counter[int] = Counter()
         for places, part in in_parts(records):
             query = f"DELETE FROM entry WHERE epoch = ? AND record IN ({places}) RETURNING number"  # noqa: S608
-            numbers.update(row[0] for row in self._connection.execute(query, (epoch, *part)).fetchall())
-        for number in numbers:
-            left = "SELECT 1 FROM entry WHERE epoch = ?1 AND number = ?2 LIMIT 1"
-            if self._connection.execute(left, (epoch, number)).fetchone() is None:
-                self._connection.execute("DELETE FROM batch WHERE epoch = ? AND number = ?", (epoch, number))
+            gone.update(row[0] for row in self._connection.execute(query, (epoch, *part)).fetchall())
+        self._connection.executemany(
+            "UPDATE batch SET waiting = waiting - ? WHERE epoch = ? AND number = ?",
+            [(count, epoch, number) for number, count in gone.items()],
+        )
+        self._connection.executemany(
+            "DELETE FROM batch WHERE epoch = ? AND number = ? AND waiting = 0", [(epoch, number) for number in gone]
+        )
 
     def _last_number(self, epoch: Epoch) -> int:
         with self._database.guarded():
@@ -172,3 +173,11 @@ class BatchLog:
     def close(self) -> None:
         """Close the file; what was put stays."""
         self._database.close()
+
+
+def _repeated(commit: BatchCommit) -> GuardError:
+    return GuardError(
+        f"refused to commit to batch {commit.number} of epoch {commit.epoch}: "
+        "its number or a record of it was committed to before",
+        hint="if this repeats, another process runs with this key",
+    )
