@@ -71,6 +71,8 @@ class ObservationPool:
         self._cases: dict[Digest, RecordCase] = {}
         self._ready: OrderedDict[Digest, None] = OrderedDict()
         """Records that may be settled, oldest first."""
+        self._coming: set[Digest] = set()
+        """Records that enough validators have committed to and no block may settle yet; counted only."""
         self._closed: dict[Digest, None] = {}
         """Records of ours that are committed to and not opened."""
         self._waits: dict[Digest, float] = {}
@@ -214,6 +216,11 @@ class ObservationPool:
         """Records with enough rows, or too many abstentions, oldest first."""
         return list(self._ready)
 
+    @property
+    def coming(self) -> int:
+        """Records that are not ready, and will be in a moment: enough validators have committed to them."""
+        return len(self._coming)
+
     def due_in_s(self, record: Digest, now: float) -> float:
         """Seconds until a record that is ready goes into a block."""
         return self._cases[record].due_in_s(now)
@@ -241,6 +248,7 @@ class ObservationPool:
         """Forget a record: a block has it."""
         case = self._cases.pop(record, None)
         self._ready.pop(record, None)
+        self._coming.discard(record)
         self._no_longer_closed(record)
         if case is None:
             return
@@ -309,6 +317,7 @@ class ObservationPool:
             if mine:
                 self._closed[record] = None
             self._look_at(record, case)
+            self._note_progress(record, case)
         standing.observed += len(entered)
         for record in abstained:
             case = self._case_of(record)
@@ -317,9 +326,8 @@ class ObservationPool:
             entered.add(record)
             case.abstain(validator, number, now)
             standing.abstained += 1
-            if case.ready:
-                self._ready[record] = None
             self._look_at(record, case)
+            self._note_progress(record, case)
         if commit.abstentions:
             standing.reason = commit.abstentions[-1].reason
         if entered:
@@ -340,8 +348,15 @@ class ObservationPool:
         if validator == self._me:
             self._no_longer_closed(record)
         self._look_at(record, case)
+        self._note_progress(record, case)
+
+    def _note_progress(self, record: Digest, case: RecordCase) -> None:
+        """Something was said about a record: is it ready, or will it be in a moment?"""
         if case.ready:
             self._ready[record] = None
+            self._coming.discard(record)
+        elif case.enough_committed_s is not None:
+            self._coming.add(record)
 
     def _look_at(self, record: Digest, case: RecordCase) -> None:
         """Something was said about a record: may our own row of it be opened?"""
@@ -371,6 +386,8 @@ class ObservationPool:
             self._look_at(record, case)
             if not case.ready:
                 self._ready.pop(record, None)
+            if case.enough_committed_s is None:
+                self._coming.discard(record)
             if case.empty:
                 del self._cases[record]
 

@@ -23,6 +23,10 @@ from nsllm.ids import Address, Digest, Epoch, Height, TimeMs
 RECENT_RECORDS: Final = 65_536
 """Settled records remembered in memory, so that late observations of them are refused at once: about 8 MB."""
 MAX_ADMISSIONS: Final = 256
+BUSY_RECORDS: Final = 64
+"""With so many records that will be due in a moment, a block of its own for each few costs more than that moment."""
+GATHER_S: Final = 0.2
+"""The longest that records which are due wait for such others."""
 UNSETTLED_SPARE: Final = 1024
 """Records nobody speaks of any more, or not yet, that are remembered as not settled before they are swept out."""
 
@@ -163,9 +167,16 @@ class Pending:
         for record in self._ready():
             wait_s = self.pool.due_in_s(record, now)
             if wait_s == 0.0:
-                return 0.0
+                return self._gather_s(record, now)
             least = wait_s if least is None else min(least, wait_s)
         return least
+
+    def _gather_s(self, first: Digest, now: float) -> float:
+        """How long a block that might come at once waits to be filled: blocks cost far more than records."""
+        case = self.pool.case(first)
+        if case is None or self.pool.coming < BUSY_RECORDS:
+            return 0.0
+        return max(0.0, case.ready_since_s() + GATHER_S - now)
 
     def draft(self, now: float, time_ms: TimeMs) -> Draft:
         """What a proposer may put into a block now."""

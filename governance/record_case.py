@@ -154,6 +154,11 @@ class RecordCase:
             return self.enough_opened_s + WAIT_FOR_ALL_S
         return self.hopeless_s if self.hopeless_s is not None else math.inf
 
+    def ready_since_s(self) -> float:
+        """When a block might first have settled the record; infinite before it is ready."""
+        since_s = self.enough_opened_s if self.enough_opened_s is not None else self.hopeless_s
+        return since_s if since_s is not None else math.inf
+
     def timely(self, validator: Address) -> bool:
         """Must an honest proposer have had this validator's row in time (see `TIMELY_S`)?"""
         place, opened = self.committed.get(validator), self.opened.get(validator)

@@ -46,9 +46,9 @@ GATHER_S: Final = 0.1
 """The longest that a row waits for others that are being scored."""
 BUSY_RECORDS: Final = MAX_BATCH_RECORDS
 """With so many records of ours waiting for blocks, messages cost more than a moment's delay: they gather first."""
-FILL_S: Final = 0.04
+FILL_S: Final = 0.08
 """The longest that a batch waits to be filled then."""
-OPEN_TOGETHER_S: Final = 0.02
+OPEN_TOGETHER_S: Final = 0.05
 """How long rows that may be opened wait for others then."""
 RETRY_S: Final = 1.0
 """After a fault of our own disk."""
@@ -249,7 +249,7 @@ class Committer:
                 await self._came.wait()
 
     def _is_busy(self) -> bool:
-        return self._batches.records >= BUSY_RECORDS
+        return self._batches.moving >= BUSY_RECORDS
 
     async def _take_fresh(self) -> tuple[int, list[tuple[Subject, tuple[int, ...]]], list[tuple[Digest, str]]]:
         """The next batch's number, and at most one batch of what is neither settled nor committed to."""

@@ -48,9 +48,9 @@ class OwnBatches:
         return len(self._batches)
 
     @property
-    def records(self) -> int:
-        """Records that wait for a block."""
-        return len(self._by_record)
+    def moving(self) -> int:
+        """Records that wait for a block, without those of batches that were sent again: nobody may ever settle them."""
+        return sum(len(batch.open) for batch in self._batches.values() if batch.pause_s == RESEND_S)
 
     def of(self, record: Digest) -> OwnBatch | None:
         """The batch that a waiting record is in."""

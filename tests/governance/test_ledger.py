@@ -14,6 +14,7 @@ from nsllm.crypto import keccak256
 from nsllm.errors import SignatureError
 from nsllm.governance import ledger as ledger_module
 from nsllm.governance.errors import ChainRefusal
+from nsllm.governance.pending import BUSY_RECORDS, GATHER_S
 from nsllm.ids import Epoch
 
 
@@ -41,6 +42,27 @@ async def test_a_record_is_due_when_all_that_committed_have_opened_or_after_a_wa
     assert not ledger.observations.add_commit(batches[3][0])
     assert not ledger.observations.add_reveal(batches[3][1])
     assert len((await ledger.summary()).blocks) == 1
+
+
+async def test_what_is_due_waits_a_moment_for_many_others_that_will_be(net, autojump_clock) -> None:
+    ledger, keys = await net.open(), net.keys
+    first, *others = [net.record(str(number)) for number in range(BUSY_RECORDS + 1)]
+    batches = [net.batch(key, *others) for key in keys]
+    for commit, _ in batches[:2]:
+        ledger.observations.add_commit(commit)
+    for key in keys:
+        net.observe(ledger, key, first)
+    assert await ledger.due_in() == 0.0, "two of four are not enough: these others may never come"
+    ledger.observations.add_commit(batches[2][0])
+    assert await ledger.due_in() == pytest.approx(GATHER_S)
+    await trio.sleep(GATHER_S)
+    assert await ledger.due_in() == 0.0
+    await net.decide(ledger)
+    ledger.observations.add_commit(batches[3][0])
+    for _, reveal in batches:
+        ledger.observations.add_reveal(reveal)
+    assert await ledger.due_in() == 0.0, "all are here"
+    assert len((await net.decide(ledger)).block.body.records) == BUSY_RECORDS
 
 
 async def test_a_certified_record_holds_and_wakes_who_waits_for_it(net, autojump_clock) -> None:

@@ -228,6 +228,15 @@ async def test_under_load_batches_are_filled_and_rows_opened_together(cast, auto
     assert ready - began < module.FILL_S + module.OPEN_TOGETHER_S + 3 * DELAY_S
 
 
+async def test_records_that_nobody_else_observes_make_nobody_busy(cast, autojump_clock, network) -> None:
+    for i in range(module.BUSY_RECORDS):
+        network.observe(subject(cast, f"nobody else's {i}"), 0)
+    await trio.sleep(2 * own_batches.RESEND_S)
+    began = trio.current_time()
+    network.observe(subject(cast, "lone"))
+    assert await network.ready(0, 1) - began < 2 * DELAY_S + 0.01
+
+
 async def test_lost_messages_are_sent_again_until_a_block_has_the_records(cast, autojump_clock, network) -> None:
     network.lost = lambda _by, _to, _body: trio.current_time() < 3.0
     about = subject(cast, "a")
