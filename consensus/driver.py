@@ -21,6 +21,7 @@ import trio
 from nsllm.clock import Clock
 from nsllm.consensus import core
 from nsllm.consensus.agenda import Agenda, Duty
+from nsllm.consensus.blame import Blame
 from nsllm.consensus.block import DecidedBlock
 from nsllm.consensus.core import State, Step
 from nsllm.consensus.effects import Accuse, BuildValue, Decide, Effect, Relay, Schedule, SignProposal, SignVote
@@ -31,7 +32,6 @@ from nsllm.consensus.events import (
     ConsensusStatus,
     Halted,
     OffenceSeen,
-    PeerBlamed,
     RoundEntered,
     status_of,
 )
@@ -63,7 +63,7 @@ from nsllm.consensus.voice import Voice
 from nsllm.consensus.vote import Proposal
 from nsllm.consensus.wal import WriteAheadLog
 from nsllm.errors import PeerFault
-from nsllm.ids import Address, Digest, Height, NetworkId, TimeMs, hex0x, short
+from nsllm.ids import Address, Digest, Height, NetworkId, TimeMs, hex0x
 
 LOGGER = logging.getLogger(__name__)
 
@@ -131,6 +131,7 @@ class Driver:
         self._answers = AnswerRate(timeouts.resend_s / 2)
         self._recalls = AnswerRate(timeouts.resend_s / 2)
         self._agenda = Agenda(timeouts)
+        self._blames = Blame(observer)
         self._voice = Voice(
             guard=guard, mesh=mesh, wal=wal, started_ms=clock.now_ms(), observer=observer, checkpoint=checkpoint
         )
@@ -373,9 +374,7 @@ class Driver:
             self.accuse(evidence)
 
     def _blame(self, sender: Address | None, error: PeerFault) -> None:
-        name = short(sender) if sender is not None else "source"
-        LOGGER.warning("event=peer_fault peer=%s code=%s", name, error.code)
-        self._observer(PeerBlamed(sender, error.code, str(error)))
+        self._blames.tell(sender, error, trio.current_time())
 
     # What the core wants done
 

@@ -25,6 +25,7 @@ from nsllm.governance.light_client import EpochProof, LightClient
 from nsllm.governance.stored_block import from_stored
 from nsllm.ids import Address, Digest, hex0x
 from nsllm.simulations.errors import InvariantError
+from nsllm.simulations.fair_scores import check_scores
 from nsllm.simulations.signatures import Signatures
 
 LEDGER_FILE: Final = "ledger.sqlite"
@@ -74,7 +75,7 @@ def inspect(
         signatures.add_left(folder, address)
         with closing(sqlite3.connect(f"file:{folder / LEDGER_FILE}?mode=ro", uri=True)) as connection:
             end = (0, Digest(genesis.network_id()))
-            for block in _certified(genesis, connection, name):
+            for block in _certified(genesis, connection, name, byzantine):
                 header = block.block.header
                 known = decided.setdefault(header.height, header.id())
                 if known != header.id():
@@ -100,10 +101,13 @@ def inspect(
     return Inspected(height, log_root, blocks, len(signatures), frozenset(offenders))
 
 
-def _certified(genesis: Genesis, connection: sqlite3.Connection, name: str) -> Iterator[DecidedBlock]:
+def _certified(
+    genesis: Genesis, connection: sqlite3.Connection, name: str, byzantine: frozenset[Address]
+) -> Iterator[DecidedBlock]:
     """The blocks of a ledger, each linked to the one below and certified by its epoch, which follows from the genesis.
 
-    A ledger that has dropped its oldest blocks begins with the first one that it has.
+    A ledger that has dropped its oldest blocks begins with the first one that it has. Scores under the genesis' policy
+    are what the block's rows say.
 
     Raises:
         InvariantError: one of them is not.
@@ -131,6 +135,9 @@ def _certified(genesis: Genesis, connection: sqlite3.Connection, name: str) -> I
             if not linked or block.certificate.header != header:
                 raise InvariantError(f"{name}: block {header.height} does not stand on the one below it")
             trusted.check(block.certificate)
+            if header.policy_digest == genesis.policy.digest():
+                rubric = genesis.policy.rubric
+                check_scores(block.block, genesis.network_id(), trusted.validators, rubric, byzantine)
             if header.ends_epoch:
                 trusted = trusted.advance(handovers[header.height])
             below = header

@@ -11,11 +11,13 @@ from typing import Final
 
 import trio
 
+from nsllm.ids import Height
 from nsllm.simulations.absent import ABSENCE_MINUTES, absent
 from nsllm.simulations.byzantine import byzantine
 from nsllm.simulations.churn import churn
 from nsllm.simulations.colluding import colluding_scorers
 from nsllm.simulations.errors import ScenarioError, UnknownScenarioError
+from nsllm.simulations.fair_scores import check_scores
 from nsllm.simulations.faults import GOSSIP_LOSS, faults
 from nsllm.simulations.heal import heal
 from nsllm.simulations.network import MAX_VALIDATORS, SimulatedNetwork, quiet
@@ -27,6 +29,7 @@ from nsllm.simulations.trace import Trace
 from nsllm.simulations.virtual import run_virtual
 
 Result = dict[str, str | int | float]
+AT_ONCE: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,7 @@ async def _played(scenario: Scenario, network: SimulatedNetwork) -> Result:
     async with trio.open_nursery() as nursery:
         result = await scenario.play(network, nursery)
         network.watch.check()
+        scores = await _scores_checked(network)
         for peer in network.running():
             header = await peer.ledger.header(peer.ledger.height)
             if header is not None:
@@ -144,12 +148,32 @@ async def _played(scenario: Scenario, network: SimulatedNetwork) -> Result:
         "validators": network.validators,
         "commits_checked": network.watch.blocks,
         "signatures_checked": network.watch.signatures,
+        "scores_checked": scores,
         "virtual_s": round(trio.current_time(), 6),
         "messages": network.trace.messages,
         "message_bytes": network.trace.message_bytes,
         "changes": network.trace.changes,
         "digest": network.trace.hexdigest(),
     }
+
+
+async def _scores_checked(network: SimulatedNetwork) -> int:
+    """How many scores of the last epoch the blocks of the furthest peer hold; each is what its rows say.
+
+    Raises:
+        InvariantError: one is not.
+    """
+    furthest = max(network.running(), key=lambda peer: peer.ledger.height)
+    ledger, policy = furthest.ledger, furthest.parts.context.policy
+    height = Height((await ledger.summary()).kept_from)
+    in_force, scores = (ledger.validators.digest(), policy.digest()), 0
+    while blocks := await ledger.decided(height, AT_ONCE):
+        for block in (decided.block for decided in blocks):
+            if (block.header.validators_hash, block.header.policy_digest) == in_force:
+                about = (network.genesis.network_id(), ledger.validators, policy.rubric)
+                scores += check_scores(block, *about, network.watch.byzantine)
+        height = Height(blocks[-1].block.header.height + 1)
+    return scores
 
 
 def _cause(error: BaseException) -> str:

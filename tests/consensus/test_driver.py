@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import trio
 
+from nsllm.consensus import guard_file
 from nsllm.consensus import wal as wal_module
 from nsllm.consensus.driver import Driver
 from nsllm.consensus.errors import ConsensusError, DivergenceError
@@ -377,32 +378,73 @@ async def test_one_liar_cannot_make_us_fetch_or_jump(autojump_clock, house, kit)
         nursery.cancel_scope.cancel()
 
 
-async def test_a_full_disk_sends_nothing(autojump_clock, house, monkeypatch):
-    town = house(1)
-    (peer,) = town.peers
-    await_error = None
+@pytest.mark.parametrize(
+    ("where", "call"),
+    [("wal", "pwrite"), ("wal", "sync_data"), ("wal", "ftruncate"), ("guard", "pwrite"), ("guard", "sync_data")],
+)
+async def test_a_full_disk_sends_nothing(autojump_clock, house, monkeypatch, where, call):
+    """It ends loudly, nothing leaves that is not on disk, and with space again it goes on and contradicts nothing."""
+    town = house(4)
+    victim, others = town.peers[2], [town.peers[i] for i in (0, 1, 3)]
+    module = {"wal": wal_module, "guard": guard_file}[where]
+    failure: list[OwnFault] = []
+
+    async def run():
+        try:
+            await victim.run()
+        except OwnFault as error:
+            failure.append(error)
+            town.mesh.drivers.pop(victim.address)
+
+    def full(*_args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     async with trio.open_nursery() as nursery:
-        await nursery.start(town.mesh.run)
-
-        async def run():
-            nonlocal await_error
-            try:
-                await peer.run()
-            except OwnFault as error:
-                await_error = error
-
+        await start(nursery, town, others)
         nursery.start_soon(run)
-        await trio.sleep(0.1)
-
-        def full(*_args):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        monkeypatch.setattr(wal_module.os, "pwrite", full)
-        peer.want(1)
-        await trio.sleep(1)
-        assert "No space left" in str(await_error)
-        assert (peer.height, peer.moments) == (0, [])
+        town.want(2)
+        await town.until_height(2)
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "os", Replaced(module, victim.folder, call, full))
+            patched.setattr(module, "sync_data", Replaced(module, victim.folder, call, full).sync)
+            before = len(town.mesh.log)
+            town.want(3)
+            await town.until(lambda: bool(failure))
+            assert "No space left" in str(failure[0])
+            said = [decode_message(raw) for frm, _, raw in town.mesh.log[before:] if frm == victim.address]
+            votes = [one for one in said if isinstance(one, Vote) and one.validator == victim.address]
+            assert call == "ftruncate" or all(vote.height < 3 for vote in votes), "that one fails after the decision"
+            await town.until_height(3, others)
+        await nursery.start(victim.run)
+        town.want(5)
+        await town.until_height(5)
         nursery.cancel_scope.cancel()
+    town.check_agreement()
+    assert all(len(values) == 1 for values in signed_by(town, victim).values())
+    assert not [e for p in town.peers for e in p.events if isinstance(e, OffenceSeen)]
+
+
+class Replaced:
+    """Stands in for a module's `os`: one call fails on files of one folder."""
+
+    def __init__(self, module, folder, call, failing):
+        self._os, self._sync = module.os, module.sync_data
+        self._folder, self._call, self._failing = folder, call, failing
+
+    def __getattr__(self, name):
+        return self._guarded(name, getattr(self._os, name)) if name == self._call else getattr(self._os, name)
+
+    def sync(self, handle):
+        return self._guarded("sync_data", self._sync)(handle)
+
+    def _guarded(self, name, real):
+        def called(handle, *more):
+            path = self._os.readlink(f"/proc/self/fd/{handle}")
+            if name == self._call and path.startswith(str(self._folder)):
+                return self._failing(handle, *more)
+            return real(handle, *more)
+
+        return called
 
 
 async def test_rounds_are_told(autojump_clock, house):

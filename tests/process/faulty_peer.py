@@ -10,7 +10,7 @@ without the last argument.
 With the moment `diverging` it has one life, in this process, until it is killed: it passes over the transactions of the
 embedded chain, so that its state is not the one that the others certify. With `equivocating` likewise: after each vote
 of its own it sends the same validator another one, for something else, signed as well. With `forging` it publishes
-answers with a word that its model did not say.
+answers with a word that its model did not say. With `flooding` it sends others what junk.py holds.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from junk import Flood
 from msgspec.structs import replace as changed
 
 from nsllm.clock import SystemClock
@@ -55,9 +56,12 @@ def live(data_dir: Path, moment: str, nth: int, tap: Path, *, engine: bool) -> N
             if passed == nth:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    watch(tap)
+    if moment != "flooding":
+        watch(tap)
     if moment == "equivocating":
         equivocate()
+    if moment == "flooding":
+        Flood(lambda told: write(tap, told)).install()
     if moment == "forging":
         forge()
     if moment == "lying":
@@ -100,6 +104,11 @@ def watch(tap: Path) -> None:
     SignerGuard.vote = noting(SignerGuard.vote)  # type: ignore[method-assign]
     SignerGuard.proposal = noting(SignerGuard.proposal)  # type: ignore[method-assign]
     ConsensusMesh.send = sent  # type: ignore[method-assign]
+
+
+def write(tap: Path, line: str) -> None:
+    with tap.open("a") as file:
+        file.write(line + "\n")
 
 
 def equivocate() -> None:
@@ -164,7 +173,7 @@ def lie() -> None:
     parts.serve_snapshot = lambda directory, store: offered(directory, Lying(store))  # type: ignore[assignment]
 
 
-LIVES_ON = ("diverging", "equivocating", "forging", "lying")
+LIVES_ON = ("diverging", "equivocating", "flooding", "forging", "lying")
 """Moments of a peer that has one life."""
 
 
