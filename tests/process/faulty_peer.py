@@ -15,6 +15,7 @@ answers with a word that its model did not say. With `flooding` it sends others 
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import signal
@@ -25,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from junk import Flood
 from msgspec.structs import replace as changed
 
 from nsllm.clock import SystemClock
@@ -61,7 +61,7 @@ def live(data_dir: Path, moment: str, nth: int, tap: Path, *, engine: bool) -> N
     if moment == "equivocating":
         equivocate()
     if moment == "flooding":
-        Flood(lambda told: write(tap, told)).install()
+        flood(tap)
     if moment == "forging":
         forge()
     if moment == "lying":
@@ -106,9 +106,19 @@ def watch(tap: Path) -> None:
     ConsensusMesh.send = sent  # type: ignore[method-assign]
 
 
-def write(tap: Path, line: str) -> None:
-    with tap.open("a") as file:
-        file.write(line + "\n")
+def flood(tap: Path) -> None:
+    """Send what junk.py holds, and write down what has been sent."""
+    spec = importlib.util.spec_from_file_location("junk", Path(__file__).with_name("junk.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    junk = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(junk)
+
+    def note(line: str) -> None:
+        with tap.open("a") as file:
+            file.write(f"{line}\n")
+
+    junk.Flood(note).install()
 
 
 def equivocate() -> None:

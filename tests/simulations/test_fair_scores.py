@@ -101,5 +101,5 @@ def test_a_score_that_only_liars_found(scored):
     ).scores_root
     false = replace(false, header=replace(false.header, scores_root=root))
     liars = frozenset(validators.members) - {honest}
-    with pytest.raises(InvariantError, match="honest validators found"):
+    with pytest.raises(InvariantError, match="honest ones found"):
         check_scores(false, network, validators, rubric, liars)
