@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 from msgspec.structs import replace
+from records import small_record
 
 from nsllm.crypto import MemberKey
 from nsllm.errors import EncodingError, SignatureError
 from nsllm.ids import ZERO_DIGEST, NetworkId
 from nsllm.passages import HEAD, check_evidence, framed, texts, with_passages
-from nsllm.record import MAX_TEXT_CHARS, Chunk, Message, Record, Request, Sampling, sign_chunk
+from nsllm.record import MAX_TEXT_CHARS, Chunk, Message, sign_chunk
 
 NETWORK = NetworkId(b"\x07" * 32)
 KEY = MemberKey(b"\1" * 32)
@@ -36,20 +37,7 @@ def chunk(number, text):
 
 
 def record(messages, evidence):
-    return Record(
-        network=NETWORK,
-        request=Request(model="m", model_digest=ZERO_DIGEST, messages=messages, sampling=Sampling()),
-        generator=KEY.address,
-        visibility="public",
-        sampling=Sampling(),
-        prompt_token_ids=(),
-        token_ids=(),
-        text="In 1871.",
-        finish_reason="stop",
-        embedding=bytes(384),
-        evidence=evidence,
-        created_ms=1,
-    )
+    return small_record(KEY, messages, network=NETWORK, text="In 1871.", evidence=evidence)
 
 
 CITED = (chunk(0, "It was built in 1871."), chunk(1, "Of granite."))

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from records import small_record
 
 from nsllm import canonical, crypto
 from nsllm.content import Text, redact
@@ -33,23 +34,7 @@ KEY = MemberKey(b"\1" * 32)
 
 
 def record(**changes: object) -> Record:
-    request = Request(
-        model="m", model_digest=bytes(32), messages=(Message(role="user", content="hi"),), sampling=Sampling()
-    )
-    made = Record(
-        network=NETWORK,
-        request=request,
-        generator=KEY.address,
-        visibility="public",
-        sampling=Sampling(),
-        prompt_token_ids=(1,),
-        token_ids=(2,),
-        text="x",
-        finish_reason="stop",
-        embedding=bytes(384),
-        created_ms=1,
-    )
-    return msgspec.structs.replace(made, **changes)
+    return small_record(KEY, network=NETWORK, **changes)
 
 
 SAID = (Message(role="user", content="hi"), Message(role="assistant", content="Well, "))

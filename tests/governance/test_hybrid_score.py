@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 import pytest
+from records import small_record
 
 from nsllm.consensus.observation import MISSING
+from nsllm.crypto import MemberKey
 from nsllm.governance.defaults import built_in_rule_sets, default_policy
 from nsllm.governance.errors import AbstainError, SafetyUnavailableError
 from nsllm.governance.features import EMPTY_ANSWER, UNCONDITIONED, measure_answer
@@ -17,8 +19,8 @@ from nsllm.governance.policy import Rubric, RuleSet
 from nsllm.governance.ports import Claim, Likelihood, Trace
 from nsllm.governance.validation import Measure
 from nsllm.governance.validator import Validator
-from nsllm.ids import Address, Digest, NetworkId, TimeMs
-from nsllm.record import Message, Record, Rendering, Request, Sampling
+from nsllm.ids import Digest
+from nsllm.record import Message, Rendering
 
 SCORER, ENCODER = Digest(b"s" * 32), Digest(b"e" * 32)
 POLICY = default_policy(SCORER, ENCODER)
@@ -92,31 +94,16 @@ class Layers:
         return self.rules
 
 
+ASKED = (
+    Message(role="user", content="What is the Moon?"),
+    Message(role="assistant", content="A satellite."),
+    Message(role="user", content="And tides?"),
+)
+
+
 def record(text="Tides are caused by the Moon.", evidence=()):
-    request = Request(
-        model="m",
-        model_digest=SCORER,
-        messages=(
-            Message(role="user", content="What is the Moon?"),
-            Message(role="assistant", content="A satellite."),
-            Message(role="user", content="And tides?"),
-        ),
-        sampling=Sampling(),
-    )
-    return Record(
-        network=NetworkId(bytes(32)),
-        request=request,
-        generator=Address(bytes(20)),
-        visibility="public",
-        sampling=Sampling(),
-        prompt_token_ids=(1,),
-        token_ids=(2,),
-        text=text,
-        finish_reason="stop",
-        embedding=bytes(384),
-        evidence=evidence,
-        created_ms=TimeMs(0),
-    )
+    made = small_record(MemberKey(bytes([1]) * 32), ASKED, text=text, evidence=evidence)
+    return msgspec.structs.replace(made, request=msgspec.structs.replace(made.request, model_digest=SCORER))
 
 
 def observe(models=None, layers=None, rubric=POLICY.rubric, *, encoder=ENCODER, of=None):

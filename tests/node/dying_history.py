@@ -1,9 +1,8 @@
-"""A log and completions that are pruned, and a process that kills itself (SIGKILL) at each SQL statement of it.
+"""A log and completions that are pruned, and a process that kills itself (SIGKILL) at an SQL statement of it.
 
-    dying_history.py FOLDER
+    ../lives.py dying_history.py FOLDER STATEMENT 2
 
-Prints a JSON object: for each statement, what the next process finds in FOLDER/NUMBER after the death, and again after
-it has pruned on.
+FOLDER/found.json holds what the second life finds after the death, and again after it has pruned on.
 """
 
 from __future__ import annotations
@@ -11,32 +10,21 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import trio
+from records import small_record
 
 from nsllm.clock import TrioClock
 from nsllm.crypto import MemberKey, keccak256
 from nsllm.governance.peer_log import PeerLog
-from nsllm.ids import ZERO_DIGEST, NetworkId, TimeMs
+from nsllm.ids import NetworkId, TimeMs
 from nsllm.node.completions import Completions
 from nsllm.offload import InlineOffload
-from nsllm.record import Message, Record, Request, Sampling, sign_record
+from nsllm.record import SignedRecord, sign_record
 
 KEY = MemberKey(keccak256(b"peer"))
 NETWORK = NetworkId(keccak256(b"network"))
-STATEMENTS = (
-    "BEGIN",
-    "DELETE FROM peer_log_first",
-    "INSERT INTO peer_log_first",
-    "DELETE FROM peer_log_entry",
-    "DELETE FROM peer_log_node",
-    "DELETE FROM completion",
-    "DELETE FROM record",
-    "DELETE FROM scores",
-    "COMMIT",
-)
 ENTRIES = 40
 PRUNED = 23
 COMPLETIONS = 12
@@ -50,27 +38,9 @@ async def opened(folder: Path) -> tuple[PeerLog, Completions]:
     return log, await Completions.open(folder / "completions.sqlite", clock, offload)
 
 
-def record(number: int):
+def record(number: int) -> SignedRecord:
     """Of one answer."""
-    request = Request(
-        model="m",
-        model_digest=ZERO_DIGEST,
-        messages=(Message(role="user", content=f"question {number}"),),
-        sampling=Sampling(),
-    )
-    made = Record(
-        network=NETWORK,
-        request=request,
-        generator=KEY.address,
-        visibility="public",
-        sampling=Sampling(),
-        prompt_token_ids=(1,),
-        token_ids=(2,),
-        text="text",
-        finish_reason="stop",
-        embedding=bytes(384),
-        created_ms=TimeMs(number),
-    )
+    made = small_record(KEY, f"question {number}", network=NETWORK, created_ms=TimeMs(number))
     return sign_record(KEY, made)
 
 
@@ -129,29 +99,17 @@ async def found(folder: Path) -> dict[str, object]:
     return answer
 
 
-def in_child(*call: object) -> int:
-    """How a process of its own ended."""
-    child = os.fork()
-    if child == 0:
-        trio.run(*call)
-        os._exit(0)
-    return os.waitpid(child, 0)[1]
+async def live(folder: Path, statement: str) -> None:
+    """The first life dies at the statement; the second prunes on, and writes down what it finds before and after."""
+    if statement:
+        await fill(folder)
+        await prune(folder, statement)
+        return
+    died = await found(folder)
+    await prune(folder, "")
+    (folder / "found.json").write_text(json.dumps([died, await found(folder)]))
 
 
-def main(folder: Path) -> None:
-    """Die at each statement."""
-    answers = {}
-    for number, statement in enumerate(STATEMENTS):
-        place = folder / str(number)
-        place.mkdir()
-        trio.run(fill, place)
-        ended = in_child(prune, place, statement)
-        assert os.WIFSIGNALED(ended), statement
-        died = trio.run(found, place)
-        trio.run(prune, place, "")
-        answers[statement] = [died, trio.run(found, place)]
-    print(json.dumps(answers))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def life(folder: Path, statement: str, _number: int) -> None:
+    """One life, from its beginning to its end."""
+    trio.run(live, folder, statement)

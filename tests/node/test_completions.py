@@ -8,37 +8,22 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from records import small_record
 
 from nsllm.clock import SystemClock
 from nsllm.crypto import MemberKey
 from nsllm.governance.errors import StorageError
-from nsllm.ids import ZERO_DIGEST, NetworkId, TimeMs
+from nsllm.ids import TimeMs
 from nsllm.node.completions import Completions
 from nsllm.offload import InlineOffload
-from nsllm.record import Message, Record, Request, Sampling, SignedRecord, sign_record
+from nsllm.record import SignedRecord, sign_record
 
 KEY = MemberKey(bytes([5]) * 32)
 PAGE = 4096
 
 
 def record(number: int, text: str = "an answer") -> SignedRecord:
-    question = Message(role="user", content=f"question {number}")
-    return sign_record(
-        KEY,
-        Record(
-            network=NetworkId(bytes(32)),
-            request=Request(model="m", model_digest=ZERO_DIGEST, messages=(question,), sampling=Sampling()),
-            generator=KEY.address,
-            visibility="public",
-            sampling=Sampling(),
-            prompt_token_ids=(1,),
-            token_ids=(2,),
-            text=text,
-            finish_reason="stop",
-            embedding=bytes(384),
-            created_ms=TimeMs(number),
-        ),
-    )
+    return sign_record(KEY, small_record(KEY, f"question {number}", text=text, created_ms=TimeMs(number)))
 
 
 async def fill(path: Path, count: int) -> None:

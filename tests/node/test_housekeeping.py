@@ -29,6 +29,7 @@ from nsllm.offload import InlineOffload
 
 KEY = MemberKey(keccak256(b"peer"))
 NETWORK = NetworkId(keccak256(b"network"))
+LIVES_OF = Path(__file__).parents[1] / "lives.py"
 SCRIPT = Path(__file__).with_name("dying_history.py")
 NOW_MS = TimeMs(400 * DAY_MS)
 
@@ -38,24 +39,43 @@ async def open_log() -> PeerLog:
 
 
 @pytest.mark.timeout(120)
-def test_killed_at_each_statement(tmp_path):
-    done = subprocess.run([sys.executable, SCRIPT, tmp_path], capture_output=True, text=True, timeout=100, check=False)
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "BEGIN",
+        "DELETE FROM peer_log_first",
+        "INSERT INTO peer_log_first",
+        "DELETE FROM peer_log_entry",
+        "DELETE FROM peer_log_node",
+        "DELETE FROM completion",
+        "DELETE FROM record",
+        "DELETE FROM scores",
+        "COMMIT",
+    ],
+)
+def test_killed_at(tmp_path, statement):
+    done = subprocess.run(
+        [sys.executable, LIVES_OF, SCRIPT, tmp_path, statement, "2"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    answers = json.loads(done.stdout)
-    assert len(answers) == 9
-    for died, after in answers.values():
-        assert died["first"] in {0, 23}
-        assert died["kept"] in {12, 5}
-        assert died["records"] == died["kept"]  # with each completion its record, or neither
-        assert died["waiting"] == ["c11"]
-        assert {name: after[name] for name in ("first", "size", "kept", "records", "waiting")} == {
-            "first": 23,
-            "size": 40,
-            "kept": 5,  # four that are finished, and the one that waits
-            "records": 5,
-            "waiting": ["c11"],
-        }
-        assert died["root"] == after["root"]
+    assert int(done.stdout) == 1
+    died, after = json.loads((tmp_path / "found.json").read_text())
+    assert died["first"] in {0, 23}
+    assert died["kept"] in {12, 5}
+    assert died["records"] == died["kept"]  # with each completion its record, or neither
+    assert died["waiting"] == ["c11"]
+    assert {name: after[name] for name in ("first", "size", "kept", "records", "waiting")} == {
+        "first": 23,
+        "size": 40,
+        "kept": 5,  # four that are finished, and the one that waits
+        "records": 5,
+        "waiting": ["c11"],
+    }
+    assert died["root"] == after["root"]
 
 
 @given(st.integers(1, 70), st.data())

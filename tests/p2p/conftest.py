@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 import trio
+from records import small_record
 
 from nsllm.clock import TrioClock
 from nsllm.consensus.block import Block, Body, DecidedBlock
@@ -23,7 +24,7 @@ from nsllm.p2p.card import PeerCard, SignedCard, sign_card
 from nsllm.p2p.directory import PeerDirectory
 from nsllm.p2p.identity import PeerKey
 from nsllm.p2p.memory import MemoryNetwork, MemoryWorld, TraceEvent
-from nsllm.record import Message, Record, Request, Sampling, SignedRecord, request_key, sign_record
+from nsllm.record import SignedRecord, request_key, sign_record
 
 NETWORK = NetworkId(bytes(range(32)))
 START_MS = TimeMs(1_700_000_000_000)
@@ -133,26 +134,7 @@ def make_card(town: Town) -> Callable[[], SignedCard]:
 @pytest.fixture
 def make_record() -> Callable[..., SignedRecord]:
     def build(key: MemberKey, text: str = "An answer.", question: str = "A question?") -> SignedRecord:
-        request = Request(
-            model="m",
-            model_digest=ZERO_DIGEST,
-            messages=(Message(role="user", content=question),),
-            sampling=Sampling(),
-        )
-        record = Record(
-            network=NETWORK,
-            request=request,
-            generator=key.address,
-            visibility="public",
-            sampling=Sampling(),
-            prompt_token_ids=(1,),
-            token_ids=(2,),
-            text=text,
-            finish_reason="stop",
-            embedding=bytes(384),
-            created_ms=START_MS,
-        )
-        return sign_record(key, record)
+        return sign_record(key, small_record(key, question, network=NETWORK, text=text, created_ms=START_MS))
 
     return build
 
