@@ -80,7 +80,7 @@ def convert(gguf: Path, folder: Path, report: Callable[[int, int], None], dtype:
     """Write `gguf` as a Hugging Face model folder: safetensors, tokenizer, configuration, chat template.
 
     Args:
-        gguf: a file of the Llama family (Llama, Mistral, Qwen2, Qwen3) with a byte-level BPE tokenizer of a known kind.
+        gguf: a file of the Llama family (Llama, Mistral, Qwen2, Qwen3) with a tokenizer of a known kind.
         folder: exists and is empty.
         report: called with tensors done and total.
         dtype: what the weights become; `int8` is made of bfloat16, see `recast`.
@@ -110,7 +110,7 @@ def convert(gguf: Path, folder: Path, report: Callable[[int, int], None], dtype:
     if template is not None:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     _write_card(reader, folder)
-    sampling = CARD_SAMPLING if field(reader, "tokenizer.ggml.pre") == "smollm" else {}
+    sampling = CARD_SAMPLING if field(reader, "tokenizer.ggml.pre", "") == "smollm" else {}
     ids = {name: value for name, value in config.items() if name.endswith("_token_id")}
     turn_end = field(reader, "tokenizer.ggml.eot_token_id", None)
     if turn_end is not None and turn_end != ids.get("eos_token_id", turn_end):

@@ -1,4 +1,6 @@
-"""A GGUF file's tokenizer as Hugging Face's tokenizer.json and tokenizer_config.json: byte-level BPE of known kinds.
+"""A GGUF file's tokenizer as Hugging Face's tokenizer.json and tokenizer_config.json, where its kind is known.
+
+SentencePiece's are `nsllm.node.engine.gguf_sentencepiece`; the others are byte-level BPE.
 
 A GGUF file only names the way in which text is cut before merging (`tokenizer.ggml.pre`); what the name means stands in
 llama.cpp (`llama-vocab.cpp`) and in the models' own tokenizer.json files. A name that is not known here is refused: a
@@ -12,8 +14,13 @@ from typing import Any, Final
 
 from gguf import GGUFReader
 
+from nsllm.node.engine.gguf_sentencepiece import faults, sentencepiece_parts
 from nsllm.node.engine.recast import ConversionError
 
+SENTENCEPIECE: Final = "llama"
+"""What llama.cpp calls SentencePiece's BPE."""
+UNKNOWN_TOKEN: Final = 2
+"""GGUF's token type for the one that stands for what no token spells."""
 CONTROL_TOKEN: Final = 3
 """GGUF's token type for control tokens."""
 USER_TOKEN: Final = 4
@@ -66,30 +73,59 @@ def check_tokenizer(reader: GGUFReader, file: str) -> None:
         ConversionError: names the kind.
     """
     model, kind = field(reader, "tokenizer.ggml.model"), field(reader, "tokenizer.ggml.pre", "default")
-    if model != "gpt2" or kind not in CUTS:
+    if model == SENTENCEPIECE:
+        names = ("scores", "precompiled_charsmap", "add_eos_token")
+        says = {name: value for name in names if (value := field(reader, f"tokenizer.ggml.{name}", None)) is not None}
+        if wrong := faults(field(reader, "tokenizer.ggml.tokens"), says):
+            raise ConversionError(f"{file}: a SentencePiece tokenizer with {wrong}")
+    elif model != "gpt2" or kind not in CUTS:
         known = ", ".join(repr(name) for name in CUTS)
-        raise ConversionError(f"{file}: tokenizer {model!r} of the kind {kind!r}, expected 'gpt2' of one of {known}")
+        raise ConversionError(
+            f"{file}: tokenizer {model!r} of the kind {kind!r}, expected {SENTENCEPIECE!r}, or 'gpt2' of one of {known}"
+        )
 
 
 def tokenizer_json(reader: GGUFReader) -> dict[str, Any]:
     """tokenizer.json of a kind that `check_tokenizer` let pass."""
-    kind: str = field(reader, "tokenizer.ggml.pre")
     tokens: list[str] = field(reader, "tokenizer.ggml.tokens")
     types: list[int] = field(reader, "tokenizer.ggml.token_type")
-    merges: list[str] = field(reader, "tokenizer.ggml.merges")
+    apart = {CONTROL_TOKEN, USER_TOKEN}
+    if _is_sentencepiece(reader):
+        apart.add(UNKNOWN_TOKEN)
+        parts = sentencepiece_parts(
+            tokens,
+            types,
+            field(reader, "tokenizer.ggml.scores"),
+            unknown=special_tokens(reader).get("unk_token"),
+            spaced=field(reader, "tokenizer.ggml.add_space_prefix", None) is not False,
+        )
+    else:
+        parts = _byte_level_parts(reader, tokens)
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": i, "content": token, **flags, "special": type_ == CONTROL_TOKEN}
+            {"id": i, "content": token, **flags, "special": type_ != USER_TOKEN}
             for i, (token, type_) in enumerate(zip(tokens, types, strict=True))
-            if type_ in {CONTROL_TOKEN, USER_TOKEN}
+            if type_ in apart
         ],
+        "post_processor": _begins(reader, tokens),
+        **parts,
+    }
+
+
+def _is_sentencepiece(reader: GGUFReader) -> bool:
+    return bool(field(reader, "tokenizer.ggml.model") == SENTENCEPIECE)
+
+
+def _byte_level_parts(reader: GGUFReader, tokens: list[str]) -> dict[str, Any]:
+    kind: str = field(reader, "tokenizer.ggml.pre")
+    merges: list[str] = field(reader, "tokenizer.ggml.merges")
+    return {
         "normalizer": {"type": "NFC"} if kind in NORMALIZED else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": CUTS[kind]},
-        "post_processor": _begins(reader, tokens),
         "decoder": _GPT2,
         "model": {
             "type": "BPE",
@@ -125,9 +161,10 @@ def tokenizer_config(reader: GGUFReader, context_tokens: int) -> dict[str, Any]:
 
 
 def _begins(reader: GGUFReader, tokens: list[str]) -> dict[str, Any] | None:
-    """What puts a token before every text, if the file says that there is one (for Llama's kind: unless it denies)."""
+    """What puts a token before every text, if the file says that there is one (for Llama's kinds: unless it denies)."""
     first = special_tokens(reader).get("bos_token")
-    says = field(reader, "tokenizer.ggml.add_bos_token", field(reader, "tokenizer.ggml.pre") in WHOLE_FIRST)
+    usual = _is_sentencepiece(reader) or field(reader, "tokenizer.ggml.pre") in WHOLE_FIRST
+    says = field(reader, "tokenizer.ggml.add_bos_token", usual)
     if not says or first is None:
         return None
     token = tokens[first]

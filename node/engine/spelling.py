@@ -154,8 +154,8 @@ class WindowDecoder:
         """See `TextDecoder`."""
         self._ids.append(token_id)
         window = self._decode(self._ids[self._start :])
-        # Only the last character can still change: decoders show each broken sequence as one replacement.
-        complete = len(window) - window.endswith(REPLACEMENT)
+        # What can still change are the replacements at the end: of a broken sequence one, or of byte tokens one each.
+        complete = len(window.rstrip(REPLACEMENT))
         text = window[self._sent_chars : complete]
         self._sent_chars = max(self._sent_chars, complete)
         if text and complete == len(window):

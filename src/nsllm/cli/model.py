@@ -138,8 +138,8 @@ def add(*, source: str, name: str | None, revision: str, link: bool, as_json: bo
 )  # fmt: skip
 @json_option
 def convert(*, source: str, folder: Path | None, dtype: str, as_json: bool) -> None:
-    """Convert a GGUF file of the Llama family (Llama 3, Qwen2, Qwen3, SmolLM; byte-level tokenizers), a model of the
-    store or a model folder to safetensors in other numbers: into the store, or in FOLDER, which must not exist yet.
+    """Convert a GGUF file of the Llama family (Llama, Mistral, Qwen2, Qwen3, SmolLM), a model of the store or a model
+    folder to safetensors in other numbers: into the store, or in FOLDER, which must not exist yet.
     int8 is for the Llama family, with a scale an output, as compressed-tensors stores W8A8; answers are those of the
     same model in bf16, which the fast path runs in int8. int4 is refused: what could run it on CPUs here is slower than
     int8 and less exact.

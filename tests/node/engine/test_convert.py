@@ -143,7 +143,7 @@ def test_rounding_is_that_of_torch(values):
     ("change", "said"),
     [
         ({"architecture": "mamba"}, "architecture 'mamba'"),
-        ({"pre": "tekken"}, "of the kind 'tekken', expected 'gpt2' of one of 'smollm', 'gpt-2'"),
+        ({"pre": "tekken"}, "of the kind 'tekken', expected 'llama', or 'gpt2' of one of 'smollm', 'gpt-2'"),
         ({"extra": "blk.0.attn_sinks.weight"}, "has no place"),
         ({"extra": "rope_freqs.weight"}, "not what Llama 3.1 to 3.3 have"),
     ],

@@ -15,7 +15,7 @@ from nsllm.node.engine.port import EngineRequest
 from nsllm.node.engine.protocol import Cancel, Generate, Judge, Refused, Retrace, Retraced, Started, Step
 from nsllm.node.engine.scheduler import Scheduler
 from nsllm.node.engine.tiny import build_tiny_models
-from nsllm.record import Guide, Message, Request, Sampling, Tool
+from nsllm.record import Guide, Message, Rendering, Request, Sampling, Tool
 
 WARM = Sampling(temperature_micro=800_000, top_p_micro=950_000, top_k=0, min_p_micro=0, min_tokens=0)
 KINDS = {
@@ -263,6 +263,14 @@ def test_one_reading_gives_the_likelihood_too(backend):
             pytest.approx(mean),
             pytest.approx(head),
         )
+
+
+def test_what_is_rendered_in_a_way_of_its_own_is_judged_apart(backend):
+    (one,) = claims(backend, [{}], guide=Guide(kind="regex", text="[0-9]{4,8}"))
+    assert trace(backend, one).likelihood is not None
+    unseen = Rendering(options=(("thinking", "true"),))  # the template does not look at it
+    found = trace(backend, dataclasses.replace(one, request=msgspec.structs.replace(one.request, rendering=unseen)))
+    assert (found.fault, found.likelihood) == (None, None)
 
 
 def test_the_form_of_a_request_decides_what_its_prompt_is(fast):
