@@ -139,10 +139,9 @@ class Examiner:
         retracted = self._context.retracted_at(signed.record.digest())
         if retracted is not None:
             return f"it was revoked at height {retracted}"
-        strangers = (one.chunk.member for one in signed.record.evidence)
-        stranger = next((one for one in strangers if self._context.registry.get(one) is None), None)
-        if stranger is not None:
-            return f"it cites a chunk of {hex0x(stranger)}, who is no member"
+        for cited in signed.record.evidence:
+            if self._context.registry.get(cited.chunk.member) is None:
+                return f"it cites a chunk of {hex0x(cited.chunk.member)}, who is no member"
         away_ms = abs(self._context.clock.now_ms() - signed.record.created_ms)
         if away_ms > MAX_AGE_MS:
             return f"made {away_ms // 1000} s away from our clock; at most {MAX_AGE_MS // 1000} s: ask again"

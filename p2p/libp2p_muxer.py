@@ -93,6 +93,8 @@ class SteadyMuxedStream(YamuxStream):  # type: ignore[misc] # the library is unt
     async def _writable(self) -> None:
         """Return once a window is open."""
         await trio.lowlevel.checkpoint_if_cancelled()
+        if self.send_window > 0 and not (self.send_closed or self.closed):
+            return  # as a rule: no need of a deadline
         with trio.move_on_after(WINDOW_WAIT_S):
             while True:
                 if self.send_closed or self.closed:
