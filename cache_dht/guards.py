@@ -112,6 +112,7 @@ def _same_asks(one: Wording, other: Wording) -> bool:
 GUARDS: Final[dict[str, Callable[[Wording, Wording], bool]]] = {
     "negation": lambda one, other: one.negated == other.negated,
     "numbers": lambda one, other: one.numbers == other.numbers,
+    "signs": lambda one, other: one.signs == other.signs,
     "units": lambda one, other: one.units == other.units,
     "dates": lambda one, other: one.calendar == other.calendar,
     "asks": _same_asks,
@@ -120,6 +121,7 @@ GUARDS: Final[dict[str, Callable[[Wording, Wording], bool]]] = {
     "tenses": _same_tenses,
     "format": lambda one, other: one.forms == other.forms,
     "language": lambda one, other: one.scripts == other.scripts and one.foreign == other.foreign,
+    "initials": lambda one, other: one.initials == other.initials,
     "names": lambda one, other: not one.names or not other.names or one.names == other.names,
     "ways": lambda one, other: not one.ways or not other.ways or one.ways == other.ways,
     "order": _in_order,

@@ -20,6 +20,8 @@ MAX_CHARS: Final = 2000
 _TOKEN: Final = re.compile(r"\d+(?:[.,:/]\d+)*|[^\W\d_]+(?:[.][^\W\d_])*|%|[+*/=<>^-](?=\s*\d)|[+=<>^](?=\s*\w)")
 _ORDINAL: Final = re.compile(r"(\d+)(?:st|nd|rd|th|s)\b")
 _NAME: Final = re.compile(r"(?<![.!?:-] )(?<!^)\b[A-Z][\w'-]+")
+_SIGNS: Final = re.compile(r"[$+<=>^|~#&@\\_]")
+_INITIALS: Final = re.compile(r"\b(?!OK\b)[A-Z]{2,}\b")
 _SOME: Final = re.compile(r"\ba (few|little|bit|lot)\b")
 """A few is not few."""
 _WAYS: Final = frozenset({"from", "to"})
@@ -55,6 +57,10 @@ class Wording:
     """Content words in their order: folded, without endings, synonyms as one."""
     numbers: tuple[str, ...]
     """Numbers, ordinals and operators in their order, as digits."""
+    signs: tuple[str, ...]
+    """Currencies, operators, pictures: whatever is neither letter, number, space nor punctuation; sorted."""
+    initials: frozenset[str]
+    """Function words that are written in capitals, among others that are not: IT, WHO."""
     names: frozenset[str]
     """Words that are capitalized in mid-sentence; empty where a question has no such case."""
     negated: bool
@@ -92,13 +98,16 @@ def read(text: str) -> Wording | None:
     counted = known.counted.sub(lambda found: found.group().replace("one", "1"), lower)
     plain = _SOME.sub(r"a\1", counted.replace("n't", "nt").replace("'s", "").replace("'", ""))
     tokens = _TOKEN.findall(_ORDINAL.sub(r"\1", plain))
+    cased = _cased(text)
     words = [token for token in tokens if _number(token, known) is None]
     asks = _asks(lower, tokens, known)
     units = {known.units[word] for word in words if word in known.units}
     return Wording(
         words=tuple(_content(words, known)),
         numbers=tuple(number for token in tokens if (number := _number(token, known)) is not None),
-        names=frozenset(stem(name.lower()) for name in _NAME.findall(text.strip())) if _cased(text) else frozenset(),
+        signs=_signs(text),
+        initials=frozenset(w for w in _INITIALS.findall(text) if w.lower() in known.function) if cased else frozenset(),
+        names=frozenset(stem(name.lower()) for name in _NAME.findall(text.strip())) if cased else frozenset(),
         negated=sum(word in known.negations for word in words) % 2 == 1,
         poles=frozenset(known.poles[word] for word in words if word in known.poles),
         persons=tuple(known.persons[t] for t in _TOKEN.findall(known.speaking.sub(" ", plain)) if t in known.persons),
@@ -189,6 +198,13 @@ def _asks(lower: str, tokens: list[str], known: Lexicon) -> str:
     if found:
         return min(found)[2]
     return "is" if tokens and tokens[0] in _YES_OR_NO else "do"
+
+
+def _signs(text: str) -> tuple[str, ...]:
+    found = _SIGNS.findall(text)
+    if not text.isascii():
+        found += (c for c in text if not c.isascii() and unicodedata.category(c)[0] == "S")
+    return tuple(sorted(found))
 
 
 def _scripts(text: str) -> frozenset[str]:
