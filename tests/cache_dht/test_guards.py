@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -20,6 +22,7 @@ from nsllm.cache_dht.observations import BINS
 from nsllm.cache_dht.wording import MAX_CHARS, read
 from nsllm.record import Guide, Message, Rendering, Request, Sampling, Tool
 
+LIMIT_PPM = 20_000
 SAME = [
     ("who wrote the book frankenstein", "Who is the author of the book Frankenstein?"),
     ("when was the eiffel tower built", "In what year was the Eiffel Tower built?"),
@@ -107,10 +110,26 @@ def test_words_that_look_or_turn_alike_are_words_of_their_own(one: str, other: s
     assert first is not None
     assert second is not None
     nearest = shipped().likeness.of(1.0, first, second)
-    assert difference(first, second) is not None or shipped().error_bound(nearest, NONE, NONE) > 20_000
+    assert difference(first, second) is not None or shipped().error_bound(nearest, NONE, NONE) > LIMIT_PPM
 
 
 NONE = (0.0,) * (2 * BINS)
+
+
+def test_no_near_miss_by_hand_is_served_even_if_its_embedding_is_the_same() -> None:
+    lines = Path(__file__).with_name("near_misses.txt").read_text("utf-8").splitlines()
+    pairs = [tuple(line.split("\t")) for line in lines if not line.startswith("#")]
+    assert len(pairs) > 350
+    served = []
+    for one, other in (*pairs, *(pair[::-1] for pair in pairs)):
+        first, second = read(one), read(other)
+        assert first is not None
+        assert second is not None
+        if difference(first, second) is None:
+            likeness = shipped().likeness.of(1.0, first, second)
+            if shipped().error_bound(likeness, NONE, NONE) <= LIMIT_PPM:
+                served.append((one, other))
+    assert served == []
 
 
 def test_answers_to_timely_questions_expire_soon_and_all_others_in_the_end() -> None:
