@@ -10,7 +10,8 @@ without the last argument.
 With the moment `diverging` it has one life, in this process, until it is killed: it passes over the transactions of the
 embedded chain, so that its state is not the one that the others certify. With `equivocating` likewise: after each vote
 of its own it sends the same validator another one, for something else, signed as well. With `forging` it publishes
-answers with a word that its model did not say. With `flooding` it sends others what junk.py holds.
+answers with a word that its model did not say. With `flooding` it sends others what junk.py holds, and with
+`tapped` it does nothing beside writing down what it says.
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ def lie() -> None:
     parts.serve_snapshot = lambda directory, store: offered(directory, Lying(store))  # type: ignore[assignment]
 
 
-LIVES_ON = ("diverging", "equivocating", "flooding", "forging", "lying")
+LIVES_ON = ("diverging", "equivocating", "flooding", "forging", "lying", "tapped")
 """Moments of a peer that has one life."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
@@ -191,6 +192,44 @@ def test_a_validator_whose_state_diverged_is_healed_as_the_manual_says(tiny_net,
     # It votes again: without one of the others nothing is certified but with its vote.
     net.stop(2)
     certify(net, 0)
+    for index in (0, 1, 3):
+        assert "offence" not in net.log(index)[seen[index] :]
+
+
+@pytest.mark.long
+def test_a_validator_that_comes_back_from_an_old_copy(tiny_net, tmp_path):
+    """Ledger, log, guard and batches of before: it says nothing otherwise than it said since, and votes again."""
+    net = tiny_net
+    tap, home, copy = tmp_path / "tap", net.places[3].data_dir, tmp_path / "copy"
+    seen = [len(net.log(index)) for index in range(4)]
+    net.stop(3)
+    copy.mkdir()
+    shutil.copytree(home / "consensus", copy / "consensus")
+    for path in home.glob("ledger.sqlite*"):
+        shutil.copy(path, copy)
+    tapped = ("tapped", "1", "1", str(tap), "engine")
+    net.start(3, faulty=tapped)
+    net.until_ready(3)
+    for index in (0, 3):
+        certify(net, index)
+    net.until_level()
+    said = tap.read_text().count("signed ")
+    assert said > 0
+    net.kill(3)
+
+    shutil.rmtree(home / "consensus")
+    for path in home.glob("ledger.sqlite*"):
+        path.unlink()
+    shutil.copytree(copy, home, dirs_exist_ok=True)
+    net.start(3, faulty=tapped)
+    net.until_ready(3)
+    net.until_level()
+    # Without one of the others nothing is certified but with its vote.
+    net.stop(2)
+    certify(net, 0)
+    assert tap.read_text().count("signed ") > said
+    assert contradictions(tap.read_text()) == []
+    net.kill(3)
     for index in (0, 1, 3):
         assert "offence" not in net.log(index)[seen[index] :]
 
