@@ -23,7 +23,7 @@ from nsllm.node.engine.supervisor import WorkerEngine
 from nsllm.node.engine.tiny_vision import CONTEXT_TOKENS, build_tiny_idefics, build_tiny_llava
 from nsllm.node.engine.vision import VisionBackend, VisionModel
 from nsllm.node.errors import ConfigError, InvalidRequestError
-from nsllm.record import Message, Sampling
+from nsllm.record import Message, Rendering, Sampling
 
 GREEDY = Sampling(
     temperature_micro=0, top_p_micro=1_000_000, top_k=0, repetition_penalty_micro=1_000_000, seed=0, max_tokens=24,
@@ -229,3 +229,11 @@ async def test_the_real_worker_answers_about_a_picture(folders, tiny: ModelPaths
             async with engine.generate(EngineRequest(messages=user("<image>" + PLACE), sampling=GREEDY, images=(RED,))):
                 pass
         assert caught.value.param == "messages"
+
+
+def test_an_answer_goes_on_with_a_message_under_a_picture(seeing):
+    begun = (*user(PLACE + "What is it?"), Message(role="assistant", content="It is"))
+    ends = seeing.tokens("assistant\nIt is")
+    continued = list(seeing.picture_tokens(begun, [picture("red")], rendering=Rendering(continues=True)))
+    assert continued[-len(ends) :] == ends
+    assert list(seeing.picture_tokens(begun, [picture("red")]))[: len(continued)] == continued
