@@ -58,7 +58,7 @@ def near_misses(*, quick: bool) -> tuple[list[Topic], Embedded]:
     count = 450 if quick else 3000
     chosen = [*crowded[: count // 6], *rng.sample(others, count - min(len(crowded), count // 6))]
     rng.shuffle(chosen)
-    return chosen, embedded(near_miss_stream(chosen, 1600 if quick else 12_000, rng))
+    return chosen, embedded(near_miss_stream(chosen, 1500 if quick else 12_000, rng))
 
 
 def unrepeated() -> Embedded:
@@ -112,10 +112,10 @@ def main() -> int:
     result: dict[str, Any] = {} if options.look_ups else reuse(stream)
     if not options.quick and not options.look_ups:
         result["unrepeated"] = reuse(unrepeated())
-    result |= trio.run(look_ups, Maker(), texts, vectors, 5_000 if options.quick else 100_000)
+    result |= trio.run(look_ups, Maker(), texts, vectors, 2_000 if options.quick else 100_000)
     if not options.look_ups:
-        result |= miss_added([topic.original.text for topic in chosen[: 32 if options.quick else 208]])
-        result |= exact_hits(3.0 if options.quick else 15.0)
+        result |= miss_added([topic.original.text for topic in chosen[: 24 if options.quick else 208]])
+        result |= exact_hits(2.0 if options.quick else 15.0)
         with cache_gptcache.running(stream) as opponent:
             result |= cache_attack.run(targets(3 if options.quick else 40), SEED)
             if rows := opponent.rows():
