@@ -10,61 +10,12 @@ import shutil
 
 import pytest
 import trio
-
-from nsllm.consensus.events import OffenceSeen
-from nsllm.consensus.evidence import contradicts
-from nsllm.consensus.message import decode_message
-from nsllm.consensus.vote import Proposal, Vote
+from honesty import judge_votes, locks_alone
 
 VICTIM = 2
 HEIGHTS = 3
 MOMENTS = 9
 """Of signing, sending and committing, after which the folder is copied."""
-
-
-def said_by(town, key):
-    """What was ever sent over a validator's own signature, by slot; and its votes."""
-    slots: dict[tuple, set] = {}
-    votes: set[Vote] = set()
-    for sender, _, raw in town.mesh.log:
-        body = decode_message(raw)
-        if sender != key.address:
-            continue
-        if isinstance(body, Vote) and body.validator == key.address:
-            slots.setdefault((body.kind, body.height, body.round), set()).add(body.says())
-            votes.add(body)
-        elif isinstance(body, Proposal) and body.proposer == key.address:
-            slots.setdefault(("proposal", body.height, body.round), set()).add(body.says())
-    return slots, votes
-
-
-def judge(town, victim) -> None:
-    town.check_agreement()
-    slots, votes = said_by(town, victim.key)
-    for slot, values in slots.items():
-        assert len(values) == 1, f"{slot} was signed {len(values)} times"
-    for one in votes:
-        for other in votes:
-            later = one.height == other.height and one.round < other.round
-            if later and (one.kind, other.kind) == ("precommit", "prevote"):
-                assert not contradicts(one, other), "a lock was forgotten"
-    assert not [event for peer in town.peers for event in peer.events if isinstance(event, OffenceSeen)]
-
-
-def only_the_victim_locks(town) -> None:
-    """In round 0 of height 1 one refuses the block, and nobody gets the victim's prevote: it locks alone."""
-    victim = town.peers[VICTIM].address
-    builder = town.validators.proposer(1, 0)
-    town.peers[3].application.refuse = lambda block: (block.header.height, block.header.proposer) == (1, builder)
-
-    def drop(frm, to, raw):
-        body = decode_message(raw)
-        votes = getattr(body, "votes", (body,))
-        return (
-            frm == victim and getattr(votes[0], "kind", "") == "prevote" and (votes[0].height, votes[0].round) == (1, 0)
-        )
-
-    town.mesh.drop = drop
 
 
 class Copier:
@@ -99,7 +50,7 @@ async def test_a_validator_from_an_old_copy_contradicts_nothing(autojump_clock, 
     for copy_at in range(1, MOMENTS + 1):
         town = house(4)
         victim = town.peers[VICTIM]
-        only_the_victim_locks(town)
+        locks_alone(town, town.peers[VICTIM])
         copier = Copier(kit, victim, copy_at, copy_at + later)
         async with trio.open_nursery() as nursery:
             await kit.start(nursery, town)
@@ -114,4 +65,4 @@ async def test_a_validator_from_an_old_copy_contradicts_nothing(autojump_clock, 
             await nursery.start(victim.run)
             await town.until_height(HEIGHTS, timeout_s=600)
             nursery.cancel_scope.cancel()
-        judge(town, victim)
+        judge_votes(town, victim)

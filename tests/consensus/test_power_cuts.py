@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 import trio
+from honesty import judge_votes, locks_alone, said_by
 
 from nsllm import files
 from nsllm.consensus import guard_file
 from nsllm.consensus import wal as wal_module
-from nsllm.consensus.events import OffenceSeen, SigningRefused
-from nsllm.consensus.evidence import contradicts
+from nsllm.consensus.events import SigningRefused
 from nsllm.consensus.message import decode_message
-from nsllm.consensus.vote import Proposal, Vote
+from nsllm.consensus.vote import Vote
 
 VICTIM = 2
 HEIGHTS = 2
@@ -131,45 +131,10 @@ def disk_of(monkeypatch, kit):
     return make
 
 
-def said_by(town, key):
-    """Everything that was ever sent over a validator's own signature, by slot; and its votes."""
-    slots: dict[tuple, set] = {}
-    votes: set[Vote] = set()
-    for sender, _, raw in town.mesh.log:
-        body = decode_message(raw)
-        if sender != key.address:
-            continue
-        if isinstance(body, Vote) and body.validator == key.address:
-            slots.setdefault((body.kind, body.height, body.round), set()).add(body.says())
-            votes.add(body)
-        elif isinstance(body, Proposal) and body.proposer == key.address:
-            slots.setdefault(("proposal", body.height, body.round), set()).add(body.says())
-    return slots, votes
-
-
-def only_the_victim_locks(town, *, forgetful: bool = False) -> None:
-    """In round 0 of height 1 one refuses the block, and nobody gets the victim's prevote.
-
-    So it locks alone, proposes in round 1, and votes under its lock. `forgetful`: from now on it hears no prevote of
-    that round any more.
-    """
-    victim = town.peers[VICTIM].address
-    builder = town.validators.proposer(1, 0)
-    town.peers[3].application.refuse = lambda block: (block.header.height, block.header.proposer) == (1, builder)
-
-    def drop(frm, to, raw):
-        body = decode_message(raw)
-        votes = getattr(body, "votes", (body,))
-        first = getattr(votes[0], "kind", "") == "prevote" and (votes[0].height, votes[0].round) == (1, 0)
-        return first and (frm == victim or (forgetful and to == victim))
-
-    town.mesh.drop = drop
-
-
 async def play(town, disk, remains: str, cut_after: int | None) -> None:
     victim = town.peers[VICTIM]
     disk.cut_after = cut_after
-    only_the_victim_locks(town)
+    locks_alone(town, town.peers[VICTIM])
 
     async def live(task_status=trio.TASK_STATUS_IGNORED):
         task_status.started()
@@ -190,19 +155,6 @@ async def play(town, disk, remains: str, cut_after: int | None) -> None:
         town.want(HEIGHTS)
         await town.until_height(HEIGHTS, timeout_s=600)
         nursery.cancel_scope.cancel()
-
-
-def judge_votes(town, victim) -> None:
-    town.check_agreement()
-    slots, votes = said_by(town, victim.key)
-    for slot, values in slots.items():
-        assert len(values) == 1, f"{slot} was signed {len(values)} times"
-    for one in votes:
-        for other in votes:
-            later = one.height == other.height and one.round < other.round
-            if later and (one.kind, other.kind) == ("precommit", "prevote"):
-                assert not contradicts(one, other), "a lock was forgotten"
-    assert not [event for peer in town.peers for event in peer.events if isinstance(event, OffenceSeen)]
 
 
 def judge(town, victim) -> None:
@@ -239,7 +191,7 @@ async def test_a_restored_log_signs_nothing_else(autojump_clock, house, kit, mon
     victim = town.peers[VICTIM]
     if trust_the_log:
         monkeypatch.setattr("nsllm.consensus.guard.SignerGuard.has_signed_beyond", lambda *_about: False)
-    only_the_victim_locks(town)
+    locks_alone(town, town.peers[VICTIM])
     log, copy = victim.folder / "wal", victim.folder.parent / "copy"
     victim.checkpoint = lambda moment: copy.exists() or shutil.copy(log, copy)
     async with trio.open_nursery() as nursery:
@@ -249,7 +201,7 @@ async def test_a_restored_log_signs_nothing_else(autojump_clock, house, kit, mon
         await victim.stop()
         before = len(town.mesh.log)
         shutil.copy(copy, log)
-        only_the_victim_locks(town, forgetful=True)
+        locks_alone(town, town.peers[VICTIM], forgetful=True)
         await nursery.start(victim.run)
         await town.until_height(1)
         assert any(isinstance(event, SigningRefused) for event in victim.events)

@@ -12,7 +12,7 @@ import pytest
 
 import nsllm
 
-OWN = {"nsllm", "benchmarks", "tables", "conftest", "ledgers"}
+OWN = {"nsllm", "benchmarks", "tables", "conftest"}
 IMPORTED_BY_OTHERS = {"trio-typing"}
 """libp2p brings it, and only type checkers read it."""
 NOT_INSTALLED = {"sklearn": "scikit-learn", "llama_cpp": "llama-cpp-python"}
