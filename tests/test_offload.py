@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 import threading
 
 import pytest
@@ -59,3 +62,20 @@ async def test_who_is_cancelled_waits_for_what_has_begun(autojump_clock) -> None
         assert done == []
         go_on.set()
     assert done == [1, 2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such threads")
+async def test_background_work_interrupts_nobody() -> None:
+    """Only the thread that works gives way, not the peer's own."""
+    before = os.sched_getscheduler(0)
+    assert await ThreadOffload().run(lambda: os.sched_getscheduler(0)) == os.SCHED_BATCH
+    assert os.sched_getscheduler(0) == before
+
+
+async def test_work_is_done_where_threads_may_not_choose(monkeypatch) -> None:
+    def forbidden(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "not here")
+
+    monkeypatch.setattr(os, "sched_setscheduler", forbidden, raising=False)
+    monkeypatch.setattr("nsllm.offload._THREAD", threading.local())
+    assert await ThreadOffload().run(lambda: 1) == 1
