@@ -1,7 +1,7 @@
 """The worker's steps: every running generation gains a token, prompts are read in between, side work takes turns.
 
 A step is one pass of the text model over the next token of every generation that writes, and a bounded piece of the
-prompts that are not read yet, shared between clients, with some tokens of an answer that is judged beside them; then
+prompts that are not read yet, shared between clients, with some tokens of answers that are judged beside them; then
 one token is chosen for each, and one message says what all of them gained. Generations join and leave at any step. They
 join in turns between clients as soon as the backend has room for all that they may grow to: that room is reserved, so
 that nothing that runs is ever put off for want of it.
@@ -83,7 +83,7 @@ class Scheduler:
         self._left = False
         """Somebody was cancelled since the last step."""
         self._rode = False
-        """A piece of judging rode along in the last step."""
+        """Pieces of judging rode along in the last step."""
 
     @property
     def busy(self) -> bool:
@@ -125,14 +125,14 @@ class Scheduler:
             return
         prompt_rows = sum(len(read.token_ids) for one, read in zip(running, reads, strict=True) if not one.tokens)
         rows = sum(len(read.token_ids) for read in reads)
-        rider = None if running[0].suspect else self._side.rider(rows)
-        ready, logits, rest = self._read(running, reads, rider)
+        riders = [] if running[0].suspect else self._side.riders(rows)
+        ready, logits, rest = self._read(running, reads, riders)
         gains = self._choose(ready, logits)
         self._left = False
         self._send(Step(gains, self._load(time.perf_counter() - started_s, rows, len(running), prompt_rows)))
-        if rider is not None and rest is not None:
+        if riders and rest is not None:
             self._rode = True
-            self._side.give(rider, rest)
+            self._side.give(riders, rest)
 
     def side(self) -> None:
         """One piece of side work, if there is any: after judging has had its turn in the step, no other one of it."""
@@ -262,15 +262,14 @@ class Scheduler:
         return writing, reads
 
     def _read(
-        self, running: list[Generation], reads: list[Read], rider: Piece | None
+        self, running: list[Generation], reads: list[Read], riders: list[Piece]
     ) -> tuple[list[Generation], Sequence[torch.Tensor] | torch.Tensor | None, torch.Tensor | None]:
-        """One pass; the generations that have read all, a row of logits for each, and what came of the rider."""
+        """One pass; the generations that have read all, a row of logits for each, and what came of the riders."""
         try:
-            logits = self._backend.read([*reads, *(rider.reads if rider is not None else ())])
+            logits = self._backend.read([*reads, *(read for rider in riders for read in rider.reads)])
         except Exception as error:
-            if rider is not None:
-                self._side.get_off(rider)
-            if len(running) == 1 and rider is None:
+            self._side.get_off(riders)
+            if len(running) == 1 and not riders:
                 self._failed_passes += 1
                 if self._failed_passes >= FAILED_PASSES:
                     raise

@@ -1,7 +1,7 @@
 """The worker's side work, embeddings and judging, in bounded pieces that take turns.
 
-A piece of judging is a pass of its own, or rides along in a pass that generations need anyway: reading the model's
-weights is most of what a pass over few tokens costs, and it is done once for both.
+Pieces of judging fill a pass of their own, or ride along in a pass that generations need anyway: reading the model's
+weights is most of what a pass over few tokens costs, and it is done once for all of them.
 """
 
 from __future__ import annotations
@@ -57,6 +57,16 @@ class Piece:
     reads: tuple[Read, ...]
     """One a reading."""
 
+    @property
+    def tokens(self) -> int:
+        """That are read."""
+        return sum(len(read.token_ids) for read in self.reads)
+
+    @property
+    def keep(self) -> int:
+        """Rows of logits that are asked for."""
+        return sum(read.keep for read in self.reads)
+
 
 class SideWork:
     """Owns all embedding and judging jobs of a worker.
@@ -100,32 +110,87 @@ class SideWork:
         if not self._judged:
             self._embeddings.step()
             return
-        piece = self._piece(self._judges[0], CHUNK_TOKENS)
-        if piece is not None:
-            try:
-                logits = self._backend.read(piece.reads)
-            except Exception as error:  # noqa: BLE001 - one job's failure is nobody else's
-                self._fail(piece.side, error)
-                return
-            self.give(piece, logits)
+        pieces = self._pieces(list(self._judges), CHUNK_TOKENS, EASY_TOKENS)
+        if not pieces:
+            return
+        try:
+            logits = self._backend.read([read for piece in pieces for read in piece.reads])
+        except Exception as error:  # noqa: BLE001 - one job's failure is nobody else's
+            if len(pieces) == 1:
+                self._fail(pieces[0].side, error)
+            else:
+                self.get_off(pieces)
+            return
+        self.give(pieces, logits)
 
     def embeddings_step(self) -> None:
         """One piece of embedding, if there is any."""
         if self._embeddings:
             self._embeddings.step()
 
-    def rider(self, others: int) -> Piece | None:
+    def riders(self, others: int) -> list[Piece]:
         """What may be read beside `others` tokens in the next pass; then `give` or `get_off` is to be called.
 
-        None where that would change scores, or nobody waits.
+        Empty where that would change scores, or nobody waits.
         """
-        if not self._backend.joins or not self._judges or not self._judges[0].rides:
-            return None
+        if not self._backend.joins:
+            return []
         most = max(LEAST_RIDING, EASY_TOKENS - others)
-        return self._piece(self._judges[0], MOST_RIDING if len(self._judges) >= BEHIND else most)
+        riding = [side for side in self._judges if side.rides]
+        return self._pieces(riding, MOST_RIDING if len(self._judges) >= BEHIND else most)
 
-    def give(self, piece: Piece, logits: torch.Tensor) -> None:
-        """What came of a piece: a row for each token that its reads kept. The job goes to the end of the queue."""
+    def give(self, pieces: Sequence[Piece], logits: torch.Tensor) -> None:
+        """What came of pieces: a row for each token that their reads kept. Their jobs go to the end of the queue."""
+        at = 0
+        for piece in pieces:
+            own, at = logits[at : at + piece.keep], at + piece.keep
+            self._give(piece, own)
+
+    def get_off(self, pieces: Sequence[Piece]) -> None:
+        """The pass failed, whoever's doing that was: the jobs begin anew, in passes of their own."""
+        for piece in pieces:
+            side = piece.side
+            side.steps.close()
+            side.steps, side.wish, side.rides = self._steps(side.message), None, False
+
+    def _pieces(self, sides: Sequence[SideJob], most: int, more: int = 0) -> list[Piece]:
+        """The next tokens of some of `sides` for one pass, `most` of them, and `more` if these end the first one's.
+
+        They are of one job where a pass over several would change scores, or has failed.
+        """
+        pieces: list[Piece] = []
+        for side in sides:
+            alone = not (self._backend.joins and side.rides)
+            if not most or (alone and pieces):
+                break
+            piece = self._piece(side, most, 0 if pieces else more)
+            if piece is not None:
+                pieces.append(piece)
+                most = 0 if alone else max(0, most - piece.tokens)
+        return pieces
+
+    def _piece(self, side: SideJob, most: int, more: int) -> Piece | None:
+        """The next tokens of a job; None: it has no room, or is over, and others come first."""
+        if side.wish is None and not self._ask(side):
+            return None
+        wish = side.wish or ()
+        if not wish:
+            side.wish = None
+            self._judges.remove(side)
+            self._judges.append(side)
+            return None
+        unread = sum(one.unread for one in wish)
+        most = unread if unread <= most + more else most
+        readings: list[Reading] = []
+        reads: list[Read] = []
+        for one in wish:
+            if most:
+                readings.append(one)
+                reads.append(one.next_read(most))
+                most -= len(reads[-1].token_ids)
+        return Piece(side, tuple(readings), tuple(reads))
+
+    def _give(self, piece: Piece, logits: torch.Tensor) -> None:
         side, at = piece.side, 0
         try:
             for reading, read in zip(piece.readings, piece.reads, strict=True):
@@ -137,30 +202,6 @@ class SideWork:
         if self._ask(side):
             self._judges.remove(side)
             self._judges.append(side)
-
-    def get_off(self, piece: Piece) -> None:
-        """The pass failed, whoever's doing that was: the job begins anew, in passes of its own."""
-        side = piece.side
-        side.steps.close()
-        side.steps, side.wish, side.rides = self._steps(side.message), None, False
-
-    def _piece(self, side: SideJob, most: int) -> Piece | None:
-        """The next tokens of a job, `most` at most; None: it has no room, or is over, and others come first."""
-        if side.wish is None and not self._ask(side):
-            return None
-        wish = side.wish or ()
-        if not wish:
-            side.wish = None
-            self._judges.rotate(-1)
-            return None
-        readings: list[Reading] = []
-        reads: list[Read] = []
-        for one in wish:
-            if most:
-                readings.append(one)
-                reads.append(one.next_read(most))
-                most -= len(reads[-1].token_ids)
-        return Piece(side, tuple(readings), tuple(reads))
 
     def _ask(self, side: SideJob) -> bool:
         """Let a job say what it wants next; False: it is over, and away."""
