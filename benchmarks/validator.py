@@ -52,10 +52,20 @@ ANSWER: Final = "An answer of a few dozen words, such as a small model gives. " 
 WAIT_S: Final = 60.0
 RETRY_S: Final = 0.2
 """Until a refused record is submitted again."""
+TURN: Final = 8
+LIKELIHOOD: Final = Likelihood(mean_logprob=-1.0, tokens=16, head_logprob=-1.0)
+PROMPT_TOKENS: Final = tuple(range(100, 120))
+ANSWER_TOKENS: Final = tuple(range(1000, 1064))
+SAMPLING: Final = Sampling(temperature_micro=200_000, top_p_micro=900_000, seed=1, max_tokens=64)
+EMBEDDING: Final = b"\x7f" + bytes(EMBEDDING_DIMENSIONS - 1)
 
 
 class Judge(StandInEngine):
     """A stand-in that takes no time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._read = 0
 
     async def embed(self, texts: Sequence[str]) -> list[tuple[float, ...]]:
         """The same unit vector for every text."""
@@ -65,13 +75,19 @@ class Judge(StandInEngine):
         self, items: Sequence[tuple[tuple[Message, ...], str]], *, most_tokens: int = JUDGED_TOKENS
     ) -> list[Likelihood]:
         """The same for every answer."""
-        return [Likelihood(mean_logprob=-1.0, tokens=min(16, most_tokens), head_logprob=-1.0)] * len(items)
+        del most_tokens
+        return [LIKELIHOOD] * len(items)
 
     async def retrace(self, claim: Claim, *, beside: tuple[Message, ...] = ()) -> Trace:
-        """No token of any answer strains. Here others have their turn, once a record."""
+        """No token of any answer strains; its likelihoods come along, as the scorer model's own reading has them.
+
+        Here others have their turn, once every few records.
+        """
         del beside
-        await trio.lowlevel.checkpoint()
-        return Trace(len(claim.token_ids))
+        self._read += 1
+        if self._read % TURN == 0:
+            await trio.lowlevel.checkpoint()
+        return Trace(len(claim.token_ids), likelihood=LIKELIHOOD, beside=LIKELIHOOD)
 
 
 class Scorers(InlinePluginHost):
@@ -158,12 +174,12 @@ class BenchValidator:
                 request=request,
                 generator=self._key.address,
                 visibility="public",
-                sampling=Sampling(temperature_micro=200_000, top_p_micro=900_000, seed=1, max_tokens=64),
-                prompt_token_ids=tuple(range(100, 120)),
-                token_ids=tuple(range(1000, 1064)),
+                sampling=SAMPLING,
+                prompt_token_ids=PROMPT_TOKENS,
+                token_ids=ANSWER_TOKENS,
                 text=ANSWER,
                 finish_reason="stop",
-                embedding=b"\x7f" + bytes(EMBEDDING_DIMENSIONS - 1),
+                embedding=EMBEDDING,
                 created_ms=self._world.clock.now_ms(),
             ),
         )

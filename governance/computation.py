@@ -79,7 +79,7 @@ def computation_ppm(trace: Trace, rules: ComputationRules = RULES) -> Ppm:
         tolerance.worst_strain.open(_micro(trace.worst_strain)),
         rules.surprise.open(_micro(unexplained(trace, rules))),
     )
-    return Ppm(min(PPM_ONE, max(0, round(math.prod(1.0 - one for one in shut) * PPM_ONE))))
+    return Ppm(min(PPM_ONE, max(0, round(math.prod([1.0 - one for one in shut]) * PPM_ONE))))
 
 
 def unexplained(trace: Trace, rules: ComputationRules = RULES) -> float:
@@ -89,4 +89,6 @@ def unexplained(trace: Trace, rules: ComputationRules = RULES) -> float:
 
 
 def _micro(value: float) -> int:
-    return round(30 * MICRO if math.isnan(value) else min(max(value, 0.0), 30.0) * MICRO)
+    if 0.0 <= value <= 30.0:
+        return round(value * MICRO)
+    return 0 if value < 0.0 else 30 * MICRO  # where it is no number, too

@@ -94,18 +94,19 @@ async def measure_answer(
     if free is None:
         [free] = await models.likelihoods([(UNCONDITIONED, answer)], most_tokens=HEAD_TOKENS)
     own, rest = numbers_of(vectors[0]), vectors[1 + len(questions) :]
-    cosines = [float(own @ numbers_of(vector)) for vector in vectors[1 : 1 + len(questions)]]
-    logprob = _within(given.mean_logprob, LOGPROB_FLOOR, 0.0)
-    head, alone = (_within(one.head_logprob, LOGPROB_FLOOR, 0.0) for one in (given, free))
+    cosines = [_within(float(own.dot(numbers_of(vector))), -1.0, 1.0) for vector in vectors[1 : 1 + len(questions)]]
+    head, alone = _within(given.head_logprob, LOGPROB_FLOOR, 0.0), _within(free.head_logprob, LOGPROB_FLOOR, 0.0)
     return AnswerFeatures(
         tokens=given.tokens,
-        logprob_micro=round(logprob * MICRO),
+        logprob_micro=round(_within(given.mean_logprob, LOGPROB_FLOOR, 0.0) * MICRO),
         gain_micro=round((head - alone) * MICRO),
-        relevance_cosine_ppm=round(max(_within(cosine, -1.0, 1.0) for cosine in cosines) * PPM_ONE),
+        relevance_cosine_ppm=round(max(cosines) * PPM_ONE),
         support_cosine_ppm=support_ppm(rest[: len(said)], rest[len(said) :]) if said else None,
         embedding=quantize_numbers(own),
     )
 
 
 def _within(value: float, low: float, high: float) -> float:
-    return low if math.isnan(value) else min(max(value, low), high)
+    if low <= value <= high:
+        return value
+    return high if value > high else low  # where it is no number, too

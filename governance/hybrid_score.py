@@ -125,15 +125,13 @@ class HybridScorer:
             found = {**await self._plugins.score(item), **found}
         except SafetyUnavailableError as error:
             raise AbstainError(f"the built-in scorers cannot answer: {error.message}") from None
-        for name in rubric.dimensions:
-            if name not in found:
-                missing.setdefault(
-                    name, NO_EVIDENCE if name == SUPPORT else f"no scorer here measures dimension {name}"
-                )
-                if name not in rubric.optional:
-                    raise AbstainError(missing[name], hint="enable the plugin that the rubric names")
-        row = tuple(int(found[name]) if name in found else MISSING for name in rubric.dimensions)
-        return Observed(row, {name: missing[name] for name in rubric.dimensions if name not in found})
+        lacking = [name for name in rubric.dimensions if name not in found]
+        for name in lacking:
+            missing.setdefault(name, NO_EVIDENCE if name == SUPPORT else f"no scorer here measures dimension {name}")
+            if name not in rubric.optional:
+                raise AbstainError(missing[name], hint="enable the plugin that the rubric names")
+        row = tuple([found.get(name, MISSING) for name in rubric.dimensions])
+        return Observed(row, {name: missing[name] for name in lacking})
 
     async def _retrace(self, record: Record, beside: tuple[Message, ...]) -> Trace:
         model = record.request.model_digest

@@ -35,6 +35,8 @@ GENERATOR_LIMIT: Final = 512
 """Of these, records of one generator: one that floods crowds out its own records, not the others'."""
 DESK_BYTES: Final = 64 * 1024 * 1024
 SCORE_DEADLINE_S: Final = 60.0
+DEADLINE_SPARE_S: Final = 1.0
+"""So much later it may be: to set another deadline for each record costs more than it is worth."""
 TRIES: Final = 3
 """An engine that fails, such as one that is being started again, is asked so often before we abstain."""
 RETRY_S: Final = 1.0
@@ -183,7 +185,8 @@ class Examiner:
         while not patience.cancel_called:
             if not self._turns:
                 patience.deadline = math.inf
-            digest = await self._next()
+                await self._wait()
+            digest = self._next()
             case = self._cases[digest]
             if self._ledger.is_settled(digest):
                 self._drop(digest)
@@ -192,7 +195,9 @@ class Examiner:
             rubric = self._context.policy.rubric
             self._at = (digest, rubric)
             found, reason = None, ""
-            patience.deadline = trio.current_time() + SCORE_DEADLINE_S
+            now = trio.current_time()
+            if not SCORE_DEADLINE_S <= patience.deadline - now <= SCORE_DEADLINE_S + DEADLINE_SPARE_S:
+                patience.deadline = now + SCORE_DEADLINE_S + DEADLINE_SPARE_S
             try:
                 found = await self._observe(digest, case.signed, rubric)
                 self._at = None
@@ -220,11 +225,13 @@ class Examiner:
         self._context.events.emit("abstained", record=short(digest), reason=reason)
         self._committer.abstained(digest, reason, more=bool(self._turns))
 
-    async def _next(self) -> Digest:
-        """The oldest record of the generator whose turn it is."""
+    async def _wait(self) -> None:
         while not self._turns:
             self._came = trio.Event()
             await self._came.wait()
+
+    def _next(self) -> Digest:
+        """The oldest record of the generator whose turn it is."""
         generator, records = self._turns.popitem(last=False)
         digest = next(iter(records))
         del records[digest]

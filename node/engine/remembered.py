@@ -38,13 +38,15 @@ class Remembered:
 
     async def embed(self, texts: Sequence[str]) -> list[tuple[float, ...]]:
         """Unit vectors; of texts that are not remembered in one call."""
-        known = {text: vector for text in texts if (vector := _recall(self._vectors, text)) is not None}
-        unknown = list(dict.fromkeys(text for text in texts if text not in known))
-        if unknown:
-            for text, vector in zip(unknown, await self._models.embed(unknown), strict=True):
-                known[text] = vector
-                _keep(self._vectors, text, vector, TEXTS)
-        return [known[text] for text in texts]
+        found = [_recall(self._vectors, text) for text in texts]
+        known = [vector for vector in found if vector is not None]
+        if len(known) == len(found):
+            return known
+        unknown = list(dict.fromkeys([text for text, vector in zip(texts, found, strict=True) if vector is None]))
+        new = dict(zip(unknown, await self._models.embed(unknown), strict=True))
+        for text, vector in new.items():
+            _keep(self._vectors, text, vector, TEXTS)
+        return [new[text] if vector is None else vector for text, vector in zip(texts, found, strict=True)]
 
     async def likelihoods(
         self, items: Sequence[tuple[tuple[Message, ...], str]], *, most_tokens: int = JUDGED_TOKENS
@@ -58,10 +60,11 @@ class Remembered:
 
     async def retrace(self, claim: Claim, *, beside: tuple[Message, ...] = ()) -> Trace:
         """What came of reading the answer, once for each claim."""
-        trace = _recall(self._traces, (claim, beside))
+        asked = (claim, beside)
+        trace = _recall(self._traces, asked)
         if trace is None:
             trace = await self._models.retrace(claim, beside=beside)
-            _keep(self._traces, (claim, beside), trace, CLAIMS)
+            _keep(self._traces, asked, trace, CLAIMS)
         return trace
 
 
@@ -74,5 +77,5 @@ def _recall(kept: OrderedDict[K, V], key: K) -> V | None:
 
 def _keep(kept: OrderedDict[K, V], key: K, value: V, most: int) -> None:
     kept[key] = value
-    while len(kept) > most:
+    if len(kept) > most:
         kept.popitem(last=False)
