@@ -68,7 +68,7 @@ class Abstention(Value, frozen=True, kw_only=True):
     reason: Annotated[str, Meta(min_length=1, max_length=MAX_REASON_CHARS, pattern=r"^[ -~]+\Z")]
 
 
-class BatchCommit(Value, frozen=True, kw_only=True, dict=True):
+class BatchCommit(Value, frozen=True, kw_only=True, dict=True, gc=True):
     """What a validator signs: which records it observed, with hidden integers, and which it abstains from."""
 
     validator: AddressField
@@ -126,7 +126,7 @@ class BatchCommit(Value, frozen=True, kw_only=True, dict=True):
             raise ObservationError(f"{name} observes a record that it abstains from")
 
 
-class SignedCommit(Value, frozen=True, kw_only=True, dict=True):
+class SignedCommit(Value, frozen=True, kw_only=True, dict=True, gc=True):
     """A commit and its validator's signature: what goes round before any score does."""
 
     commit: BatchCommit
@@ -182,7 +182,7 @@ class BatchReveal(Value, frozen=True, kw_only=True):
     """What each row is about, in the order of `rows`."""
 
 
-class Excerpt(Value, frozen=True, kw_only=True, dict=True):
+class Excerpt(Value, frozen=True, kw_only=True, dict=True, gc=True):
     """What a block takes from one batch: the commit, and the rows of the records that the block settles."""
 
     signed: SignedCommit

@@ -21,7 +21,7 @@ MAX_BLOCK_RECORDS: Final = 1024
 MAX_BLOCK_BATCHES: Final = 1024
 
 
-class Body(Value, frozen=True, kw_only=True, dict=True):
+class Body(Value, frozen=True, kw_only=True, dict=True, gc=True):
     """What a block decides. Order is canonical: records ascend, batches ascend by (validator, number)."""
 
     subjects: Annotated[bytes, Meta(max_length=SUBJECT_BYTES * MAX_BLOCK_RECORDS)] = b""
@@ -64,7 +64,7 @@ class Block(Value, frozen=True, kw_only=True):
     body: Body
 
 
-class DecidedBlock(Value, frozen=True, kw_only=True, dict=True):
+class DecidedBlock(Value, frozen=True, kw_only=True, dict=True, gc=True):
     """A block and the certificate that decided it: what is stored, synced and served."""
 
     block: Block

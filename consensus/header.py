@@ -42,7 +42,7 @@ PRECOMMIT_TYPE: Final = "Precommit(uint64 epoch,uint64 height,uint32 round,Heade
 DOMAIN_TYPE: Final = "EIP712Domain(string name,string version,bytes32 salt)"
 
 
-class Header(Value, frozen=True, kw_only=True, dict=True):
+class Header(Value, frozen=True, kw_only=True, dict=True, gc=True):
     """What a quorum signs. Heights start at 1; the parent of height 1 is the network id."""
 
     epoch: EpochField

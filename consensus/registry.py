@@ -85,7 +85,7 @@ class Retraction(Value, frozen=True, kw_only=True):
 _Addresses = Annotated[tuple[AddressField, ...], Meta(max_length=MAX_MEMBERS)]
 
 
-class RegistryState(Value, frozen=True, kw_only=True, dict=True):
+class RegistryState(Value, frozen=True, kw_only=True, dict=True, gc=True):
     """The registry after a block. Everything ascends by address."""
 
     members: Annotated[tuple[Member, ...], Meta(max_length=MAX_MEMBERS)]

@@ -15,7 +15,7 @@ from nsllm.ids import Address, AddressField, Digest, EpochField
 SET_TYPE: Final = "ValidatorSet(uint64 epoch,address[] members)"
 
 
-class ValidatorSet(Value, frozen=True, kw_only=True, dict=True):
+class ValidatorSet(Value, frozen=True, kw_only=True, dict=True, gc=True):
     """Equal-weight validators of one epoch, ascending by address."""
 
     epoch: EpochField

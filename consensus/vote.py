@@ -153,7 +153,7 @@ class ProposalBody(Value, frozen=True, kw_only=True):
         )
 
 
-class Proposal(Value, frozen=True, kw_only=True, dict=True, tag_field="type", tag="proposal"):
+class Proposal(Value, frozen=True, kw_only=True, dict=True, gc=True, tag_field="type", tag="proposal"):
     """⟨PROPOSAL, h, r, v, vr⟩ of the round's proposer."""
 
     block: Block

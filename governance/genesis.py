@@ -28,7 +28,7 @@ class Placement(Value, frozen=True, kw_only=True):
     """Members with the data role that hold each shard."""
 
 
-class Genesis(Value, frozen=True, kw_only=True, dict=True):
+class Genesis(Value, frozen=True, kw_only=True, dict=True, gc=True):
     """First members and validators, policy, chain and placement parameters."""
 
     name: NameField

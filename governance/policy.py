@@ -22,7 +22,7 @@ class RuleSet(Value, frozen=True, kw_only=True):
     digest: DigestField
 
 
-class Rubric(Value, frozen=True, kw_only=True, dict=True):
+class Rubric(Value, frozen=True, kw_only=True, dict=True, gc=True):
     """What validators score with, everything pinned by digest."""
 
     scorer_model: DigestField

@@ -143,7 +143,7 @@ class Chunk(Value, frozen=True, kw_only=True):
     part: AnyPart
 
 
-class Manifest(Value, frozen=True, kw_only=True, dict=True):
+class Manifest(Value, frozen=True, kw_only=True, dict=True, gc=True):
     """What a header's `snapshot_hash` is the digest of."""
 
     height: HeightField

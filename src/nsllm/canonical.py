@@ -45,10 +45,12 @@ _SORTED: Final = msgspec.msgpack.Encoder(order="sorted")
 """Structs' fields in ascending order, everything in its shortest form."""
 
 
-class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, gc=False):
     """Base of everything that has a canonical encoding: frozen, unknown fields refused.
 
-    Subclasses write `class Thing(Value, frozen=True, kw_only=True)`: type checkers do not inherit those flags.
+    Subclasses write `class Thing(Value, frozen=True, kw_only=True)`: type checkers do not inherit those flags. What
+    holds frozen values only is in no cycle, so the garbage collector does not look at it (`gc=False`); one that
+    remembers what it has computed (`dict=True`) must be looked at.
     """
 
 

@@ -254,7 +254,7 @@ class SignedChunk(Value, frozen=True, kw_only=True):
         crypto.verify(chunk.digest(), self.signature, chunk.member)
 
 
-class Record(Value, frozen=True, kw_only=True, dict=True):
+class Record(Value, frozen=True, kw_only=True, dict=True, gc=True):
     """An answer as published. `group` and `public` requests make one; `private` ones never do."""
 
     network: NetworkIdField
@@ -303,7 +303,7 @@ class Record(Value, frozen=True, kw_only=True, dict=True):
         return canonical.digest("record", self.network, data), len(data)
 
 
-class SignedRecord(Value, frozen=True, kw_only=True, dict=True):
+class SignedRecord(Value, frozen=True, kw_only=True, dict=True, gc=True):
     """A record and its generator's signature."""
 
     record: Record
