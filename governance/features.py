@@ -6,7 +6,6 @@ numbers. Plugin workers hold no models: this is all they get beside the text.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Annotated, Final
 

@@ -195,9 +195,7 @@ class Examiner:
             rubric = self._context.policy.rubric
             self._at = (digest, rubric)
             found, reason = None, ""
-            now = trio.current_time()
-            if not SCORE_DEADLINE_S <= patience.deadline - now <= SCORE_DEADLINE_S + DEADLINE_SPARE_S:
-                patience.deadline = now + SCORE_DEADLINE_S + DEADLINE_SPARE_S
+            _renew(patience)
             try:
                 found = await self._observe(digest, case.signed, rubric)
                 self._at = None
@@ -273,3 +271,10 @@ class Examiner:
             for digest, case in list(self._cases.items()):
                 if self._ledger.is_settled(digest) or now - case.since > GIVE_UP_S:
                     self._drop(digest)
+
+
+def _renew(patience: trio.CancelScope) -> None:
+    """Another record has its `SCORE_DEADLINE_S` from now on."""
+    now = trio.current_time()
+    if not SCORE_DEADLINE_S <= patience.deadline - now <= SCORE_DEADLINE_S + DEADLINE_SPARE_S:
+        patience.deadline = now + SCORE_DEADLINE_S + DEADLINE_SPARE_S
