@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable
-from functools import cache, cached_property, lru_cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, cached_property, lru_cache, partial
 from itertools import pairwise
 from operator import lt
-from typing import Annotated, Final, NamedTuple, Self
+from typing import Annotated, Final, NamedTuple, Self, cast
 
 from msgspec import Meta
 
@@ -59,6 +59,10 @@ class Row(NamedTuple):
     salt: bytes
     ppm: tuple[int, ...]
     """One integer a dimension of the rubric, in its order."""
+
+
+_row = cast("Callable[[tuple[int, bytes, tuple[int, ...]]], Row]", partial(tuple[object].__new__, Row))
+"""`Row._make` of what is known to have three parts: columns have many rows."""
 
 
 class Abstention(Value, frozen=True, kw_only=True):
@@ -114,15 +118,15 @@ class BatchCommit(Value, frozen=True, kw_only=True, dict=True, gc=True):
             ObservationError: says what does not fit.
         """
         name = f"batch {self.number} of {hex0x(self.validator)}"
-        records, abstained = self.record_digests, [abstention.record for abstention in self.abstentions]
+        records, abstained = self.record_digests, tuple([abstention.record for abstention in self.abstentions])
         if len(self.commitments) != len(self.records):
             raise ObservationError(f"{name}: {len(records)} records, {len(self.commitments)} bytes of commitments")
         if not 0 < len(records) + len(abstained) <= MAX_BATCH_RECORDS:
             count = len(records) + len(abstained)
             raise ObservationError(f"{name} speaks of {count} records, 1 to {MAX_BATCH_RECORDS} are allowed")
-        if any(list(column) != sorted(set(column)) for column in (records, abstained)):
+        if not (all(map(lt, records, records[1:])) and all(map(lt, abstained, abstained[1:]))):
             raise ObservationError(f"{name}: records not in ascending order, each once")
-        if self.abstained & set(records):
+        if not self.abstained.isdisjoint(records):
             raise ObservationError(f"{name} observes a record that it abstains from")
 
 
@@ -204,31 +208,40 @@ class Excerpt(Value, frozen=True, kw_only=True, dict=True, gc=True):
         """Of these rows, ascending by position, which need not be read again."""
         rows = tuple(rows)
         excerpt = cls(signed=signed, rows=pack_rows(rows))
-        if rows:
-            excerpt._opened[len(rows[0].ppm)] = rows
+        excerpt.remember(rows)
         return excerpt
+
+    def remember(self, rows: Sequence[Row]) -> None:
+        """These are the rows: they were read from the same bytes before."""
+        if rows:
+            self._opened[len(rows[0].ppm)] = tuple(rows)
 
     @cached_property
     def _opened(self) -> dict[int, tuple[Row, ...]]:
         return {}
 
 
-def commitment(commit: BatchCommit, network: NetworkId, subject: Subject, row: Row) -> Digest:
-    """Hash that hides and binds one row of a batch by `commit.validator` in `commit.epoch` under `commit.rubric`."""
-    return row_commitment(network, commit.validator, commit.epoch, commit.rubric, subject, row)
+def row_commitments(
+    network: NetworkId, validator: Address, epoch: Epoch, rubric: Digest, opened: Iterable[tuple[Subject, Row]]
+) -> list[Digest]:
+    """Hashes that hide and bind rows of a batch by `validator` in `epoch` under `rubric`, each with its subject.
+
+    Neither number nor position is in them: a record that is observed again with the same integers has the same
+    commitment, so that two different ones prove two different rows.
+    """
+    sha256, head = hashlib.sha256, _row_head(network, validator, rubric)
+    hashes = [
+        sha256(_hidden(len(head), len(ppm))(head, record, generator, key, salt, epoch, *ppm)).digest()
+        for (record, generator, key), (_, salt, ppm) in opened
+    ]
+    return cast("list[Digest]", hashes)
 
 
 def row_commitment(
     network: NetworkId, validator: Address, epoch: Epoch, rubric: Digest, subject: Subject, row: Row
 ) -> Digest:
-    """The same, before there is a commit.
-
-    Neither number nor position is in it: a record that is observed again with the same integers has the same
-    commitment, so that two different ones prove two different rows.
-    """
-    integers = _integers(len(row.ppm)).pack(epoch, *row.ppm)
-    parts = (_row_head(network, validator, rubric), *subject, row.salt, integers)
-    return Digest(hashlib.sha256(b"".join(parts)).digest())
+    """The same of one row."""
+    return row_commitments(network, validator, epoch, rubric, [(subject, row)])[0]
 
 
 def salt_of(secret: bytes, rubric: Digest, record: Digest) -> bytes:
@@ -262,18 +275,63 @@ def unpack_rows(column: bytes, dimensions: int) -> tuple[Row, ...]:
         ObservationError: cut short, positions not ascending, or an integer above 1,000,000 that is not `MISSING`.
     """
     shape = _shape(dimensions)
-    if len(column) % shape.size:
-        raise ObservationError(f"a column of rows has {len(column)} bytes, not a multiple of {shape.size}")
-    rows = tuple([Row(each[0], each[1], each[2:]) for each in shape.iter_unpack(column)])
-    positions = [row[0] for row in rows]
-    if not all(map(lt, positions, positions[1:])):
-        last, position = next(pair for pair in pairwise(positions) if pair[1] <= pair[0])
-        raise ObservationError(f"row {position} after row {last}")
+    _check_length(column, shape.size)
+    rows = tuple([_row((each[0], each[1], each[2:])) for each in shape.iter_unpack(column)])
+    _check_ascending([row[0] for row in rows])
     if dimensions and max([max(row[2]) for row in rows], default=0) > PPM_ONE:
         most = max((one for row in rows for one in row.ppm if one != MISSING), default=0)
         if most > PPM_ONE:
             raise ObservationError(f"an observation of {most} ppm, the most is {PPM_ONE}")
     return rows
+
+
+def opens(commit: BatchCommit, network: NetworkId, opened: Sequence[tuple[Subject, Row]]) -> bool:
+    """Whether each of these rows opens what `commit` holds at its position, and that is of its subject."""
+    records, column = commit.record_digests, commit.commitments
+    positions = [row[0] for _, row in opened]
+    if not opened or max(positions) >= len(records):
+        return not opened
+    if [records[position] for position in positions] != [subject[0] for subject, _ in opened]:
+        return False
+    held = [column[32 * position : 32 * position + 32] for position in positions]
+    return held == row_commitments(network, commit.validator, commit.epoch, commit.rubric, opened)
+
+
+def split_rows(column: bytes, dimensions: int) -> list[tuple[int, bytes]]:
+    """Position and bytes of each row of a column; the integers are not looked at.
+
+    Raises:
+        ObservationError: cut short, or positions not ascending.
+    """
+    shape = _places(dimensions)
+    size = shape.size
+    _check_length(column, size)
+    positions = [position for (position,) in shape.iter_unpack(column)]
+    _check_ascending(positions)
+    return [(position, column[size * i : size * i + size]) for i, position in enumerate(positions)]
+
+
+def _check_length(column: bytes, size: int) -> None:
+    if len(column) % size:
+        raise ObservationError(f"a column of rows has {len(column)} bytes, not a multiple of {size}")
+
+
+def _check_ascending(positions: list[int]) -> None:
+    if not all(map(lt, positions, positions[1:])):
+        last, position = next(pair for pair in pairwise(positions) if pair[1] <= pair[0])
+        raise ObservationError(f"row {position} after row {last}")
+
+
+def check_rows(commit: BatchCommit, network: NetworkId, opened: Sequence[tuple[Subject, Row]]) -> None:
+    """Pass silently if each of these rows opens what `commit` holds at its position, and that is of its subject.
+
+    Raises:
+        ObservationError: of the first that does not: no such position, another record, or another hash.
+    """
+    if opens(commit, network, opened):
+        return
+    for subject, row in opened:
+        check_row(commit, network, subject, row)
 
 
 def check_row(commit: BatchCommit, network: NetworkId, subject: Subject, row: Row) -> None:
@@ -282,15 +340,11 @@ def check_row(commit: BatchCommit, network: NetworkId, subject: Subject, row: Ro
     Raises:
         ObservationError: no such position, another record, or another hash.
     """
-    records = commit.record_digests
+    name, records = f"batch {commit.number} of {hex0x(commit.validator)}", commit.record_digests
     if row.position >= len(records) or records[row.position] != subject.record:
-        raise ObservationError(
-            f"batch {commit.number} of {hex0x(commit.validator)}: row {row.position} is not of {short(subject.record)}"
-        )
-    if commitment(commit, network, subject, row) != commit.commitment_at(row.position):
-        raise ObservationError(
-            f"batch {commit.number} of {hex0x(commit.validator)}: row {row.position} is not what was committed to"
-        )
+        raise ObservationError(f"{name}: row {row.position} is not of {short(subject.record)}")
+    if not opens(commit, network, [(subject, row)]):
+        raise ObservationError(f"{name}: row {row.position} is not what was committed to")
 
 
 def row_bytes(dimensions: int) -> int:
@@ -310,5 +364,11 @@ def _shape(dimensions: int) -> struct.Struct:
 
 
 @cache
-def _integers(dimensions: int) -> struct.Struct:
-    return struct.Struct(f">Q{dimensions}I")
+def _places(dimensions: int) -> struct.Struct:
+    return struct.Struct(f">H{SALT_BYTES}x{4 * dimensions}x")
+
+
+@cache
+def _hidden(head_bytes: int, dimensions: int) -> Callable[..., bytes]:
+    """Packs what a commitment is the hash of: head, subject, salt, epoch, integers."""
+    return struct.Struct(f">{head_bytes}s32s20s32s{SALT_BYTES}sQ{dimensions}I").pack

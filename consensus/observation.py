@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_left
-from collections.abc import Sequence
-from typing import Annotated, Final, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Annotated, Final, NamedTuple, cast
 
 from msgspec import Meta
 
@@ -27,6 +28,7 @@ observation and the median's safety is untouched: leaving a dimension out object
 SUBJECT_BYTES: Final = 32 + 20 + 32
 RECORD_BYTES: Final = 32
 _SUBJECT: Final = struct.Struct(">32s20s32s")
+_DIGEST: Final = struct.Struct(">32s")
 
 
 class DimensionScore(Value, frozen=True, kw_only=True):
@@ -58,6 +60,10 @@ class Subject(NamedTuple):
     def pack(self) -> bytes:
         """Record ‖ generator ‖ request key, 84 bytes."""
         return self.record + self.generator + self.request_key
+
+
+_subject = cast("Callable[[tuple[bytes, bytes, bytes]], Subject]", partial(tuple[object].__new__, Subject))
+"""`Subject._make` of what is known to have three parts: columns have many rows."""
 
 
 class ScoreLeaf(Value, frozen=True, kw_only=True):
@@ -93,7 +99,7 @@ def quantile(values: Sequence[int], quarter: int) -> Ppm:
     """
     if not values:
         raise ValueError("no values to take a quantile of")
-    return _ranked(sorted(values), quarter)
+    return Ppm(sorted(values)[_rank(len(values), quarter)])
 
 
 def lower_median(values: Sequence[int]) -> Ppm:
@@ -127,12 +133,14 @@ def agree(
         raise ObservationError(f"record {subject.record.hex()[:16]}: a row that is not {len(dimensions)} integers")
     scores: list[DimensionScore] = []
     quartiles: list[Quartiles] = []
-    for name, column in zip(dimensions, map(sorted, zip(*given, strict=True)), strict=True):
-        median = _ranked(column, 2)
+    every = _ranks(len(rows))
+    middle = every[1]
+    for name, column in zip(dimensions, cast("map[list[Ppm]]", map(sorted, zip(*given, strict=True))), strict=True):
+        median = column[middle]
         if median != MISSING:
-            told = column if column[-1] != MISSING else column[: bisect_left(column, MISSING)]
+            lower, _, upper = every if column[-1] != MISSING else _ranks(bisect_left(column, MISSING))
             scores.append(DimensionScore(name=name, ppm=median))
-            quartiles.append(Quartiles(lower_ppm=_ranked(told, 1), upper_ppm=_ranked(told, 3)))
+            quartiles.append(Quartiles(lower_ppm=column[lower], upper_ppm=column[upper]))
     if not scores:
         raise ObservationError(f"record {subject.record.hex()[:16]}: no dimension was measured")
     return ScoreLeaf(
@@ -148,7 +156,7 @@ def agree(
 
 def pack_subjects(subjects: Sequence[Subject]) -> bytes:
     """A column of subjects, 84 bytes each."""
-    return b"".join(subject.pack() for subject in subjects)
+    return b"".join([part for subject in subjects for part in subject])
 
 
 def unpack_subjects(column: bytes) -> tuple[Subject, ...]:
@@ -159,7 +167,7 @@ def unpack_subjects(column: bytes) -> tuple[Subject, ...]:
     """
     if len(column) % SUBJECT_BYTES:
         raise ObservationError(f"a column of subjects has {len(column)} bytes, not a multiple of {SUBJECT_BYTES}")
-    return tuple(map(Subject._make, _SUBJECT.iter_unpack(column)))
+    return tuple(map(_subject, _SUBJECT.iter_unpack(column)))
 
 
 def unpack_digests(column: bytes) -> tuple[Digest, ...]:
@@ -170,9 +178,15 @@ def unpack_digests(column: bytes) -> tuple[Digest, ...]:
     """
     if len(column) % RECORD_BYTES:
         raise ObservationError(f"a column of digests has {len(column)} bytes, not a multiple of {RECORD_BYTES}")
-    return tuple(Digest(column[i : i + RECORD_BYTES]) for i in range(0, len(column), RECORD_BYTES))
+    return tuple([digest for (digest,) in _DIGEST.iter_unpack(column)])
 
 
-def _ranked(ascending: Sequence[int], quarter: int) -> Ppm:
-    """See `quantile`."""
-    return Ppm(ascending[(len(ascending) * quarter + 3) // 4 - 1])
+def _rank(count: int, quarter: int) -> int:
+    """Where a quantile stands among so many ascending values, see `quantile`."""
+    return (count * quarter + 3) // 4 - 1
+
+
+@cache
+def _ranks(count: int) -> tuple[int, int, int]:
+    """Of both quartiles and, between them, the median."""
+    return _rank(count, 1), _rank(count, 2), _rank(count, 3)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import lt
 
-from nsllm.consensus.batch import Excerpt, Row, check_row
+from nsllm.consensus.batch import Excerpt, Row, check_rows
 from nsllm.consensus.errors import ObservationError
 from nsllm.consensus.observation import ScoreLeaf, Subject, Unscored, agree, unpack_digests, unpack_subjects
 from nsllm.consensus.validators import ValidatorSet
@@ -45,7 +46,7 @@ def settle(subjects: bytes, unscored: bytes, batches: Sequence[Excerpt], terms: 
     """
     scored = {subject.record: subject for subject in _ascending(unpack_subjects(subjects))}
     without = unpack_digests(unscored)
-    if list(without) != sorted(set(without)) or scored.keys() & set(without):
+    if not _ascend(without) or not scored.keys().isdisjoint(without):
         raise ObservationError("unscored records stand in ascending order, once, and are not scored too")
     rows: dict[Digest, list[tuple[Address, tuple[int, ...]]]] = {record: [] for record in scored}
     abstainers: dict[Digest, list[Address]] = {record: [] for record in without}
@@ -74,16 +75,14 @@ def open_rows(excerpt: Excerpt, scored: dict[Digest, Subject], dimensions: int) 
     Raises:
         ObservationError: malformed, or of a record that the block does not score.
     """
-    records = excerpt.signed.commit.record_digests
-    found: list[tuple[Subject, Row]] = []
-    for row in excerpt.opened(dimensions):
-        subject = scored.get(records[row.position]) if row.position < len(records) else None
-        if subject is None:
-            commit = excerpt.signed.commit
-            name = f"batch {commit.number} of {hex0x(commit.validator)}"
-            raise ObservationError(f"{name}: row {row.position} is of no record that the block scores")
-        found.append((subject, row))
-    return found
+    commit, rows = excerpt.signed.commit, excerpt.opened(dimensions)
+    records = commit.record_digests
+    try:
+        return [(scored[records[row[0]]], row) for row in rows]
+    except (IndexError, KeyError):
+        beyond = (r.position for r in rows if r.position >= len(records) or records[r.position] not in scored)
+        name = f"batch {commit.number} of {hex0x(commit.validator)}"
+        raise ObservationError(f"{name}: row {next(beyond)} is of no record that the block scores") from None
 
 
 def check_openings(subjects: bytes, batches: Sequence[Excerpt], terms: Terms) -> None:
@@ -92,10 +91,11 @@ def check_openings(subjects: bytes, batches: Sequence[Excerpt], terms: Terms) ->
     Raises:
         ObservationError: names batch and row.
     """
+    if not batches:
+        return
     scored = {subject.record: subject for subject in unpack_subjects(subjects)}
     for excerpt in batches:
-        for subject, row in open_rows(excerpt, scored, len(terms.dimensions)):
-            check_row(excerpt.signed.commit, terms.network, subject, row)
+        check_rows(excerpt.signed.commit, terms.network, open_rows(excerpt, scored, len(terms.dimensions)))
 
 
 def _count(
@@ -106,11 +106,13 @@ def _count(
     terms: Terms,
 ) -> None:
     commit = excerpt.signed.commit
+    validator = commit.validator
     opened = open_rows(excerpt, scored, len(terms.dimensions))
-    for subject, row in opened:
-        if rows[subject.record] and rows[subject.record][-1][0] == commit.validator:
-            raise ObservationError(f"{hex0x(commit.validator)} observes {short(subject.record)} in two batches")
-        rows[subject.record].append((commit.validator, row.ppm))
+    for (record, _, _), (_, _, ppm) in opened:
+        found = rows[record]
+        if found and found[-1][0] == validator:
+            raise ObservationError(f"{hex0x(validator)} observes {short(record)} in two batches")
+        found.append((validator, ppm))
     relevant = [record for record in commit.abstained if record in abstainers]
     for record in relevant:
         abstainers[record].append(commit.validator)
@@ -120,8 +122,7 @@ def _count(
 
 
 def _ascending(subjects: tuple[Subject, ...]) -> tuple[Subject, ...]:
-    records = [subject.record for subject in subjects]
-    if records != sorted(set(records)):
+    if not _ascend([subject.record for subject in subjects]):
         raise ObservationError("scored records do not stand in ascending order, each once")
     return subjects
 
@@ -130,3 +131,8 @@ def _check_order(batches: Sequence[Excerpt]) -> None:
     places = [(excerpt.signed.commit.validator, excerpt.signed.commit.number) for excerpt in batches]
     if places != sorted(set(places)):
         raise ObservationError("batches do not stand in ascending order of validator and number, each once")
+
+
+def _ascend(records: Sequence[Digest]) -> bool:
+    """Does each stand once, in ascending order?"""
+    return all(map(lt, records, records[1:]))

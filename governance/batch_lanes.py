@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from nsllm.consensus.batch import SignedCommit
+from nsllm.governance.record_case import RecordCase
 from nsllm.ids import Address, Digest
 
 MAX_OUTSTANDING: Final = 256
@@ -26,8 +27,8 @@ class Held:
 
     signed: SignedCommit
     came_s: float
-    records: set[Digest]
-    """Of those that it names, the ones that wait for a block."""
+    cases: dict[Digest, RecordCase]
+    """What is known of those of its records that wait for a block."""
 
 
 @dataclass(slots=True)
@@ -62,11 +63,11 @@ class BatchLanes:
         lane = self._lanes.get(validator)
         return lane is not None and lane.banned
 
-    def put(self, signed: SignedCommit, records: set[Digest], now: float) -> list[Held]:
+    def put(self, signed: SignedCommit, cases: dict[Digest, RecordCase], now: float) -> list[Held]:
         """Keep a batch; returns what it pushes out."""
         lane = self._lanes.setdefault(signed.commit.validator, _Lane())
-        lane.batches[signed.commit.number] = Held(signed, now, records)
-        lane.rows += len(records)
+        lane.batches[signed.commit.number] = Held(signed, now, cases)
+        lane.rows += len(cases)
         pushed: list[Held] = []
         while len(lane.batches) > 1 and (len(lane.batches) > MAX_OUTSTANDING or lane.rows > MAX_ROWS):
             pushed.append(self._drop(lane, next(iter(lane.batches))))
@@ -78,14 +79,20 @@ class BatchLanes:
         lane.banned = True
         return [self._drop(lane, number) for number in list(lane.batches)]
 
-    def settled(self, validator: Address, number: int, record: Digest) -> None:
+    def settled(self, record: Digest, case: RecordCase) -> None:
         """A block has the record; a batch of which all are settled is forgotten."""
+        for validator, place in case.committed.items():
+            self._settled(validator, place.number, record)
+        for validator, number in case.abstained.items():
+            self._settled(validator, number, record)
+
+    def _settled(self, validator: Address, number: int, record: Digest) -> None:
         lane = self._lanes[validator]
-        held = lane.batches[number]
-        held.records.discard(record)
+        cases = lane.batches[number].cases
+        del cases[record]
         lane.rows -= 1
-        if not held.records:
-            self._drop(lane, number)
+        if not cases:
+            del lane.batches[number]
 
     def expired(self, now: float) -> Iterator[Held]:
         """Drop and return batches older than `EXPIRY_S`."""
@@ -101,5 +108,5 @@ class BatchLanes:
     @staticmethod
     def _drop(lane: _Lane, number: int) -> Held:
         held = lane.batches.pop(number)
-        lane.rows -= len(held.records)
+        lane.rows -= len(held.cases)
         return held

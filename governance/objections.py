@@ -6,8 +6,7 @@ later rounds the same block is accepted, and a height ends whatever the links do
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterable
 from typing import Final
 
 from nsllm.consensus.block import MAX_BLOCK_RECORDS, Body
@@ -20,14 +19,15 @@ LEFT_OUT_AFTER_S: Final = 1.0
 
 
 def objection(
-    pool: ObservationPool, body: Body, *, due_since: Sequence[tuple[Digest, float]], roomy: bool, built_s: float
+    pool: ObservationPool, body: Body, *, due_since: Iterable[tuple[Digest, float]], roomy: bool, built_s: float
 ) -> str | None:
     """Why an honest proposer of round 0 would not have built `body`; None if it might have.
 
     Args:
         pool: what this validator has received.
         body: of a block that is valid otherwise.
-        due_since: (record, when) of the records that this validator would have settled, oldest first.
+        due_since: (record, when) of the records that this validator would have settled and `body` does not, oldest
+            first; looked at only where there is room for more.
         roomy: whether more would have fitted into the block.
         built_s: when the block was built, as far as its header can be believed.
     """
@@ -36,18 +36,21 @@ def objection(
         commit = excerpt.signed.commit
         if pool.is_banned(excerpt.signed):
             return f"takes in batch {commit.number} of {hex0x(commit.validator)}, who equivocated"
-        for record in commit.position_of.keys() & observers.keys():
-            observers[record].add(commit.validator)
+        for record in commit.record_digests:
+            if record in observers:
+                observers[record].add(commit.validator)
     for record, included in observers.items():
         case = pool.case(record)
         reason = _about(record, case, included, built_s) if case is not None else None
         if reason is not None:
             return reason
-    settled = {*observers, *body.unscored_records}
-    return _left_out(settled, due_since, built_s) if roomy and len(settled) < MAX_BLOCK_RECORDS else None
+    roomy = roomy and len(observers) + len(body.unscored_records) < MAX_BLOCK_RECORDS
+    return _left_out(due_since, built_s) if roomy else None
 
 
 def _about(record: Digest, case: RecordCase, included: set[Address], built_s: float) -> str | None:
+    if not case.late and included <= case.committed.keys() and case.opened.keys() <= included:
+        return None
     for validator in sorted(included):
         if case.copied(validator, built_s):
             return f"takes in a row of {hex0x(validator)} about {short(record)}, committed after others had opened"
@@ -57,8 +60,8 @@ def _about(record: Digest, case: RecordCase, included: set[Address], built_s: fl
     return None
 
 
-def _left_out(settled: AbstractSet[Digest], due_since: Sequence[tuple[Digest, float]], built_s: float) -> str | None:
+def _left_out(due_since: Iterable[tuple[Digest, float]], built_s: float) -> str | None:
     for record, since_s in due_since:
-        if record not in settled and since_s + LEFT_OUT_AFTER_S <= built_s:
+        if since_s + LEFT_OUT_AFTER_S <= built_s:
             return f"leaves out record {short(record)}, which was due for {built_s - since_s:.1f} s"
     return None

@@ -7,11 +7,21 @@ own rows (out of time or not what was committed to), or, once two of its batches
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from nsllm.consensus.batch import BatchReveal, Excerpt, Row, SignedCommit, check_row, unpack_rows
+from nsllm.consensus.batch import (
+    BatchReveal,
+    Excerpt,
+    Row,
+    SignedCommit,
+    check_row,
+    opens,
+    pack_rows,
+    row_bytes,
+    split_rows,
+    unpack_rows,
+)
 from nsllm.consensus.batch_conflict import BatchConflict, conflict_of, contradict
 from nsllm.consensus.errors import BatchEquivocationError, ObservationError
 from nsllm.consensus.observation import Subject, unpack_subjects
@@ -55,6 +65,10 @@ class Standing:
     """All of its batches are left out."""
 
 
+_Closed = tuple[RecordCase, tuple[Subject, Row]]
+"""A row that is not opened here yet."""
+
+
 class ObservationPool:
     """Observations of one epoch by record and validator; the caller tells the time (seconds)."""
 
@@ -69,7 +83,7 @@ class ObservationPool:
         self._me = me
         self._lanes = BatchLanes()
         self._cases: dict[Digest, RecordCase] = {}
-        self._ready: OrderedDict[Digest, None] = OrderedDict()
+        self._ready: dict[Digest, None] = {}
         """Records that may be settled, oldest first."""
         self._coming: set[Digest] = set()
         """Records that enough validators have committed to and no block may settle yet; counted only."""
@@ -128,32 +142,25 @@ class ObservationPool:
             self._note_uncommitted(reveal.validator, subjects)
             return False
         commit, network = held.signed.commit, self._terms.network
+        closed = _still_closed(held, zip(subjects, rows, strict=True))
+        if opens(commit, network, [opened for _, opened in closed]):
+            self._open(commit.validator, closed, reveal.rows if len(closed) == len(rows) else _packed(closed), now)
+            return bool(closed)
         new = False
-        for row, subject in zip(rows, subjects, strict=True):
-            case = self._closed_case(subject.record, reveal.validator, reveal.number)
-            if case is not None:
-                check_row(commit, network, subject, row)
-                self._open(case, reveal.validator, Opened(subject, row, now))
+        for opened in zip(subjects, rows, strict=True):  # some row is wrong: what stands before it counts
+            closed = _still_closed(held, [opened])
+            if closed:
+                check_row(commit, network, *opened)
+                self._open(commit.validator, closed, _packed(closed), now)
                 new = True
         return new
 
     def open_own(self, number: int, opened: Sequence[tuple[Subject, Row]], now: float) -> None:
         """Open rows of a batch of ours: they are what was committed to, since this peer made them."""
-        me = self._me
-        if me is None:
-            return
-        for subject, row in opened:
-            case = self._closed_case(subject.record, me, number)
-            if case is not None:
-                self._open(case, me, Opened(subject, row, now))
-
-    def _closed_case(self, record: Digest, validator: Address, number: int) -> RecordCase | None:
-        """The record's case, if the validator committed to it in this batch and has not opened its row."""
-        case = self._cases.get(record)
-        place = case.committed.get(validator) if case is not None else None
-        if case is None or place is None or place.number != number or validator in case.opened:
-            return None
-        return case
+        held = self._lanes.get(self._me, number) if self._me is not None else None
+        if held is not None:
+            closed = _still_closed(held, opened)
+            self._open(held.signed.commit.validator, closed, _packed(closed), now)
 
     def ban(self, validator: Address) -> None:
         """Leave out all batches of a validator that equivocated, those to come too."""
@@ -173,17 +180,19 @@ class ObservationPool:
             excerpt: of a block; the pool `holds` its commit.
             scored: what the block scores, by record.
         """
-        commit = excerpt.signed.commit
-        records = commit.record_digests
-        for row in excerpt.opened(len(self._terms.dimensions)):
-            record = records[row.position] if row.position < len(records) else None
-            case = self._cases.get(record) if record is not None else None
-            place = case.committed.get(commit.validator) if case is not None else None
+        commit, rows = excerpt.signed.commit, list[Row]()
+        split = split_rows(excerpt.rows, len(self._terms.dimensions))
+        held, records = self._lanes.get(commit.validator, commit.number), commit.record_digests
+        if held is None or (split and split[-1][0] >= len(records)):
+            return False
+        for position, data in split:
+            record = records[position]
+            case = held.cases.get(record)
             opened = case.opened.get(commit.validator) if case is not None else None
-            if record is None or place is None or opened is None or place.number != commit.number:
+            if opened is None or opened.data != data or opened.subject != scored.get(record):
                 return False
-            if opened.row != row or opened.subject != scored.get(record):
-                return False
+            rows.append(opened.row)
+        excerpt.remember(rows)
         return True
 
     def case(self, record: Digest) -> RecordCase | None:
@@ -216,6 +225,10 @@ class ObservationPool:
         """Records with enough rows, or too many abstentions, oldest first."""
         return list(self._ready)
 
+    def each_ready(self) -> Iterator[Digest]:
+        """The same one by one, while nothing comes in."""
+        return iter(self._ready)
+
     @property
     def coming(self) -> int:
         """Records that are not ready, and will be in a moment: enough validators have committed to them."""
@@ -233,7 +246,7 @@ class ObservationPool:
             return Hopeless(record, tuple(self._signed(validator, number) for validator, number in numbers))
         rows = case.agreeing()
         return Candidate(
-            next(iter(rows.values())).subject,
+            case.subject(),
             tuple((self._signed(v, case.committed[v].number), opened.row) for v, opened in rows.items()),
         )
 
@@ -242,20 +255,18 @@ class ObservationPool:
         case = self._cases[record]
         if case.enough_opened_s is None:
             return None
-        return next(iter(case.agreeing().values())).subject.generator
+        return case.subject().generator
 
     def settled(self, record: Digest) -> None:
         """Forget a record: a block has it."""
         case = self._cases.pop(record, None)
-        self._ready.pop(record, None)
-        self._coming.discard(record)
-        self._no_longer_closed(record)
         if case is None:
             return
-        for validator, place in case.committed.items():
-            self._lanes.settled(validator, place.number, record)
-        for validator, number in case.abstained.items():
-            self._lanes.settled(validator, number, record)
+        self._ready.pop(record, None)
+        self._coming.discard(record)
+        if record in self._closed:
+            self._no_longer_closed(record)
+        self._lanes.settled(record, case)
 
     def expire(self, now: float) -> None:
         """Forget what no block took for long."""
@@ -281,15 +292,11 @@ class ObservationPool:
     def contradiction(self, signed: SignedCommit) -> BatchConflict | None:
         """The proof that a commit contradicts one that is here; None if it contradicts none."""
         commit = signed.commit
-        numbers, validator = {commit.number}, commit.validator
-        for record in (*commit.record_digests, *commit.abstained):
-            case = self._cases.get(record)
-            if case is not None:
-                place = case.committed.get(validator)
-                if place is not None:
-                    numbers.add(place.number)
-                elif validator in case.abstained:
-                    numbers.add(case.abstained[validator])
+        validator, cases = commit.validator, self._cases
+        records = (*commit.record_digests, *commit.abstained)
+        known = [case for record in records if (case := cases.get(record)) is not None]
+        numbers = {commit.number, *[case.committed[validator].number for case in known if validator in case.committed]}
+        numbers.update([case.abstained[validator] for case in known if validator in case.abstained])
         for number in sorted(numbers):
             held = self._lanes.get(commit.validator, number)
             if held is not None and contradict(held.signed.commit, commit):
@@ -305,63 +312,66 @@ class ObservationPool:
         """Keep what a commit says of these records of it; each group ascends."""
         commit = signed.commit
         validator, number, standing = commit.validator, commit.number, self.standings[commit.validator]
-        positions, mine = commit.position_of, validator == self._me
-        entered: set[Digest] = set()
-        for record in observed:
-            case = self._case_of(record)
-            if validator in case.committed or validator in case.abstained:
-                continue  # the same row again, in another batch: the first counts
-            entered.add(record)
-            case.commit(validator, Place(number, positions[record], now))
-            standing.late += validator in case.late
-            if mine:
-                self._closed[record] = None
-            self._look_at(record, case)
-            self._note_progress(record, case)
-        standing.observed += len(entered)
-        for record in abstained:
-            case = self._case_of(record)
-            if validator in case.committed or validator in case.abstained:
-                continue
-            entered.add(record)
+        committed = self._new_to(validator, observed)
+        place = Place(number, now)
+        for case in committed.values():
+            case.commit(validator, place)
+        standing.observed += len(committed)
+        standing.late += sum([validator in case.late for case in committed.values()])
+        if validator == self._me:
+            self._closed.update(dict.fromkeys(committed))
+        abstains = self._new_to(validator, abstained)
+        for case in abstains.values():
             case.abstain(validator, number, now)
-            standing.abstained += 1
-            self._look_at(record, case)
-            self._note_progress(record, case)
+        standing.abstained += len(abstains)
         if commit.abstentions:
             standing.reason = commit.abstentions[-1].reason
+        entered = committed | abstains
+        self._note_progress(entered)
         if entered:
             for pushed in self._lanes.put(signed, entered, now):
                 self._forget(pushed)
 
-    def _case_of(self, record: Digest) -> RecordCase:
-        """The record's case, begun if nobody spoke of it before."""
-        case = self._cases.get(record)
-        if case is None:
-            validators = self._terms.validators
-            case = self._cases[record] = RecordCase(validators.enough_observations, validators.faults)
-        return case
+    def _new_to(self, validator: Address, records: Sequence[Digest]) -> dict[Digest, RecordCase]:
+        """Cases of those of which the validator said nothing, begun where nobody did: its first word counts."""
+        cases, validators = self._cases, self._terms.validators
+        enough, faults = validators.enough_observations, validators.faults
+        found: dict[Digest, RecordCase] = {}
+        for record in records:
+            case = cases.get(record)
+            if case is None:
+                case = cases[record] = RecordCase(enough, faults)
+            elif validator in case.committed or validator in case.abstained:
+                continue
+            found[record] = case
+        return found
 
-    def _open(self, case: RecordCase, validator: Address, opened: Opened) -> None:
-        case.open(validator, opened)
-        record = opened.subject.record
+    def _open(self, validator: Address, closed: Sequence[_Closed], column: bytes, now: float) -> None:
+        """Take rows that open what the validator committed to; `column` is of just these."""
+        size = row_bytes(len(self._terms.dimensions))
+        for start, (case, (subject, row)) in zip(range(0, len(column), size), closed, strict=True):
+            case.open(validator, Opened(subject, row, column[start : start + size], now))
+        heard = {subject.record: case for case, (subject, _) in closed}
         if validator == self._me:
-            self._no_longer_closed(record)
-        self._look_at(record, case)
-        self._note_progress(record, case)
+            for record in heard:
+                self._no_longer_closed(record)
+        self._note_progress(heard)
 
-    def _note_progress(self, record: Digest, case: RecordCase) -> None:
-        """Something was said about a record: is it ready, or will it be in a moment?"""
-        if case.ready:
-            self._ready[record] = None
-            self._coming.discard(record)
-        elif case.enough_committed_s is not None:
-            self._coming.add(record)
+    def _note_progress(self, heard: Mapping[Digest, RecordCase]) -> None:
+        """Something was said about records: may our own rows of them be opened, are they ready, or will be soon?"""
+        for record in [record for record in heard if record in self._closed]:
+            self._look_at(record, heard[record])
+        ready = [
+            record for record, case in heard.items() if case.enough_opened_s is not None or case.hopeless_s is not None
+        ]
+        self._ready.update(dict.fromkeys(ready))
+        self._coming.difference_update(ready)
+        if len(ready) < len(heard):
+            enough = [record for record, case in heard.items() if case.enough_committed_s is not None]
+            self._coming.update([record for record in enough if record not in self._ready])
 
     def _look_at(self, record: Digest, case: RecordCase) -> None:
-        """Something was said about a record: may our own row of it be opened?"""
-        if record not in self._closed:
-            return
+        """Something was said about a record that ours is closed of: may it be opened?"""
         until_s = case.waits_until_s()
         if until_s is None:
             self._waits.pop(record, None)
@@ -378,12 +388,12 @@ class ObservationPool:
 
     def _forget(self, held: Held) -> None:
         validator = held.signed.commit.validator
-        for record in held.records:
-            case = self._cases[record]
+        for record, case in held.cases.items():
             case.forget(validator)
             if validator == self._me:
                 self._no_longer_closed(record)
-            self._look_at(record, case)
+            elif record in self._closed:
+                self._look_at(record, case)
             if not case.ready:
                 self._ready.pop(record, None)
             if case.enough_committed_s is None:
@@ -395,3 +405,18 @@ class ObservationPool:
         held = self._lanes.get(validator, number)
         assert held is not None, "a case names a batch that is not held"
         return held.signed
+
+
+def _still_closed(held: Held, opened: Iterable[tuple[Subject, Row]]) -> list[_Closed]:
+    """Those of these rows that the batch's validator committed to in it, and that it has not opened."""
+    validator, cases = held.signed.commit.validator, held.cases
+    found = [(cases.get(each[0].record), each) for each in opened]
+    return [
+        (case, each)
+        for case, each in found
+        if case is not None and validator in case.committed and validator not in case.opened
+    ]
+
+
+def _packed(closed: Iterable[_Closed]) -> bytes:
+    return pack_rows([row for _, (_, row) in closed])

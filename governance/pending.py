@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 from nsllm.consensus.batch import BatchReveal, Excerpt, SignedCommit
@@ -83,7 +84,7 @@ class Pending:
     def add_commit(self, signed: SignedCommit, now: float) -> bool:
         """See `Ledger.add_commit`."""
         self.pool.expire(now)
-        return self.pool.add_commit(signed, now, self.is_recent)
+        return self.pool.add_commit(signed, now, self._recent.__contains__)
 
     def add_reveal(self, reveal: BatchReveal, now: float) -> bool:
         """See `Ledger.add_reveal`."""
@@ -145,7 +146,7 @@ class Pending:
 
     def to_look_up(self) -> list[Digest]:
         """Records that may be settled of which it is not known whether they were, long ago."""
-        unknown = [record for record in self.pool.ready() if record not in self._unsettled]
+        unknown = [record for record in self.pool.each_ready() if record not in self._unsettled]
         doubtful = self.doubtful(unknown)
         self._unsettled.update(set(unknown).difference(doubtful))
         return doubtful
@@ -191,8 +192,9 @@ class Pending:
 
     def objection(self, body: Body, *, roomy: bool, built_s: float) -> str | None:
         """What is wrong with `body` as a first proposal, by what we have received; see `objections`."""
-        found = ((record, self.pool.case(record)) for record in self._ready())
-        due_since = [(record, case.due_at_s()) for record, case in found if case is not None]
+        taken = {*body.records, *body.unscored_records}
+        left = ((record, self.pool.case(record)) for record in self._ready(but=taken))
+        due_since = ((record, case.due_at_s()) for record, case in left if case is not None)
         return objection(self.pool, body, due_since=due_since, roomy=roomy, built_s=built_s)
 
     def settled(self, record: Digest) -> None:
@@ -226,9 +228,11 @@ class Pending:
         """Records with observations or abstentions that no block holds."""
         return len(self.pool)
 
-    def _ready(self) -> Iterator[Digest]:
-        """Records that may be settled and were not, of a present or joining member; oldest first."""
-        return (record for record in self.pool.ready() if record in self._unsettled and self._may_publish(record))
+    def _ready(self, but: AbstractSet[Digest] = frozenset()) -> Iterator[Digest]:
+        """Records that may be settled and were not, of a present or joining member; oldest first, `but` these."""
+        for record in self.pool.each_ready():
+            if record not in but and record in self._unsettled and self._may_publish(record):
+                yield record
 
     def _may_publish(self, record: Digest) -> bool:
         generator = self.pool.generator(record)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final
+
+from msgspec import Struct
 
 from nsllm.consensus.batch import Row
 from nsllm.consensus.observation import Subject
@@ -19,20 +21,21 @@ COPIED_AFTER_S: Final = 1.0
 """A commit this long after the first opened row is late by every honest validator's watch."""
 
 
-class Place(NamedTuple):
-    """Where a validator's row of the record stands."""
+class Place(Struct, frozen=True, gc=False):
+    """Where a validator's row of the record stands: one value for all rows of a batch."""
 
     number: int
-    position: int
     at_s: float
     """When the commit came."""
 
 
-class Opened(NamedTuple):
+class Opened(Struct, frozen=True, gc=False):
     """A row that was opened."""
 
     subject: Subject
     row: Row
+    data: bytes
+    """The row as it stands in a column."""
     at_s: float
 
 
@@ -41,6 +44,8 @@ class RecordCase:
 
     __slots__ = (
         "_agreeing",
+        "_mixed",
+        "_subject",
         "abstained",
         "committed",
         "enough",
@@ -70,6 +75,10 @@ class RecordCase:
         self.first_opened_s: float | None = None
         self._agreeing: Mapping[Address, Opened] | None = None
         """As it was asked for last, while nothing has changed."""
+        self._subject: Subject | None = None
+        """What the first opened row is about."""
+        self._mixed = False
+        """Whether another one is about something else."""
 
     def commit(self, validator: Address, place: Place) -> None:
         """Note a commit.
@@ -93,11 +102,15 @@ class RecordCase:
 
     def open(self, validator: Address, opened: Opened) -> None:
         """Note an opened row of a validator that committed."""
+        if not self.opened:
+            self._subject = opened.subject
+        elif opened.subject != self._subject:
+            self._mixed = True
         self.opened[validator] = opened
         self._agreeing = None
         if self.first_opened_s is None:
             self.first_opened_s = opened.at_s
-        if self.enough_opened_s is None and len(self.opened) >= self.enough <= len(self.agreeing()):
+        if self.enough_opened_s is None and len(self.opened) >= self.enough <= self._count():
             self.enough_opened_s = opened.at_s
 
     def forget(self, validator: Address) -> None:
@@ -107,6 +120,8 @@ class RecordCase:
         self._agreeing = None
         self.abstained.pop(validator, None)
         self.late.pop(validator, None)
+        subjects = {opened.subject for opened in self.opened.values()}
+        self._subject, self._mixed = next(iter(subjects), None), len(subjects) > 1
         if len(self.abstained) <= self.faults:
             self.hopeless_s = None
         if len(self.committed) < self.enough:
@@ -117,9 +132,8 @@ class RecordCase:
     def agreeing(self) -> Mapping[Address, Opened]:
         """The largest set of rows in time that are about one subject."""
         if self._agreeing is None:
-            subjects = {opened.subject for opened in self.opened.values()}
-            if len(subjects) == 1 and not self.late:  # as ever, where nobody lies
-                self._agreeing = {validator: self.opened[validator] for validator in sorted(self.opened)}
+            if not self._mixed and not self.late:  # as ever, where nobody lies
+                self._agreeing = dict(sorted(self.opened.items()))
                 return self._agreeing
             groups: dict[Subject, dict[Address, Opened]] = {}
             for validator in sorted(self.opened):
@@ -128,6 +142,12 @@ class RecordCase:
                     groups.setdefault(opened.subject, {})[validator] = opened
             self._agreeing = max(groups.values(), key=len, default=dict[Address, Opened]())
         return self._agreeing
+
+    def subject(self) -> Subject:
+        """What the rows are about that agree; some are opened."""
+        if self._mixed or self._subject is None:
+            return next(iter(self.agreeing().values())).subject
+        return self._subject
 
     def may_open(self, now: float) -> bool:
         """May an honest validator show its row: have enough committed, and all or for long enough?"""
@@ -143,7 +163,10 @@ class RecordCase:
         """Seconds until a record that is ready goes into a block: 0.0 once all that spoke in time have opened."""
         if self.enough_opened_s is None:
             return 0.0
-        if not self.committed.keys() - self.late.keys() <= self.opened.keys():
+        if (
+            len(self.opened) < len(self.committed)
+            and not self.committed.keys() - self.late.keys() <= self.opened.keys()
+        ):
             return max(0.0, self.enough_opened_s + WAIT_FOR_ALL_S - now)
         until_s = self.waits_until_s()
         return 0.0 if until_s is None or self._all_spoke() else max(0.0, until_s - now)
@@ -179,6 +202,10 @@ class RecordCase:
         if validator in self.committed or self.first_opened_s is None or len(self.committed) < self.enough:
             return False
         return now > self.first_opened_s + COPIED_AFTER_S
+
+    def _count(self) -> int:
+        """How many rows agree."""
+        return len(self.agreeing()) if self._mixed or self.late else len(self.opened)
 
     def _all_spoke(self) -> bool:
         return len(self.committed) + len(self.abstained) >= self.enough + self.faults  # nobody does both

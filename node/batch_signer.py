@@ -11,7 +11,7 @@ from nsllm.consensus.batch import (
     Row,
     SignedCommit,
     pack_rows,
-    row_commitment,
+    row_commitments,
     salt_of,
     salt_secret,
     sign_commit,
@@ -60,9 +60,7 @@ class BatchSigner:
             number=number,
             rubric=rubric,
             records=b"".join([subject.record for subject, _ in opened]),
-            commitments=b"".join(
-                [row_commitment(network, address, epoch, rubric, subject, row) for subject, row in opened]
-            ),
+            commitments=b"".join(row_commitments(network, address, epoch, rubric, opened)),
             abstentions=tuple(Abstention(record=record, reason=reason) for record, reason in abstentions),
         )
         return sign_commit(self._key, network, commit), opened

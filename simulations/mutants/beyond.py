@@ -115,15 +115,15 @@ BEYOND: Final = (
     Mutant(
         "median averaged",
         OBSERVATION,
-        "ascending[(len(ascending) * quarter + 3) // 4 - 1]",
-        "sum(ascending) // len(ascending)",
+        "median = column[middle]",
+        "median = sum(column) // len(column)",
         ("liars_do_not_move_a_score",),
     ),
     Mutant(
         "highest score taken",
         OBSERVATION,
-        "ascending[(len(ascending) * quarter + 3) // 4 - 1]",
-        "max(ascending)",
+        "median = column[middle]",
+        "median = column[-1]",
         ("liars_do_not_move_a_score",),
     ),
     Mutant(
@@ -143,8 +143,8 @@ BEYOND: Final = (
     Mutant(
         "openings unchecked",
         SETTLEMENT,
-        "            check_row(excerpt.signed.commit, terms.network, subject, row)\n",
-        "            pass\n",
+        "        check_rows(excerpt.signed.commit, terms.network, open_rows(excerpt, scored, len(terms.dimensions)))\n",
+        "        pass\n",
         ("a_row_is_what_was_committed_to",),
     ),
     Mutant(

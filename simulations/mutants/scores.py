@@ -16,7 +16,7 @@ from nsllm.consensus.batch import (
     sign_commit,
 )
 from nsllm.consensus.errors import ObservationError
-from nsllm.consensus.observation import Subject, lower_median, pack_subjects
+from nsllm.consensus.observation import Subject, agree, pack_subjects
 from nsllm.consensus.settlement import Terms, check_openings, settle
 from nsllm.crypto import MemberKey
 from nsllm.ids import ZERO_DIGEST, Digest, Epoch
@@ -34,7 +34,9 @@ def liars_do_not_move_a_score() -> None:
         enough, liars = validators.enough_observations, validators.faults
         for lie in (0, 1_000_000):
             truthful = honest[: enough - liars]
-            agreed = lower_median([*truthful, *[lie] * liars])
+            said = zip(validators.members, [*truthful, *[lie] * liars], strict=False)
+            leaf = agree(_subject(make_keys(1)[0]), ZERO_DIGEST, ("quality",), [(who, (ppm,)) for who, ppm in said])
+            agreed = leaf.scores[0].ppm
             holds(
                 min(truthful) <= agreed <= max(truthful),
                 f"{liars} of {size} validators give {agreed} ppm, honest ones {truthful}",

@@ -15,13 +15,15 @@ from nsllm.consensus.batch import (
     Excerpt,
     Row,
     check_row,
-    commitment,
+    check_rows,
+    opens,
     pack_rows,
     row_bytes,
     row_commitment,
     salt_of,
     salt_secret,
     sign_commit,
+    split_rows,
     unpack_rows,
 )
 from nsllm.consensus.batch_conflict import BatchConflict, conflict_of, contradict
@@ -117,7 +119,25 @@ def test_a_row_opens_its_commitment_and_no_other(kit):
     with pytest.raises(ObservationError, match="not what was committed to"):
         check_row(copied, kit.NETWORK, subject(1), row(0))
     for change in ({"epoch": 1}, {"rubric": bytes(32)}):
-        assert commitment(replace(commit, **change), kit.NETWORK, subject(1), row(0)) != commit.commitment_at(0)
+        with pytest.raises(ObservationError, match="not what was committed to"):
+            check_row(replace(commit, **change), kit.NETWORK, subject(1), row(0))
+
+
+def test_rows_are_judged_together_as_one_by_one(kit):
+    commit = batch(kit, kit.keys(1)[0], subject(1), subject(2), subject(3))
+    right = [(subject(position + 1), row(position)) for position in range(3)]
+    for some in ([], right, right[1:], right[::2]):
+        assert opens(commit, kit.NETWORK, some)
+        check_rows(commit, kit.NETWORK, some)
+    for wrong, message in (
+        ((subject(2), row(1, 5, 8)), "row 1 is not what was committed to"),
+        ((subject(3), row(1)), "row 1 is not of"),
+        ((subject(2), row(3)), "row 3 is not of"),
+    ):
+        some = [right[0], wrong, (subject(9), row(9))]
+        assert not opens(commit, kit.NETWORK, some)
+        with pytest.raises(ObservationError, match=message):
+            check_rows(commit, kit.NETWORK, some)
 
 
 @given(
@@ -127,6 +147,7 @@ def test_rows_come_back_as_they_went_in(rows):
     made = tuple(Row(position, salt, ppm) for position, (salt, ppm) in enumerate(rows))
     column = pack_rows(made)
     assert unpack_rows(column, 3) == made
+    assert split_rows(column, 3) == [(each.position, pack_rows([each])) for each in made]
     assert len(column) == len(made) * row_bytes(3)
 
 
@@ -153,6 +174,9 @@ def test_an_excerpt_of_rows_is_the_one_that_is_read_from_their_column(kit):
 def test_rows_that_are_none(column, message):
     with pytest.raises(ObservationError, match=message):
         unpack_rows(column, 2)
+    if "the most" not in message:
+        with pytest.raises(ObservationError, match=message):
+            split_rows(column, 2)
 
 
 def test_salts_are_the_same_after_a_restart_and_differ_otherwise(kit):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from nsllm.consensus.batch import Excerpt, pack_rows, unpack_rows
 from nsllm.consensus.batch_conflict import conflict_of
 from nsllm.consensus.errors import BatchEquivocationError, ObservationError
 from nsllm.consensus.observation import pack_subjects
@@ -99,6 +100,52 @@ def test_a_batch_opens_row_by_row(net, pool) -> None:
     assert pool.add_reveal(reveal, 0.0), "the rest"
     with pytest.raises(ObservationError, match="2 rows with 1 subjects"):
         pool.add_reveal(replace(reveal, subjects=reveal.subjects[:84]), 0.0)
+
+
+def test_rows_of_a_block_were_checked_only_if_exactly_these_are_open_here(net, pool) -> None:
+    known, closed, other = sorted((net.record(n) for n in "abc"), key=lambda signed: signed.record.digest())
+    commit, reveal = net.batch(net.keys[1], known, closed)
+    pool.add_commit(commit, 0.0, never)
+    rows = unpack_rows(reveal.rows, len(net.genesis.policy.rubric.dimensions))
+    pool.add_reveal(replace(reveal, rows=pack_rows(rows[:1]), subjects=pack_subjects([net.subject(known)])), 0.0)
+    scored = {signed.record.digest(): net.subject(signed) for signed in (known, closed, other)}
+
+    def opened(excerpt, about=scored) -> bool:
+        return pool.has_opened(excerpt, about)
+
+    block_has = Excerpt(signed=commit, rows=pack_rows(rows[:1]))
+    assert opened(block_has)
+    assert block_has.opened(len(rows[0].ppm)) == rows[:1]
+    assert opened(Excerpt(signed=commit, rows=b""))
+    elsewhere = net.subject(known)._replace(generator=bytes(20))
+    assert not opened(block_has, scored | {known.record.digest(): elsewhere})
+    assert not opened(block_has, {})
+    for wrong in (rows[:2], [rows[0]._replace(ppm=(7,) * len(rows[0].ppm))], [rows[0]._replace(position=2)]):
+        assert not opened(Excerpt(signed=commit, rows=pack_rows(wrong))), wrong
+    assert not opened(Excerpt(signed=net.batch(net.keys[1], other, number=77)[0], rows=pack_rows(rows[:1])))
+    with pytest.raises(ObservationError, match="row 0 after row 0"):
+        opened(Excerpt(signed=commit, rows=pack_rows([rows[0], rows[0]])))
+    pool.settled(known.record.digest())
+    assert not opened(block_has)
+
+
+def test_what_stands_before_a_wrong_row_counts(net, pool) -> None:
+    """Rows are judged together; where one is wrong, those before it are opened and those after it are not."""
+    records = sorted((net.record(name) for name in "abc"), key=lambda signed: signed.record.digest())
+    commit, reveal = net.batch(net.keys[1], *records)
+    pool.add_commit(commit, 0.0, never)
+    size = len(reveal.rows) // 3
+    spoilt = bytearray(reveal.rows)
+    spoilt[2 * size - 1] ^= 1
+    with pytest.raises(ObservationError, match="row 1 is not what was committed to"):
+        pool.add_reveal(replace(reveal, rows=bytes(spoilt)), 0.0)
+    cases = [pool.case(signed.record.digest()) for signed in records]
+    assert [len(case.opened) for case in cases] == [1, 0, 0]
+    first = net.subject(records[0])
+    twice = replace(reveal, rows=reveal.rows[: 2 * size], subjects=pack_subjects([first, first]))
+    assert not pool.add_reveal(twice, 0.0), "what is open already is not judged again"
+    assert pool.add_reveal(reveal, 0.0)
+    assert [len(case.opened) for case in cases] == [1, 1, 1]
 
 
 def test_two_batches_of_one_number_are_proved_and_whoever_signed_them_is_left_out(net, pool) -> None:

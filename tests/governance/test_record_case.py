@@ -20,11 +20,11 @@ def case_of(story: str) -> RecordCase:
         what, who = word[0], {"A": A, "B": B, "C": C, "D": D}[word[1]]
         at_s = float(word[3:])
         if what == "c":
-            case.commit(who, Place(1, 0, at_s))
+            case.commit(who, Place(1, at_s))
         elif what == "a":
             case.abstain(who, 1, at_s)
         else:
-            case.open(who, Opened(SUBJECT if what == "o" else LIE, Row(0, bytes(16), (1,)), at_s))
+            case.open(who, Opened(SUBJECT if what == "o" else LIE, Row(0, bytes(16), (1,)), b"", at_s))
     return case
 
 
@@ -49,7 +49,7 @@ def test_whoever_commits_after_others_waited_and_opened_is_late_and_does_not_cou
     assert case.late == {D: pytest.approx(0.2)}
     assert set(case.agreeing()) == {A, B}
     assert not case.ready
-    case.open(C, Opened(SUBJECT, Row(0, bytes(16), (1,)), 0.6))
+    case.open(C, Opened(SUBJECT, Row(0, bytes(16), (1,)), b"", 0.6))
     assert case.ready
     assert case.due_in_s(0.6) == 0.0, "nobody waits for who is late"
 
@@ -89,7 +89,7 @@ def test_a_ready_record_waits_for_those_that_spoke_in_time_or_still_may(story, n
 def test_a_liar_about_the_generator_does_not_count_with_the_others() -> None:
     case = case_of("cA@0 cB@0 cC@0 cD@0 lA@1 oB@1 oC@1")
     assert not case.ready
-    case.open(D, Opened(SUBJECT, Row(0, bytes(16), (1,)), 2.0))
+    case.open(D, Opened(SUBJECT, Row(0, bytes(16), (1,)), b"", 2.0))
     assert set(case.agreeing()) == {B, C, D}
     assert case.enough_opened_s == 2.0
 
