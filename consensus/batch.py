@@ -15,7 +15,7 @@ import hashlib
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, cached_property, lru_cache, partial
-from itertools import pairwise
+from itertools import pairwise, repeat
 from operator import lt
 from typing import Annotated, Final, NamedTuple, Self, cast
 
@@ -222,16 +222,20 @@ class Excerpt(Value, frozen=True, kw_only=True, dict=True, gc=True):
 
 
 def row_commitments(
-    network: NetworkId, validator: Address, epoch: Epoch, rubric: Digest, opened: Iterable[tuple[Subject, Row]]
+    network: NetworkId, validator: Address, epoch: Epoch, rubric: Digest, opened: Sequence[tuple[Subject, Row]]
 ) -> list[Digest]:
     """Hashes that hide and bind rows of a batch by `validator` in `epoch` under `rubric`, each with its subject.
 
+    All rows have as many integers.
     Neither number nor position is in them: a record that is observed again with the same integers has the same
     commitment, so that two different ones prove two different rows.
     """
+    if not opened:
+        return []
     sha256, head = hashlib.sha256, _row_head(network, validator, rubric)
+    pack = _hidden(len(head), len(opened[0][1].ppm))
     hashes = [
-        sha256(_hidden(len(head), len(ppm))(head, record, generator, key, salt, epoch, *ppm)).digest()
+        sha256(pack(head, record, generator, key, salt, epoch, *ppm)).digest()
         for (record, generator, key), (_, salt, ppm) in opened
     ]
     return cast("list[Digest]", hashes)
@@ -276,21 +280,24 @@ def unpack_rows(column: bytes, dimensions: int) -> tuple[Row, ...]:
     """
     shape = _shape(dimensions)
     _check_length(column, shape.size)
-    rows = tuple([_row((each[0], each[1], each[2:])) for each in shape.iter_unpack(column)])
-    _check_ascending([row[0] for row in rows])
-    if dimensions and max([max(row[2]) for row in rows], default=0) > PPM_ONE:
-        most = max((one for row in rows for one in row.ppm if one != MISSING), default=0)
+    if not column:
+        return ()
+    positions, salts, *columns = zip(*shape.iter_unpack(column), strict=True)
+    _check_ascending(positions)
+    if columns and max(map(max, columns)) > PPM_ONE:
+        most = max((one for each in columns for one in each if one != MISSING), default=0)
         if most > PPM_ONE:
             raise ObservationError(f"an observation of {most} ppm, the most is {PPM_ONE}")
-    return rows
+    integers = zip(*columns, strict=True) if columns else repeat(())
+    return tuple(map(_row, zip(positions, salts, integers, strict=False)))
 
 
 def opens(commit: BatchCommit, network: NetworkId, opened: Sequence[tuple[Subject, Row]]) -> bool:
     """Whether each of these rows opens what `commit` holds at its position, and that is of its subject."""
     records, column = commit.record_digests, commit.commitments
     positions = [row[0] for _, row in opened]
-    if not opened or max(positions) >= len(records):
-        return not opened
+    if max(positions, default=-1) >= len(records):
+        return False
     if [records[position] for position in positions] != [subject[0] for subject, _ in opened]:
         return False
     held = [column[32 * position : 32 * position + 32] for position in positions]
@@ -306,7 +313,7 @@ def split_rows(column: bytes, dimensions: int) -> list[tuple[int, bytes]]:
     shape = _places(dimensions)
     size = shape.size
     _check_length(column, size)
-    positions = [position for (position,) in shape.iter_unpack(column)]
+    positions = tuple([position for (position,) in shape.iter_unpack(column)])
     _check_ascending(positions)
     return [(position, column[size * i : size * i + size]) for i, position in enumerate(positions)]
 
@@ -316,7 +323,7 @@ def _check_length(column: bytes, size: int) -> None:
         raise ObservationError(f"a column of rows has {len(column)} bytes, not a multiple of {size}")
 
 
-def _check_ascending(positions: list[int]) -> None:
+def _check_ascending(positions: Sequence[int]) -> None:
     if not all(map(lt, positions, positions[1:])):
         last, position = next(pair for pair in pairwise(positions) if pair[1] <= pair[0])
         raise ObservationError(f"row {position} after row {last}")

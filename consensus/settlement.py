@@ -75,14 +75,20 @@ def open_rows(excerpt: Excerpt, scored: dict[Digest, Subject], dimensions: int) 
     Raises:
         ObservationError: malformed, or of a record that the block does not score.
     """
+    records = excerpt.signed.commit.record_digests
+    try:
+        return [(scored[records[row[0]]], row) for row in excerpt.opened(dimensions)]
+    except (IndexError, KeyError):
+        raise _of_no_record(excerpt, scored, dimensions) from None
+
+
+def _of_no_record(excerpt: Excerpt, scored: dict[Digest, Subject], dimensions: int) -> ObservationError:
+    """Names the first row that is not of a record which the block scores."""
     commit, rows = excerpt.signed.commit, excerpt.opened(dimensions)
     records = commit.record_digests
-    try:
-        return [(scored[records[row[0]]], row) for row in rows]
-    except (IndexError, KeyError):
-        beyond = (r.position for r in rows if r.position >= len(records) or records[r.position] not in scored)
-        name = f"batch {commit.number} of {hex0x(commit.validator)}"
-        raise ObservationError(f"{name}: row {next(beyond)} is of no record that the block scores") from None
+    beyond = [row.position for row in rows if row.position >= len(records) or records[row.position] not in scored]
+    name = f"batch {commit.number} of {hex0x(commit.validator)}"
+    return ObservationError(f"{name}: row {beyond[0]} is of no record that the block scores")
 
 
 def check_openings(subjects: bytes, batches: Sequence[Excerpt], terms: Terms) -> None:
@@ -105,14 +111,16 @@ def _count(
     abstainers: dict[Digest, list[Address]],
     terms: Terms,
 ) -> None:
-    commit = excerpt.signed.commit
-    validator = commit.validator
-    opened = open_rows(excerpt, scored, len(terms.dimensions))
-    for (record, _, _), (_, _, ppm) in opened:
-        found = rows[record]
-        if found and found[-1][0] == validator:
-            raise ObservationError(f"{hex0x(validator)} observes {short(record)} in two batches")
-        found.append((validator, ppm))
+    commit, opened = excerpt.signed.commit, excerpt.opened(len(terms.dimensions))
+    records, validator = commit.record_digests, commit.validator
+    try:
+        for position, _, ppm in opened:
+            found = rows[records[position]]
+            if found and found[-1][0] == validator:
+                raise ObservationError(f"{hex0x(validator)} observes {short(records[position])} in two batches")
+            found.append((validator, ppm))
+    except (IndexError, KeyError):
+        raise _of_no_record(excerpt, scored, len(terms.dimensions)) from None
     relevant = [record for record in commit.abstained if record in abstainers]
     for record in relevant:
         abstainers[record].append(commit.validator)

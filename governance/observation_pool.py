@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import filterfalse
 
 from nsllm.consensus.batch import (
     BatchReveal,
@@ -113,7 +114,7 @@ class ObservationPool:
         if (held is not None and held.signed == signed) or not self._lanes.takes(commit.validator, commit.number):
             return False
         commit.check_shape()
-        observed = [record for record in commit.record_digests if not settled(record)]
+        observed = list(filterfalse(settled, commit.record_digests))
         abstained = [each.record for each in commit.abstentions if not settled(each.record)]
         if not observed and not abstained:
             return False
@@ -182,8 +183,11 @@ class ObservationPool:
         """
         commit, rows = excerpt.signed.commit, list[Row]()
         split = split_rows(excerpt.rows, len(self._terms.dimensions))
-        held, records = self._lanes.get(commit.validator, commit.number), commit.record_digests
-        if held is None or (split and split[-1][0] >= len(records)):
+        held = self._lanes.get(commit.validator, commit.number)
+        if held is None or held.signed.commit.records != commit.records:
+            return False
+        records = held.signed.commit.record_digests
+        if split and split[-1][0] >= len(records):
             return False
         for position, data in split:
             record = records[position]
@@ -244,10 +248,10 @@ class ObservationPool:
         if case.enough_opened_s is None:
             numbers = sorted(case.abstained.items())
             return Hopeless(record, tuple(self._signed(validator, number) for validator, number in numbers))
-        rows = case.agreeing()
+        committed, rows = case.committed, case.agreeing()
         return Candidate(
             case.subject(),
-            tuple((self._signed(v, case.committed[v].number), opened.row) for v, opened in rows.items()),
+            tuple([(self._signed(v, committed[v].number), opened.row) for v, opened in rows.items()]),
         )
 
     def generator(self, record: Digest) -> Address | None:
@@ -294,9 +298,12 @@ class ObservationPool:
         commit = signed.commit
         validator, cases = commit.validator, self._cases
         records = (*commit.record_digests, *commit.abstained)
-        known = [case for record in records if (case := cases.get(record)) is not None]
-        numbers = {commit.number, *[case.committed[validator].number for case in known if validator in case.committed]}
-        numbers.update([case.abstained[validator] for case in known if validator in case.abstained])
+        numbers = {commit.number}
+        for case in [case for record in records if (case := cases.get(record)) is not None]:
+            if validator in case.committed:
+                numbers.add(case.committed[validator].number)
+            elif validator in case.abstained:
+                numbers.add(case.abstained[validator])
         for number in sorted(numbers):
             held = self._lanes.get(commit.validator, number)
             if held is not None and contradict(held.signed.commit, commit):
@@ -410,11 +417,10 @@ class ObservationPool:
 def _still_closed(held: Held, opened: Iterable[tuple[Subject, Row]]) -> list[_Closed]:
     """Those of these rows that the batch's validator committed to in it, and that it has not opened."""
     validator, cases = held.signed.commit.validator, held.cases
-    found = [(cases.get(each[0].record), each) for each in opened]
     return [
         (case, each)
-        for case, each in found
-        if case is not None and validator in case.committed and validator not in case.opened
+        for each in opened
+        if (case := cases.get(each[0][0])) is not None and validator in case.committed and validator not in case.opened
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Final
 
 from nsllm.consensus.batch import Excerpt, Row, SignedCommit, row_bytes
@@ -58,10 +59,10 @@ class Selection:
     def body(self, entries: tuple[bytes, ...]) -> Body:
         """The body, everything in its canonical order, without transactions."""
         return Body(
-            subjects=pack_subjects(sorted(self._subjects, key=lambda subject: subject.record)),
+            subjects=pack_subjects(sorted(self._subjects, key=itemgetter(0))),
             unscored=b"".join(sorted(self._unscored)),
             batches=tuple(
-                Excerpt.of(signed, sorted(rows, key=lambda row: row.position))
+                Excerpt.of(signed, sorted(rows, key=itemgetter(0)))
                 for _, (signed, rows) in sorted(self._batches.items())
             ),
             entries=entries,
