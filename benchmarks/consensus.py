@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import statistics
 import sys
 import time
@@ -24,7 +23,7 @@ from functools import partial
 from typing import Any, Final
 
 from benchmarks import goals, in_memory, real_answers, validators
-from benchmarks.report import facts, machine, table
+from benchmarks.report import at_end, facts, machine, table
 from benchmarks.serving import quantile
 
 SIZES: Final = (4, 7, 16)
@@ -202,7 +201,7 @@ def main() -> int:
     result |= real
     told("done")
     result["goals"] = goals.judged(goals.CONSENSUS, result)
-    result["machine"] = about | {"load_at_end": [round(load, 2) for load in os.getloadavg()]}
+    result["machine"] = about | at_end()
     print(json.dumps(result, indent=1) if options.json else markdown(result))
     return 0
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import statistics
 import sys
 import time
@@ -24,7 +23,7 @@ from typing import Any, Final
 from benchmarks import goals
 from benchmarks.look_up_costs import costs
 from benchmarks.look_ups import STRANGE, Item, Table, has_hivemind, hash_of, idle_cpus, running, said
-from benchmarks.report import facts, machine, table
+from benchmarks.report import at_end, facts, machine, table
 from benchmarks.serving import quantile
 
 SIZES: Final = (4, 16)
@@ -207,7 +206,7 @@ def main() -> int:
         growth(simulated) if simulated else dict.fromkeys(("messages_growth", "log_growth", "messages_growth_vs_log"))
     )
     result["goals"] = goals.judged(goals.DHT, result)
-    result["machine"] = about | {"load_at_end": [round(load, 2) for load in os.getloadavg()]}
+    result["machine"] = about | at_end()
     print(json.dumps(result, indent=1) if options.json else markdown(result))
     return 0
 

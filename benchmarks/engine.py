@@ -27,7 +27,7 @@ from typing import Any, Final, Literal
 from benchmarks import goals, limit, material
 from benchmarks.contestants.process import Process, started
 from benchmarks.measuring import Task, Timing, compare
-from benchmarks.report import facts, machine, table
+from benchmarks.report import at_end, facts, machine, table
 from benchmarks.whole_engine import STREAMS, SYSTEM_TOKENS, Models, whole_engine
 from nsllm.node.engine.fast.chat import ChatText
 from nsllm.node.engine.models import default_home, ensure_default_models
@@ -157,7 +157,7 @@ def run(models: Models, gguf: Mapping[str, Path], threads: int, effort: Effort) 
         "perplexity_tokens": effort.windows * (WINDOW_TOKENS - 1),
         "contestants": abouts,
         "opponents_wait": waiting or "as OpenMP does",
-        "machine": about | {"load_at_end": [round(load, 2) for load in os.getloadavg()]},
+        "machine": about | at_end(),
         "timings": [asdict(timing) for rows in timings.values() for timing in rows],
     }
 

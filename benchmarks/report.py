@@ -5,25 +5,30 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import statistics
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psutil
 
 import nsllm
 
+LOOPS: Final = 9
+
 
 def machine() -> dict[str, Any]:
-    """Processor, memory, load, system, versions, command line and date."""
+    """Processor, memory, load, how fast Python runs just now, system, versions, command line and date."""
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "load_at_start": [round(load, 2) for load in os.getloadavg()],
+        "python_loop_ms": loop_ms(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "nsllm": nsllm.__version__,
@@ -31,6 +36,22 @@ def machine() -> dict[str, Any]:
         "command": shlex.join(["python", *_module(), *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def at_end() -> dict[str, Any]:
+    """What of a machine may have changed while something was measured on it."""
+    return {"load_at_end": [round(load, 2) for load in os.getloadavg()], "python_loop_ms_at_end": loop_ms()}
+
+
+def loop_ms() -> list[float]:
+    """Least, median and most milliseconds that a plain loop takes: shared hosts vary within minutes."""
+    took: list[float] = []
+    for _ in range(LOOPS):
+        began, total = time.perf_counter(), 0
+        for number in range(500_000):
+            total += number & 7
+        took.append((time.perf_counter() - began) * 1000)
+    return [round(value, 1) for value in (min(took), statistics.median(took), max(took))]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

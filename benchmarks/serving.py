@@ -29,7 +29,7 @@ import psutil
 
 from benchmarks import goals, limit, material
 from benchmarks.contestants.process import ROOT
-from benchmarks.report import facts, machine, table
+from benchmarks.report import at_end, facts, machine, table
 from nsllm.node.engine.fast.chat import ChatText
 from nsllm.node.engine.models import default_home, ensure_default_models
 from nsllm.node.tcp_ports import any_free
@@ -308,7 +308,7 @@ def main() -> int:
     if options.pipeline:
         with tempfile.TemporaryDirectory() as folder, devnet(Path(folder)) as (urls, pid):
             result["pipeline"] = measure(urls, pid, "public", prompts, options)
-    result["machine"] = about | {"load_at_end": [round(load, 2) for load in os.getloadavg()]}
+    result["machine"] = about | at_end()
     print(json.dumps(result, indent=1) if options.json else markdown(result))
     return 0
 

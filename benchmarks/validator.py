@@ -52,6 +52,8 @@ ANSWER: Final = "An answer of a few dozen words, such as a small model gives. " 
 WAIT_S: Final = 60.0
 RETRY_S: Final = 0.2
 """Until a refused record is submitted again."""
+WARM_S: Final = 1.0
+"""Of a load, before anything is counted: nothing has come through yet."""
 TURN: Final = 8
 LIKELIHOOD: Final = Likelihood(mean_logprob=-1.0, tokens=16, head_logprob=-1.0)
 PROMPT_TOKENS: Final = tuple(range(100, 120))
@@ -214,8 +216,10 @@ class BenchValidator:
             found.append(await self.publish([self.record()]))
         return found
 
-    async def load(self, until_s: float, batch: int, lanes: int) -> None:
-        """Keep `lanes` batches of answers under way until a time of trio's clock."""
+    async def load(self, seconds: float, batch: int, lanes: int) -> list[dict[str, float]]:
+        """Keep `lanes` batches of answers under way; counters when the first have come through, and `seconds` later."""
+        until_s = trio.current_time() + WARM_S + seconds
+        looks: list[dict[str, float]] = []
 
         async def lane() -> None:
             while trio.current_time() < until_s:
@@ -224,6 +228,10 @@ class BenchValidator:
         async with trio.open_nursery() as nursery:
             for _ in range(lanes):
                 nursery.start_soon(lane)
+            for at_s in (until_s - seconds, until_s):
+                await trio.sleep_until(at_s)
+                looks.append(self.counted())
+        return looks
 
     def counted(self) -> dict[str, float]:
         """Counters so far."""
@@ -307,9 +315,8 @@ async def serve(place: Place) -> None:
                 case "one_by_one":
                     answer({"latencies_s": await validator.one_by_one(task["count"], task["pause_s"], rng)})
                 case "load":
-                    until_s = trio.current_time() + task["seconds"]
-                    await validator.load(until_s, min(task["batch"], MAX_BATCH), task["lanes"])
-                    answer({})
+                    batch = min(task["batch"], MAX_BATCH)
+                    answer({"looks": await validator.load(task["seconds"], batch, task["lanes"])})
                 case "split":
                     split.start()
                     answer({})

@@ -53,13 +53,14 @@ class Validators:
         return found
 
     def load(self, seconds: float, *, batch: int, lanes: int) -> dict[str, float]:
-        """What came of `lanes` batches of answers that each validator keeps under way: see `between`."""
-        before = self.counted()
+        """What came of `lanes` batches of answers that each validator keeps under way: see `between`.
+
+        Counted for `seconds` in the middle: without the beginning, when nothing has come through, and the end.
+        """
         for process in self._processes:
             process.tell("load", seconds=seconds, batch=batch, lanes=lanes)
-        for process in self._processes:
-            process.hear()
-        return between(before, self.counted())
+        looks = [process.hear()["looks"] for process in self._processes]
+        return between(*([look[place] for look in looks] for place in (0, 1)))
 
     def split(self, task: Callable[[], object]) -> dict[str, float]:
         """Shares of CPU time by kind of work, largest first, while `task` runs."""

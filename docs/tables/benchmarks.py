@@ -36,6 +36,8 @@ def _machine(result: Mapping[str, Any]) -> str:
     hardware = f"{about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB, {about['system']}"
     software = f"Python {about['python']}, torch {about['torch']}, transformers {about['transformers']}"
     load = f"load {loads[0]} at the start and {loads[1]} at the end"
+    if "python_loop_ms" in about:
+        load += f", a plain loop {about['python_loop_ms'][1]} and {about['python_loop_ms_at_end'][1]} ms"
     return f"{hardware}; {software}; {load}; {about['date']}, `{about['command']}`."
 
 
