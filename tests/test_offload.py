@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 import threading
 
 import pytest
@@ -64,12 +63,15 @@ async def test_who_is_cancelled_waits_for_what_has_begun(autojump_clock) -> None
     assert done == [1, 2]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such threads")
-async def test_background_work_interrupts_nobody() -> None:
-    """Only the thread that works gives way, not the peer's own."""
-    before = os.sched_getscheduler(0)
-    assert await ThreadOffload().run(lambda: os.sched_getscheduler(0)) == os.SCHED_BATCH
-    assert os.sched_getscheduler(0) == before
+async def test_background_work_interrupts_nobody(monkeypatch) -> None:
+    """Only the thread that works gives way, once and for all; not the peer's own."""
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "sched_setscheduler", lambda _, policy, __: asked.append((threading.get_ident(), policy)))
+    monkeypatch.setattr("nsllm.offload._THREAD", threading.local())
+    offload = ThreadOffload()
+    threads = {await offload.run(threading.get_ident) for _ in range(3)}
+    assert sorted(asked) == sorted((thread, os.SCHED_BATCH) for thread in threads)
+    assert threading.get_ident() not in threads
 
 
 async def test_work_is_done_where_threads_may_not_choose(monkeypatch) -> None:
