@@ -166,6 +166,22 @@ class Eyes(Protocol):
         ...
 
 
+@runtime_checkable
+class Retelling(Protocol):
+    """What a backend has beside the rest that can tell logits once more without reading, to the bit."""
+
+    def states(self) -> torch.Tensor:
+        """What the last layer left of the tokens that the last `read` kept, a row each and perhaps more: (rows, width).
+
+        Until the next call.
+        """
+        ...
+
+    def logits_of(self, states: torch.Tensor) -> torch.Tensor:
+        """The logits (rows, vocabulary) that were made of these rows of `states`, until the next call."""
+        ...
+
+
 def given_tokens(token_ids: Sequence[int], vocabulary: int) -> list[int]:
     """Tokens that a caller gave.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from nsllm.node.engine.backend import Cache, Read
 from nsllm.node.engine.port import TokenLogprob
@@ -12,6 +12,9 @@ from nsllm.node.engine.protocol import Gain
 from nsllm.node.engine.sampler import Choice, Sampler
 from nsllm.node.engine.spelling import Spelling
 from nsllm.node.engine.text_stream import TextStream
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +35,8 @@ class Generation:
     """None while there is no room for it."""
     tokens: list[int] = field(default_factory=list)
     """Of the answer, end token included."""
+    states: list[torch.Tensor] = field(default_factory=list)
+    """What each of `tokens` was chosen from, before the vocabulary: (width,) each; empty where nobody keeps it."""
     started: bool = False
     """The peer knows that it has begun."""
     suspect: bool = False

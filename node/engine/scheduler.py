@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from nsllm.node.engine.backend import Backend, Read
+from nsllm.node.engine.backend import Backend, Read, Retelling
 from nsllm.node.engine.bad_words import spellings
 from nsllm.node.engine.failures import failed
 from nsllm.node.engine.generation import Generation
@@ -50,6 +50,7 @@ from nsllm.node.engine.sampler import NoChoiceError, Sampler
 from nsllm.node.engine.side_work import Piece, SideWork
 from nsllm.node.engine.text_stream import TextStream
 from nsllm.node.engine.turns import Turns, shared
+from nsllm.node.engine.written import Written
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +74,8 @@ class Scheduler:
     def __init__(self, backend: Backend, send: Callable[[FromWorker], None]) -> None:
         self._backend = backend
         self._send = send
-        self._side = SideWork(backend, send)
+        self._written = Written(backend) if isinstance(backend, Retelling) else None
+        self._side = SideWork(backend, send, self._written)
         self._waiting = Turns[Generation]()
         """They have no room yet."""
         self._generations: dict[int, Generation] = {}
@@ -284,6 +286,8 @@ class Scheduler:
         if any(one.tells for one in running):
             return *self._told(running, reads, logits), rest
         ready = [one for one, read in zip(running, reads, strict=True) if read.keep]
+        if self._written is not None:
+            self._written.note(ready)
         for one in ready:
             one.suspect = False
         return ready, logits, rest
@@ -340,6 +344,8 @@ class Scheduler:
             gains.append(gain)
             if gain.reason is not None:
                 self._drop(one)
+                if self._written is not None:
+                    self._written.keep(one)
         return tuple(gains)
 
     def _fail(self, one: Generation, error: Exception) -> None:

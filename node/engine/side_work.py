@@ -23,6 +23,8 @@ from nsllm.node.engine.retrace import Retracing
 if TYPE_CHECKING:
     import torch
 
+    from nsllm.node.engine.written import Written
+
 CHUNK_TOKENS: Final = 64
 """Tokens of answers that a pass of their own reads: about 50 ms of SmolLM2-135M on one thread."""
 EASY_TOKENS: Final = 8
@@ -74,10 +76,17 @@ class SideWork:
     Args:
         backend: that does them.
         send: takes the results.
+        written: what is remembered of the worker's own answers; None: nothing is.
     """
 
-    def __init__(self, backend: Backend, send: Callable[[Embedded | Judged | Retraced | Refused], None]) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        send: Callable[[Embedded | Judged | Retraced | Refused], None],
+        written: Written | None = None,
+    ) -> None:
         self._backend = backend
+        self._written = written
         self._send = send
         self._embeddings = Embeddings(backend.encoder, send)
         self._judges: deque[SideJob] = deque()
@@ -253,7 +262,7 @@ class SideWork:
 
     def _retracing(self, message: Retrace) -> Wishes[None]:
         try:
-            steps = Retracing(self._backend, message.claim, message.card, message.beside).steps()
+            steps = Retracing(self._backend, message.claim, message.card, message.beside, self._written).steps()
         except (PromptError, GuideError) as error:
             self._send(Refused(job=message.job, kind="invalid", message=str(error), param=error.param))
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nsllm.node.engine.encoders import open_encoder
 from nsllm.node.engine.fast.memory import trim
@@ -13,6 +14,9 @@ from nsllm.node.engine.fast.room import Numerics, block_count
 from nsllm.node.engine.fast.select import NativeChooser
 from nsllm.node.engine.fast.weights import load_weights
 from nsllm.node.engine.paged import PagedBackend, read_text
+
+if TYPE_CHECKING:
+    import torch
 
 
 class FastBackend(PagedBackend):
@@ -51,3 +55,12 @@ class FastBackend(PagedBackend):
         reader = open_encoder(encoder, library, threads=threads)
         super().__init__(shape, chat, model, blocks, NativeChooser(library, shape.vocabulary), reader)
         self.joins = True
+        self._native = model
+
+    def states(self) -> torch.Tensor:
+        """What the last layer left of the tokens that the last pass kept: (at least these, width)."""
+        return self._native.states
+
+    def logits_of(self, states: torch.Tensor) -> torch.Tensor:
+        """The logits (rows, vocabulary) that were made of these rows of `states`, until the next call."""
+        return self._native.logits_of(states)

@@ -33,6 +33,7 @@ typedef struct {
     const int32_t *tables;             /* block numbers of one sequence after another */
     const int32_t *wanted;             /* (wanted_rows,) rows whose logits are asked for, in order, each once */
     float *logits;                     /* (wanted_rows, vocabulary) */
+    float *states;                     /* (wanted_rows, hidden) what the last layer leaves, or null */
     void *blocks;                      /* (block numbers, layers, kv_heads) pieces */
     int32_t rows, wanted_rows, longest; /* longest: tokens of the longest sequence */
 } Batch;
@@ -261,6 +262,12 @@ static void drop_rows(Work *work) {
     cut_spans(work, b->wanted_rows);
 }
 
+/* Logits of what the last layer left of `rows` rows. */
+static void tell(Team *team, Work *work, int32_t rows) {
+    share_rows(team, last_norm_rows, work, rows);
+    apply(team, work->model->head, work->model->int8, work->input, rows, work->batch->logits, 0);
+}
+
 static void forward_layers(Team *team, Work *work) {
     const Model *m = work->model;
     const Batch *b = work->batch;
@@ -283,8 +290,8 @@ static void forward_layers(Team *team, Work *work) {
         share_rows(team, gate_rows, work, rows);
         apply(team, &m->down[layer], m->int8, work->input, rows, work->x, 1);
     }
-    share_rows(team, last_norm_rows, work, rows);
-    apply(team, m->head, m->int8, work->input, rows, b->logits, 0);
+    if (b->states) memcpy(b->states, work->x, (size_t)rows * (size_t)m->hidden * sizeof *work->x);
+    tell(team, work, rows);
 }
 
 /* A piece of memory, on a line's border; `base` null: counts only. */
@@ -316,6 +323,20 @@ static size_t lay_out(Work *work, char *base, int32_t threads) {
     work->spans = cut(base, &used, (rows + 1) * 4);
     work->rooms = cut(base, &used, threads * work->room_bytes);
     return used;
+}
+
+/* Logits (rows, vocabulary) of `states` (rows, hidden), as `forward` gave both. 0, or -1 if there is no memory. */
+int32_t logits_of(Team *team, const Model *m, const float *states, int32_t rows, float *logits) {
+    Batch batch = {.logits = logits, .rows = rows, .wanted_rows = rows};
+    Work work = {.model = m, .batch = &batch};
+    char *base = team_memory(team, lay_out(&work, NULL, team->size));
+    if (!base) return -1;
+    lay_out(&work, base, team->size);
+    memcpy(work.x, states, (size_t)rows * (size_t)m->hidden * sizeof *states);
+    begin_pass(team);
+    tell(team, &work, rows);
+    end_pass(team, rows <= MROWS ? 0.1 : 0.45);
+    return 0;
 }
 
 /* Read the batch's tokens into their blocks; logits of the wanted rows. 0, or -1 if there is no memory. */

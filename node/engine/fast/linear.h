@@ -47,8 +47,9 @@ INLINE void four_inputs(int rows, const int8_t *x, int64_t stride, const uint8_t
 INLINE void int8_tile(int rows, const int8_t *x, int64_t stride, const float *scales, const int32_t *less,
                       int64_t groups, const uint8_t *w, int32_t inputs, v16 results[MROWS][VECS], const char *soon,
                       int32_t lines) {
+    v16 real[MROWS][VECS]; /* in registers: what a caller looks at is stored again and again otherwise */
     for (int m = 0; m < rows; m++)
-        for (int j = 0; j < VECS; j++) results[m][j] = all(0);
+        for (int j = 0; j < VECS; j++) real[m][j] = all(0);
     for (int32_t first = 0; first < inputs; first += GROUP, scales++, less++) {
         int32_t last = inputs - first < GROUP ? inputs : first + GROUP;
         v16i sum[MROWS][VECS];
@@ -66,9 +67,11 @@ INLINE void int8_tile(int rows, const int8_t *x, int64_t stride, const float *sc
         for (; k < last; k += 4, w += 4 * COLS) four_inputs(rows, x + k, stride, w, sum);
         for (int m = 0; m < rows; m++) {
             v16 scale = all(scales[m * groups]);
-            for (int j = 0; j < VECS; j++) results[m][j] = fma16(reals(sum[m][j]), scale, results[m][j]);
+            for (int j = 0; j < VECS; j++) real[m][j] = fma16(reals(sum[m][j]), scale, real[m][j]);
         }
     }
+    for (int m = 0; m < rows; m++)
+        for (int j = 0; j < VECS; j++) results[m][j] = real[m][j];
 }
 
 INLINE void float_tile(int rows, const float *x, int64_t stride, const float *w, int32_t inputs,

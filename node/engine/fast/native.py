@@ -41,7 +41,8 @@ class _Model(Structure):
 
 class _Batch(Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("tokens", "positions", "sequences", "tables", "wanted", "logits", "blocks")),
+        *((name, c_void_p) for name in ("tokens", "positions", "sequences", "tables", "wanted")),
+        *((name, c_void_p) for name in ("logits", "states", "blocks")),
         *((name, c_int32) for name in ("rows", "wanted_rows", "longest")),
     )
 
@@ -79,9 +80,11 @@ class NativeModel:
         self._shape = shape
         self._weights = weights
         self._blocks = reserve(blocks * block_bytes(shape, numerics)).view(blocks, -1)
-        self.logits = _logits(LOGIT_ROWS, shape.vocabulary)
+        self.logits = _rows(LOGIT_ROWS, shape.vocabulary)
         """(rows, vocabulary) float32: each call writes those that it is asked for from row 0 on. The same memory all
         the time, unless a call asks for more rows than it has."""
+        self.states = _rows(LOGIT_ROWS, shape.hidden)
+        """(rows, hidden) float32: what the last layer leaves, from which `forward` made the logits of the same row."""
         cosine, sine = rope_table(shape, min(shape.context_tokens, blocks * BLOCK_TOKENS))
         self._kept: list[object] = [cosine, sine]
         self._model = _Model(
@@ -134,11 +137,11 @@ class NativeModel:
             tables.extend(run.blocks)
             wanted.extend(range(len(tokens) - run.keep, len(tokens)))
             longest = max(longest, run.start + count)
-        if len(wanted) > len(self.logits):
-            self.logits = _logits(len(wanted), self._shape.vocabulary)
+        self._make_room(len(wanted))
         batch = _Batch(
             *(part.buffer_info()[0] for part in (tokens, positions, sequences, tables, wanted)),
             logits=self.logits.data_ptr(),
+            states=self.states.data_ptr(),
             blocks=self._blocks.data_ptr(),
             rows=len(tokens),
             wanted_rows=len(wanted),
@@ -147,6 +150,19 @@ class NativeModel:
         if self._library.forward(self._team, byref(self._model), byref(batch)):
             raise MemoryError(f"no memory for {len(tokens)} tokens")
         return self.logits[: len(wanted)]
+
+    def logits_of(self, states: torch.Tensor) -> torch.Tensor:
+        """Once more the logits (rows, vocabulary) that `forward` made of these rows of `states`.
+
+        The next call writes over them.
+        """
+        count = len(states)
+        self._make_room(count)
+        given = states.contiguous()
+        pointers = c_void_p(given.data_ptr()), count, c_void_p(self.logits.data_ptr())
+        if self._library.logits_of(self._team, byref(self._model), *pointers):
+            raise MemoryError(f"no memory for the logits of {count} tokens")
+        return self.logits[:count]
 
     def log_probabilities(self, logits: torch.Tensor, token_ids: Sequence[int]) -> list[float]:
         """Natural log-probability of each token under its row of logits (tokens, vocabulary)."""
@@ -158,6 +174,11 @@ class NativeModel:
         )
         values: list[float] = results.tolist()
         return values
+
+    def _make_room(self, rows: int) -> None:
+        if rows > len(self.logits):
+            self.logits = _rows(rows, self._shape.vocabulary)
+            self.states = _rows(rows, self._shape.hidden)
 
     def _linears(self, layers: Sequence[PackedLinear]) -> ctypes.Array[_Linear]:
         linears = (_Linear * len(layers))(
@@ -176,5 +197,5 @@ class NativeModel:
         return linears
 
 
-def _logits(rows: int, vocabulary: int) -> torch.Tensor:
-    return reserve(rows * vocabulary * 4).view(torch.float32).view(rows, vocabulary)
+def _rows(rows: int, width: int) -> torch.Tensor:
+    return reserve(rows * width * 4).view(torch.float32).view(rows, width)

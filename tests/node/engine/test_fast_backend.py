@@ -235,6 +235,18 @@ def test_another_processor_changes_no_bit(int8, kernels, tmp_path, monkeypatch):
     assert torch.equal(alone(int8(library=library)), alone(int8()))
 
 
+@pytest.mark.parametrize("keep", [1, 7, 98])
+def test_logits_are_told_once_more_to_the_bit(int8, keep):
+    model = int8()
+    expected = alone(model)
+    model.forward([Run(TOKENS, 0, [0, 1, 2, 3], keep)])
+    states = model.states[:keep].clone()
+    model.forward([Run(TOKENS[:40], 0, [4, 5], 40)])  # writes over all that is not copied
+    for start in range(0, keep, 50):
+        told = model.logits_of(states[start : start + 50])
+        assert torch.equal(told, expected[len(expected) - keep :][start : start + 50])
+
+
 def test_log_probabilities(fast):
     logits = torch.randn(5, 260, generator=torch.Generator().manual_seed(3)) * 4
     expected = logits.log_softmax(-1)[torch.arange(5), torch.tensor([0, 4, 259, 7, 7])].tolist()
