@@ -12,7 +12,7 @@ from nsllm.canonical import Value
 from nsllm.consensus.batch import Excerpt
 from nsllm.consensus.certificate import Certificate
 from nsllm.consensus.header import Header
-from nsllm.consensus.observation import SUBJECT_BYTES, unpack_digests, unpack_subjects
+from nsllm.consensus.observation import SUBJECT_BYTES, Subject, unpack_digests, unpack_subjects
 from nsllm.ids import Digest, NetworkId
 
 MAX_BLOCK_BYTES: Final = 1024 * 1024
@@ -43,9 +43,18 @@ class Body(Value, frozen=True, kw_only=True, dict=True, gc=True):
         return known
 
     @cached_property
+    def scored(self) -> tuple[Subject, ...]:
+        """The column of subjects, read.
+
+        Raises:
+            ObservationError: see `unpack_subjects`.
+        """
+        return unpack_subjects(self.subjects)
+
+    @cached_property
     def records(self) -> tuple[Digest, ...]:
         """Records that the block scores, ascending."""
-        return tuple(subject.record for subject in unpack_subjects(self.subjects))
+        return tuple([subject.record for subject in self.scored])
 
     @cached_property
     def unscored_records(self) -> tuple[Digest, ...]:

@@ -8,7 +8,6 @@ from typing import Self
 from nsllm.consensus.batch import Excerpt, SignedCommit
 from nsllm.consensus.block import Body
 from nsllm.consensus.errors import ObservationError
-from nsllm.consensus.observation import unpack_subjects
 from nsllm.governance.observation_pool import ObservationPool
 
 
@@ -26,7 +25,7 @@ class Checked:
         """What the pool holds of a body. Of a malformed one nothing: its check says what is wrong."""
         held = [each for each in body.batches if pool.holds(each.signed)]
         try:
-            scored = {subject.record: subject for subject in unpack_subjects(body.subjects)}
+            scored = {subject.record: subject for subject in body.scored}
             opened = [each for each in held if pool.has_opened(each, scored)]
         except ObservationError:
             return cls()

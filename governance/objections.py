@@ -31,20 +31,19 @@ def objection(
         roomy: whether more would have fitted into the block.
         built_s: when the block was built, as far as its header can be believed.
     """
-    observers: dict[Digest, set[Address]] = {record: set() for record in body.records}
+    named: dict[Address, set[Digest]] = {}
     for excerpt in body.batches:
         commit = excerpt.signed.commit
         if pool.is_banned(excerpt.signed):
             return f"takes in batch {commit.number} of {hex0x(commit.validator)}, who equivocated"
-        for record in commit.record_digests:
-            if record in observers:
-                observers[record].add(commit.validator)
-    for record, included in observers.items():
+        named.setdefault(commit.validator, set()).update(commit.record_digests)
+    for record in body.records:
         case = pool.case(record)
+        included = {validator for validator, records in named.items() if record in records}
         reason = _about(record, case, included, built_s) if case is not None else None
         if reason is not None:
             return reason
-    roomy = roomy and len(observers) + len(body.unscored_records) < MAX_BLOCK_RECORDS
+    roomy = roomy and len(body.records) + len(body.unscored_records) < MAX_BLOCK_RECORDS
     return _left_out(due_since, built_s) if roomy else None
 
 
