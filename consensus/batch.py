@@ -84,7 +84,7 @@ class BatchCommit(Value, frozen=True, kw_only=True, dict=True, gc=True):
     records: _Column
     """Digests of the records, ascending."""
     commitments: _Column
-    """One a record, see `commitment`."""
+    """One a record, see `row_commitments`."""
     abstentions: Annotated[tuple[Abstention, ...], Meta(max_length=MAX_BATCH_RECORDS)] = ()
     """Ascending by record."""
 
