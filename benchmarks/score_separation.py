@@ -26,7 +26,7 @@ import trio
 
 from nsllm.consensus.observation import DimensionScore
 from nsllm.governance.defaults import default_policy
-from nsllm.governance.features import measure_answer
+from nsllm.governance.features import Answer, measure_answer
 from nsllm.governance.hybrid_score import AnswerItem
 from nsllm.governance.policy import Policy
 from nsllm.governance.validation import judge
@@ -93,7 +93,7 @@ async def generate(engine: Engine, question: str, seed: int, max_tokens: int) ->
 async def judged(engine: Engine, policy: Policy, question: str, answer: str) -> dict[str, float]:
     """Dimensions, hybrid score, whether the policy publishes the answer, and whether it withholds it."""
     host = InlinePluginHost()
-    features = await measure_answer(engine, (Message(role="user", content=question),), answer)
+    features = await measure_answer(engine, Answer((Message(role="user", content=question),), answer))
     scores = await host.score(AnswerItem(question=question, answer=answer, features=features))
     text = TextItem(stage="output", text=answer, question=question, embedding=features.embedding, features=features)
     decision = judge("output", await host.validate(text), policy)

@@ -7,13 +7,14 @@ numbers. Plugin workers hold no models: this is all they get beside the text.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Final
+from itertools import islice
+from typing import Annotated, Final, NamedTuple
 
 from msgspec import Meta
 
 from nsllm.canonical import Value
 from nsllm.embedding import numbers_of, quantize_numbers
-from nsllm.governance.ports import HEAD_TOKENS, JudgeModels, Likelihood
+from nsllm.governance.ports import HEAD_TOKENS, JUDGED_TOKENS, JudgeModels, Likelihood
 from nsllm.governance.support import claims, evidence_claims, support_ppm
 from nsllm.ids import PPM_ONE
 from nsllm.record import EMBEDDING_DIMENSIONS, Message
@@ -60,47 +61,84 @@ EMPTY_ANSWER: Final = AnswerFeatures(
 """Nothing was said: no model is asked, every dimension of quality is at its floor."""
 
 
-async def measure_answer(
-    models: JudgeModels,
-    messages: Sequence[Message],
-    answer: str,
-    evidence: Sequence[str] = (),
-    *,
-    given: Likelihood | None = None,
-    free: Likelihood | None = None,
-) -> AnswerFeatures:
-    """Features of `answer` as the assistant's reply to `messages`: one call for embeddings, two for likelihoods.
+class Answer(NamedTuple):
+    """An answer that is to be measured."""
 
-    Args:
-        models: the rubric's.
-        messages: the conversation.
-        answer: what the assistant said.
-        evidence: texts that the answer cites.
-        given: the answer's likelihood after the conversation, where it is known already.
-        free: its head's after `UNCONDITIONED`, where that is known.
+    messages: Sequence[Message]
+    """The conversation that it is the assistant's reply to."""
+    text: str
+    evidence: Sequence[str] = ()
+    """Texts that it cites."""
+    given: Likelihood | None = None
+    """Its likelihood after the conversation, where it is known already."""
+    free: Likelihood | None = None
+    """Its head's after `UNCONDITIONED`, where that is known."""
+
+    def questions(self) -> list[str]:
+        """What it may be relevant to: the last user turn, and in a longer conversation the user turns together."""
+        turns = [message.content for message in self.messages if message.role == "user"] or [""]
+        return turns if len(turns) == 1 else [turns[-1], "\n".join(turns)[-HISTORY_CHARS:]]
+
+
+async def measure_answer(models: JudgeModels, answer: Answer) -> AnswerFeatures:
+    """Features of one answer, see `measure_answers`."""
+    return (await measure_answers(models, [answer]))[0]
+
+
+async def measure_answers(models: JudgeModels, answers: Sequence[Answer]) -> list[AnswerFeatures]:
+    """Features of answers: one call for all embeddings, at most two for likelihoods.
 
     Relevance is the higher cosine of the answer to the last user turn and, in a longer conversation, to all user turns
     together: "and in winter?" alone says little.
     """
-    if not answer.strip():
-        return EMPTY_ANSWER
-    turns = [message.content for message in messages if message.role == "user"] or [""]
-    questions = turns[-1:] + (["\n".join(turns)[-HISTORY_CHARS:]] if len(turns) > 1 else [])
-    said, pieces = (claims(answer), evidence_claims(evidence)) if evidence else ((), ())
-    vectors = await models.embed([answer, *questions, *said, *pieces])
-    if given is None:
-        [given] = await models.likelihoods([(tuple(messages), answer)])
-    if free is None:
-        [free] = await models.likelihoods([(UNCONDITIONED, answer)], most_tokens=HEAD_TOKENS)
-    own, rest = numbers_of(vectors[0]), vectors[1 + len(questions) :]
-    cosines = [_within(float(own.dot(numbers_of(vector))), -1.0, 1.0) for vector in vectors[1 : 1 + len(questions)]]
+    spoken = [answer for answer in answers if answer.text.strip()]
+    texts: list[str] = []
+    parts: list[tuple[int, Sequence[str], Sequence[str]]] = []
+    for answer in spoken:
+        questions = answer.questions()
+        said, pieces = (claims(answer.text), evidence_claims(answer.evidence)) if answer.evidence else ((), ())
+        texts += (answer.text, *questions, *said, *pieces)
+        parts.append((len(questions), said, pieces))
+    vectors = iter(await models.embed(texts) if texts else ())
+    given = iter(await _likelihoods(models, [(tuple(a.messages), a.text) for a in spoken if a.given is None]))
+    free = iter(await _likelihoods(models, [(UNCONDITIONED, a.text) for a in spoken if a.free is None], HEAD_TOKENS))
+    measured = iter(
+        [
+            _features(
+                next(given) if answer.given is None else answer.given,
+                next(free) if answer.free is None else answer.free,
+                list(islice(vectors, 1 + questions)),
+                list(islice(vectors, len(said))),
+                list(islice(vectors, len(pieces))),
+            )
+            for answer, (questions, said, pieces) in zip(spoken, parts, strict=True)
+        ]
+    )
+    return [next(measured) if answer.text.strip() else EMPTY_ANSWER for answer in answers]
+
+
+async def _likelihoods(
+    models: JudgeModels, items: Sequence[tuple[tuple[Message, ...], str]], most_tokens: int = JUDGED_TOKENS
+) -> list[Likelihood]:
+    return await models.likelihoods(items, most_tokens=most_tokens) if items else []
+
+
+def _features(
+    given: Likelihood,
+    free: Likelihood,
+    vectors: Sequence[Sequence[float]],
+    said: Sequence[Sequence[float]],
+    pieces: Sequence[Sequence[float]],
+) -> AnswerFeatures:
+    """Of likelihoods and vectors: the answer's, then its questions'; its sentences', its evidence's."""
+    own, *asked = map(numbers_of, vectors)
     head, alone = _within(given.head_logprob, LOGPROB_FLOOR, 0.0), _within(free.head_logprob, LOGPROB_FLOOR, 0.0)
     return AnswerFeatures(
         tokens=given.tokens,
         logprob_micro=round(_within(given.mean_logprob, LOGPROB_FLOOR, 0.0) * MICRO),
         gain_micro=round((head - alone) * MICRO),
-        relevance_cosine_ppm=round(max(cosines) * PPM_ONE),
-        support_cosine_ppm=support_ppm(rest[: len(said)], rest[len(said) :]) if said else None,
+        relevance_cosine_ppm=round(max([_within(float(own.dot(one)), -1.0, 1.0) for one in asked]) * PPM_ONE),
+        support_cosine_ppm=support_ppm(said, pieces) if said else None,
         embedding=quantize_numbers(own),
     )
 

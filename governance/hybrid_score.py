@@ -7,7 +7,7 @@ abstains and says why: a number measured with something else would only look lik
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -18,9 +18,9 @@ from nsllm.errors import NsllmError
 from nsllm.governance.computation import DIMENSION as COMPUTATION
 from nsllm.governance.computation import computation_ppm
 from nsllm.governance.errors import AbstainError, SafetyUnavailableError
-from nsllm.governance.features import UNCONDITIONED, AnswerFeatures, measure_answer
+from nsllm.governance.features import UNCONDITIONED, Answer, AnswerFeatures, measure_answers
 from nsllm.governance.policy import Rubric, RuleSet
-from nsllm.governance.ports import Claim, JudgeModels, Likelihood, Trace
+from nsllm.governance.ports import Claim, JudgeModels, Trace
 from nsllm.ids import Digest, Ppm
 from nsllm.record import Message, Record, TextField
 
@@ -92,46 +92,46 @@ class HybridScorer:
         self._had = (rubric, in_hand)
         return None
 
-    async def observe(self, record: Record, rubric: Rubric) -> Observed:
-        """A rubric's dimensions of a record.
+    async def observe(self, records: Sequence[Record], rubric: Rubric) -> list[Observed | AbstainError]:
+        """A rubric's dimensions of each record, or why this validator leaves it out.
 
-        An answer of the rubric's own scorer model is read once, for its likelihoods and for `computation`.
+        An answer of the rubric's own scorer model is read once, for its likelihoods and for `computation`; for the rest
+        there is one call to each model, however many records there are.
 
         Raises:
-            AbstainError: this validator lacks something that the rubric pins and that is not for an optional
-                dimension alone; the message is the reason.
+            AbstainError: this validator lacks something that the rubric pins, whatever the record.
         """
         reason, models = self.lacks(rubric), self._models.judging(rubric.scorer_model)
         if reason is not None or models is None:
             raise AbstainError(reason or "the rubric's scorer model is not loaded here")
-        found: dict[str, Ppm] = {}
-        missing: dict[str, str] = {}
-        given: Likelihood | None = None
-        free: Likelihood | None = None
-        if COMPUTATION in rubric.dimensions:
-            own = record.request.model_digest == rubric.scorer_model
+        computed = [await self._computed(record, rubric) for record in records]
+        answers: list[Answer] = []
+        for record, (_, _, trace) in zip(records, computed, strict=True):
+            messages, text = record.request.judged(record.text)
+            given, free = (None, None) if trace is None else (trace.likelihood, trace.beside)
+            answers.append(Answer(messages, text, passages.texts(record.evidence), given, free))
+        measured = await measure_answers(models, answers)
+        observed: list[Observed | AbstainError] = []
+        for record, answer, features, (found, missing, _) in zip(records, answers, measured, computed, strict=True):
+            item = AnswerItem(question=record.request.question(), answer=answer.text, features=features)
             try:
-                trace = await self._retrace(record, UNCONDITIONED if own else ())
-            except AbstainError as error:
-                missing[COMPUTATION] = error.message
+                scores = {**await self._plugins.score(item), **found}
+            except SafetyUnavailableError as error:
+                observed.append(AbstainError(f"the built-in scorers cannot answer: {error.message}"))
             else:
-                found[COMPUTATION] = computation_ppm(trace)
-                given, free = (trace.likelihood, trace.beside) if own else (None, None)
-        messages, answer = record.request.judged(record.text)
-        evidence = passages.texts(record.evidence)
-        features = await measure_answer(models, messages, answer, evidence, given=given, free=free)
-        item = AnswerItem(question=record.request.question(), answer=answer, features=features)
+                observed.append(_row(scores, missing, rubric))
+        return observed
+
+    async def _computed(self, record: Record, rubric: Rubric) -> tuple[dict[str, Ppm], dict[str, str], Trace | None]:
+        """`computation` where it is found, why not where it is not; and what reading the scorer model's answer gave."""
+        if COMPUTATION not in rubric.dimensions:
+            return {}, {}, None
+        own = record.request.model_digest == rubric.scorer_model
         try:
-            found = {**await self._plugins.score(item), **found}
-        except SafetyUnavailableError as error:
-            raise AbstainError(f"the built-in scorers cannot answer: {error.message}") from None
-        lacking = [name for name in rubric.dimensions if name not in found]
-        for name in lacking:
-            missing.setdefault(name, NO_EVIDENCE if name == SUPPORT else f"no scorer here measures dimension {name}")
-            if name not in rubric.optional:
-                raise AbstainError(missing[name], hint="enable the plugin that the rubric names")
-        row = tuple([found.get(name, MISSING) for name in rubric.dimensions])
-        return Observed(row, {name: missing[name] for name in lacking})
+            trace = await self._retrace(record, UNCONDITIONED if own else ())
+        except AbstainError as error:
+            return {}, {COMPUTATION: error.message}, None
+        return {COMPUTATION: computation_ppm(trace)}, {}, trace if own else None
 
     async def _retrace(self, record: Record, beside: tuple[Message, ...]) -> Trace:
         model = record.request.model_digest
@@ -141,3 +141,14 @@ class HybridScorer:
             return await self._models.retrace(Claim.of(record), beside=beside)
         except NsllmError as error:
             raise AbstainError(f"the answer cannot be read again: {error.message}") from None
+
+
+def _row(found: Mapping[str, Ppm], missing: dict[str, str], rubric: Rubric) -> Observed | AbstainError:
+    """Scores in the rubric's order; `missing` says why of those that somebody knows to be missing."""
+    lacking = [name for name in rubric.dimensions if name not in found]
+    for name in lacking:
+        missing.setdefault(name, NO_EVIDENCE if name == SUPPORT else f"no scorer here measures dimension {name}")
+        if name not in rubric.optional:
+            return AbstainError(missing[name], hint="enable the plugin that the rubric names")
+    row = tuple([found.get(name, MISSING) for name in rubric.dimensions])
+    return Observed(row, {name: missing[name] for name in lacking})

@@ -10,7 +10,7 @@ from nsllm.canonical import Value
 from nsllm.embedding import quantize_embedding
 from nsllm.errors import NsllmError
 from nsllm.governance.computation import DIMENSION as COMPUTATION
-from nsllm.governance.features import UNCONDITIONED, AnswerFeatures, EmbeddingField, measure_answer
+from nsllm.governance.features import UNCONDITIONED, Answer, AnswerFeatures, EmbeddingField, measure_answer
 from nsllm.governance.policy import Policy, Rubric
 from nsllm.governance.ports import Claim, JudgeModels, Likelihood
 from nsllm.governance.validation import Decision, Measure, Stage, judge
@@ -110,7 +110,7 @@ class Validator:
         if publishing:
             models = self._models.judging(policy.rubric.scorer_model) or self._models
             given, free = await self._read(claim, policy.rubric)
-            features = await measure_answer(models, messages, answer, evidence, given=given, free=free)
+            features = await measure_answer(models, Answer(messages, answer, evidence, given, free))
             embedding = features.embedding
         elif not embed:
             embedding = NOT_EMBEDDED

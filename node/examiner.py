@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter, OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +19,7 @@ from nsllm.consensus.observation import Subject
 from nsllm.errors import NsllmError, PeerFault
 from nsllm.governance.block_rules import SETTLED_MS
 from nsllm.governance.errors import AbstainError
-from nsllm.governance.hybrid_score import HybridScorer
+from nsllm.governance.hybrid_score import HybridScorer, Observed
 from nsllm.governance.ledger import Ledger
 from nsllm.governance.policy import Rubric
 from nsllm.ids import Address, Digest, hex0x, short
@@ -35,8 +36,12 @@ GENERATOR_LIMIT: Final = 512
 """Of these, records of one generator: one that floods crowds out its own records, not the others'."""
 DESK_BYTES: Final = 64 * 1024 * 1024
 SCORE_DEADLINE_S: Final = 60.0
+"""What is scored in one go takes at most so long."""
 DEADLINE_SPARE_S: Final = 1.0
 """So much later it may be: to set another deadline for each record costs more than it is worth."""
+TOGETHER_S: Final = 0.1
+"""Records that are scored in about this time are scored together: models are asked once for all of them."""
+MOST_TOGETHER: Final = 16
 TRIES: Final = 3
 """An engine that fails, such as one that is being started again, is asked so often before we abstain."""
 RETRY_S: Final = 1.0
@@ -51,6 +56,8 @@ class _Case:
     signed: SignedRecord
     since: float
     tries: int = 0
+    alone: bool = False
+    """Whether it is scored by itself: together with others it failed."""
 
 
 class Examiner:
@@ -85,8 +92,10 @@ class Examiner:
         self._laid = trio.Event()
         """Set when something lies on the desk."""
         self._rubric = context.policy.rubric
-        self._at: tuple[Digest, Rubric] | None = None
+        self._at: tuple[Sequence[Digest], Rubric] | None = None
         """What is being scored, and under which rubric."""
+        self._together = 1
+        """Records that are scored in one go; the first one shows how long they take."""
 
     def lacks(self) -> str | None:
         """Why this peer scores nothing under the rubric in force, for people; None if it does, or does not validate."""
@@ -99,7 +108,7 @@ class Examiner:
             return
         self._rubric = rubric
         for digest, case in self._cases.items():
-            case.tries = 0
+            case.tries, case.alone = 0, False
             self._line_up(digest, case.signed.record.generator)
         reason, name = self.lacks(), rubric.digest()
         if reason is None:
@@ -176,47 +185,61 @@ class Examiner:
             with trio.CancelScope() as patience:
                 await self._score_each(patience)
             if self._at is not None:
-                digest, rubric = self._at
-                if rubric == self._context.policy.rubric:  # else it waits in line again, see `follow`
-                    self._abstain(digest, "too slow")
+                self._failed(*self._at, "too slow", again=False)
 
     async def _score_each(self, patience: trio.CancelScope) -> None:
-        """Score until a record takes too long, which ends `patience`; its end moves, as a scope a record costs more."""
+        """Score until records take too long, which ends `patience`; its end moves, as a scope a record costs more."""
         while not patience.cancel_called:
             if not self._turns:
                 patience.deadline = math.inf
                 await self._wait()
-            digest = self._next()
-            case = self._cases[digest]
-            if self._ledger.is_settled(digest):
-                self._drop(digest)
-                continue
-            case.tries += 1
-            rubric = self._context.policy.rubric
-            self._at = (digest, rubric)
-            found, reason = None, ""
-            _renew(patience)
+            digests, rubric, began = self._next(), self._context.policy.rubric, _renew(patience)
+            records = [self._cases[digest].signed.record for digest in digests]
+            self._at = (digests, rubric)
             try:
-                found = await self._observe(digest, case.signed, rubric)
-                self._at = None
+                found = await self._scorer.observe(records, rubric) if records else []
             except AbstainError as error:
-                self._at = None
-                reason = error.message
+                found = [error] * len(digests)
             except NsllmError as error:
                 # our engine's trouble, not the record's; what it says may name our paths
-                reason = error.code
-                if case.tries < TRIES:
-                    patience.deadline = math.inf
-                    await trio.sleep(RETRY_S)
-                    if self._cases.get(digest) is case:  # others may have settled it meanwhile
-                        self._line_up(digest, case.signed.record.generator)
-                    continue
-            if rubric != self._context.policy.rubric:  # it waits in line again, see `follow`
+                self._failed(digests, rubric, error.code, again=True)
+                found, patience.deadline = [], math.inf
+                await trio.sleep(RETRY_S)
+            self._at = None
+            if found:
+                self._told(digests, rubric, found)
+                took_s = (trio.current_time() - began) / len(found)
+                self._together = 1 + int(min(MOST_TOGETHER - 1, TOGETHER_S / max(took_s, 1e-9)))
+
+    def _told(self, digests: Sequence[Digest], rubric: Rubric, found: Sequence[Observed | AbstainError]) -> None:
+        """Hand on what was found."""
+        if rubric != self._context.policy.rubric:  # they wait in line again, see `follow`
+            return
+        for digest, observed in zip(digests, found, strict=True):
+            case = self._cases.get(digest)
+            if isinstance(observed, AbstainError):
+                self._abstain(digest, observed.message)
+            elif case is not None:  # else others have settled it meanwhile
+                record = case.signed.record
+                for name, reason in observed.missing.items():
+                    log.info("dimension_left_out record=%s dimension=%s reason=%s", short(digest), name, reason)
+                subject = Subject(digest, record.generator, record.key())
+                self._committer.observed(subject, observed.row, more=bool(self._turns))
+
+    def _failed(self, digests: Sequence[Digest], rubric: Rubric, reason: str, *, again: bool) -> None:
+        """Records could not be scored, maybe for one of them: several are tried again, each by itself."""
+        if rubric != self._context.policy.rubric:  # they wait in line again, see `follow`
+            return
+        for digest in digests:
+            case = self._cases.get(digest)
+            if case is None:
                 continue
-            if found is None:
-                self._abstain(digest, reason)
+            case.alone = True
+            case.tries += len(digests) == 1
+            if len(digests) > 1 or (again and case.tries < TRIES):
+                self._line_up(digest, case.signed.record.generator)
             else:
-                self._committer.observed(*found, more=bool(self._turns))
+                self._abstain(digest, reason)
 
     def _abstain(self, digest: Digest, reason: str) -> None:
         """Say that we will not score it, and why: the others have a quorum without us, or know that there is none."""
@@ -228,14 +251,25 @@ class Examiner:
             self._came = trio.Event()
             await self._came.wait()
 
-    def _next(self) -> Digest:
-        """The oldest record of the generator whose turn it is."""
-        generator, records = self._turns.popitem(last=False)
-        digest = next(iter(records))
-        del records[digest]
-        if records:
-            self._turns[generator] = records
-        return digest
+    def _next(self) -> list[Digest]:
+        """The oldest record of the generator whose turn it is, and of the next ones, as many as are scored together."""
+        taken: list[Digest] = []
+        while self._turns and len(taken) < self._together:
+            generator, records = next(iter(self._turns.items()))
+            digest = next(iter(records))
+            case = self._cases[digest]
+            if case.alone and taken:
+                break
+            del self._turns[generator], records[digest]
+            if records:
+                self._turns[generator] = records
+            if self._ledger.is_settled(digest):
+                self._drop(digest)
+                continue
+            taken.append(digest)
+            if case.alone:
+                break
+        return taken
 
     def _drop(self, digest: Digest) -> _Case | None:
         case = self._cases.pop(digest, None)
@@ -252,14 +286,6 @@ class Examiner:
             self._turns.pop(generator, None)
         return case
 
-    async def _observe(self, digest: Digest, signed: SignedRecord, rubric: Rubric) -> tuple[Subject, tuple[int, ...]]:
-        record = signed.record
-        subject = Subject(digest, record.generator, record.key())
-        observed = await self._scorer.observe(record, rubric)
-        for name, reason in observed.missing.items():
-            log.info("dimension_left_out record=%s dimension=%s reason=%s", short(digest), name, reason)
-        return subject, observed.row
-
     async def _sweep(self) -> None:
         """Take off the desk what was settled without us or will never be."""
         while True:
@@ -273,8 +299,9 @@ class Examiner:
                     self._drop(digest)
 
 
-def _renew(patience: trio.CancelScope) -> None:
-    """Another record has its `SCORE_DEADLINE_S` from now on."""
+def _renew(patience: trio.CancelScope) -> float:
+    """Other records have their `SCORE_DEADLINE_S` from now on; returns now."""
     now = trio.current_time()
     if not SCORE_DEADLINE_S <= patience.deadline - now <= SCORE_DEADLINE_S + DEADLINE_SPARE_S:
         patience.deadline = now + SCORE_DEADLINE_S + DEADLINE_SPARE_S
+    return now

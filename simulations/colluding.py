@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 import trio
 
+from nsllm.governance.errors import AbstainError
 from nsllm.governance.ports import JUDGED_TOKENS, Likelihood
 from nsllm.record import Message, SignedRecord
 from nsllm.simulations.errors import InvariantError, ScenarioError
@@ -115,4 +116,7 @@ async def _observed(network: SimulatedNetwork, number: int, signed: SignedRecord
         raise ScenarioError(f"peer {number} does not run")
     scorer = peer.parts.examiner._scorer  # noqa: SLF001 - it is asked once more
     rubric = peer.parts.context.policy.rubric
-    return dict(zip(rubric.dimensions, (await scorer.observe(signed.record, rubric)).row, strict=True))
+    [observed] = await scorer.observe([signed.record], rubric)
+    if isinstance(observed, AbstainError):
+        raise ScenarioError(f"validator {number} abstains: {observed.message}")
+    return dict(zip(rubric.dimensions, observed.row, strict=True))

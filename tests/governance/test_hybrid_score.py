@@ -13,7 +13,7 @@ from nsllm.consensus.observation import MISSING
 from nsllm.crypto import MemberKey
 from nsllm.governance.defaults import built_in_rule_sets, default_policy
 from nsllm.governance.errors import AbstainError, SafetyUnavailableError
-from nsllm.governance.features import EMPTY_ANSWER, UNCONDITIONED, measure_answer
+from nsllm.governance.features import EMPTY_ANSWER, UNCONDITIONED, Answer, measure_answer, measure_answers
 from nsllm.governance.hybrid_score import NO_EVIDENCE, HybridScorer
 from nsllm.governance.policy import Rubric, RuleSet
 from nsllm.governance.ports import Claim, Likelihood, Trace
@@ -106,8 +106,16 @@ def record(text="Tides are caused by the Moon.", evidence=()):
     return msgspec.structs.replace(made, request=msgspec.structs.replace(made.request, model_digest=SCORER))
 
 
-def observe(models=None, layers=None, rubric=POLICY.rubric, *, encoder=ENCODER, of=None):
-    return HybridScorer(models or Models(), layers or Layers(), encoder=encoder).observe(of or record(), rubric)
+async def observe(models=None, layers=None, rubric=POLICY.rubric, *, encoder=ENCODER, of=None):
+    return await alone(HybridScorer(models or Models(), layers or Layers(), encoder=encoder), of or record(), rubric)
+
+
+async def alone(scorer, scored, rubric):
+    """What is observed of one record; raises why it is left out."""
+    [observed] = await scorer.observe([scored], rubric)
+    if isinstance(observed, AbstainError):
+        raise observed
+    return observed
 
 
 async def test_the_rubrics_dimensions_in_order_in_one_call_a_model():
@@ -143,7 +151,7 @@ async def test_an_answer_that_continues_a_message_is_judged_with_it():
 async def test_relevance_may_lean_on_the_conversation():
     answer, whole = "Tides are caused by the Moon.", "What is the Moon?\nAnd tides?"
     models = Models(vectors={answer: unit(1), "And tides?": unit(0, 1), whole: unit(1, 1)})
-    features = await measure_answer(models, record().request.messages, answer)
+    features = await measure_answer(models, Answer(record().request.messages, answer))
     assert features.relevance_cosine_ppm == 707_107
 
 
@@ -157,19 +165,19 @@ async def test_support_is_a_mean_over_sentences_and_left_out_without_evidence():
         await observe(rubric=msgspec.structs.replace(rubric, optional=()))
     one, other, said = "Far and wide away.", "It is very near.", "It is near to us. Then it is not."
     vectors = {one: unit(0, 1), other: unit(1, 0), "It is near to us.": unit(1, 0), "Then it is not.": unit(0, 0, 1)}
-    features = await measure_answer(Models(vectors=vectors), record().request.messages, said, (one, other))
+    features = await measure_answer(Models(vectors=vectors), Answer(record().request.messages, said, (one, other)))
     assert features.support_cosine_ppm == 500_000  # one of two sentences stands in the evidence
 
 
 async def test_nothing_said_asks_no_model():
     models = Models()
-    assert await measure_answer(models, record().request.messages, " \n") == EMPTY_ANSWER
+    assert await measure_answer(models, Answer(record().request.messages, " \n")) == EMPTY_ANSWER
     assert models.calls == []
 
 
 @pytest.mark.parametrize("mean", [math.nan, -math.inf, -1e9, 5.0])
 async def test_absurd_likelihoods_stay_within_bounds(mean):
-    features = await measure_answer(Models(given=mean, free=mean), record().request.messages, "answer")
+    features = await measure_answer(Models(given=mean, free=mean), Answer(record().request.messages, "answer"))
     assert -30_000_000 <= features.logprob_micro <= 0
     assert -30_000_000 <= features.gain_micro <= 30_000_000
 
@@ -199,11 +207,11 @@ async def test_another_rubric_is_measured_by_the_same_scorer_once_its_model_is_t
     reason = f"the rubric's scorer model is {other.hex()[:16]}, which is not loaded here"
     assert scorer.lacks(rubric) == reason
     with pytest.raises(AbstainError, match=reason):
-        await scorer.observe(record(), rubric)
+        await scorer.observe([record()], rubric)
     models.scorers = (SCORER, other)
     assert scorer.lacks(rubric) is None
-    assert (await scorer.observe(record(), rubric)).row == (800_000,)
-    assert len((await scorer.observe(record(), POLICY.rubric)).row) == len(POLICY.rubric.dimensions)
+    assert (await alone(scorer, record(), rubric)).row == (800_000,)
+    assert len((await alone(scorer, record(), POLICY.rubric)).row) == len(POLICY.rubric.dimensions)
 
 
 COMPUTED = Rubric(scorer_model=SCORER, encoder=ENCODER, dimensions=("coherence", "computation"))
@@ -291,3 +299,37 @@ async def test_what_is_not_embedded_is_judged_by_its_wording():
     await validator.check_output(record().request.messages, "answer", POLICY, publishing=False, embed=False)
     assert models.calls == []
     assert [any(item.embedding) for item in layers.items] == [False, False]
+
+
+async def test_answers_that_are_measured_together_are_measured_as_alone():
+    """In one call a model; each gets its own vectors and likelihoods, whatever stands before it."""
+    texts = ("One is near. Two is far away.", " ", "Three is somewhere.", "Four is nowhere at all.")
+    vectors = {text: unit(number, 1) for number, text in enumerate([*texts, "What is the Moon?", "And tides?"])}
+
+    class Telling(Models):
+        async def likelihoods(self, items, *, most_tokens=512):
+            self.calls.append(f"likelihoods of {most_tokens}")
+            return [Likelihood(-len(text) / 100, len(text), -len(messages) / 10) for messages, text in items]
+
+    known = Likelihood(-0.5, 7, -0.25)
+    answers = [
+        Answer(ASKED, texts[0], ("Zero is here. Two is far away.",)),
+        Answer(ASKED, texts[1]),
+        Answer(ASKED[:1], texts[2], given=known),
+        Answer(ASKED, texts[3], ("One is near.",), free=known),
+    ]
+    models = Telling(vectors=vectors)
+    together = await measure_answers(models, answers)
+    assert models.calls == ["embed 14", "likelihoods of 512", "likelihoods of 32"]
+    assert together == [await measure_answer(Telling(vectors=vectors), answer) for answer in answers]
+    assert len(set(together)) == len(answers)
+    assert await measure_answers(models, []) == []
+
+
+async def test_one_of_several_that_is_left_out_leaves_the_others():
+    models = Models(held=(SCORER,), trace=READ)
+    other = msgspec.structs.replace(record(), request=msgspec.structs.replace(record().request, model_digest=ENCODER))
+    scorer = HybridScorer(models, Layers(), encoder=ENCODER)
+    first, left_out, last = await scorer.observe([record(), other, record("Something else.")], COMPUTED)
+    assert isinstance(left_out, AbstainError)
+    assert first.row[1] == last.row[1] > 990_000

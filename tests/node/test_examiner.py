@@ -50,6 +50,9 @@ class Desk:
         self.cast = cast
         self.lacks: str | None = None
         self.under: list[object] = []
+        self.together: list[list[str]] = []
+        self.hangs = self.breaks = self.unread = ""
+        """Questions of records that cannot be scored."""
         self.examiner = Examiner(
             context=cast.context,
             scorer=SimpleNamespace(observe=self.observe, lacks=lambda _rubric: self.lacks),
@@ -57,15 +60,18 @@ class Desk:
             committer=self.committer,
         )
 
-    async def observe(self, record, rubric):
-        self.under.append(rubric)
-        await trio.sleep(self.takes_s)
+    async def observe(self, records, rubric):
+        self.under += [rubric] * len(records)
+        questions = [record.request.question() for record in records]
+        self.together.append(questions)
+        await trio.sleep(self.takes_s * len(records) if self.hangs not in questions else 2 * module.SCORE_DEADLINE_S)
         if self.fails:
             raise self.fails.pop(0)
-        self.scored.append(record.request.question())
-        return Observed(
-            (500_000,) * len(self.cast.context.policy.rubric.dimensions), {"computation": "not loaded here"}
-        )
+        if self.breaks in questions:
+            raise EngineError("this one breaks the worker")
+        self.scored += questions
+        row = Observed((500_000,) * len(self.cast.context.policy.rubric.dimensions), {"computation": "not loaded here"})
+        return [AbstainError("cannot be read") if question == self.unread else row for question in questions]
 
 
 @pytest.fixture
@@ -208,8 +214,11 @@ async def test_a_record_of_another_day_is_not_scored(cast, autojump_clock, desk)
     assert abs(now - signed.record.created_ms) < module.MAX_AGE_MS
 
 
-async def test_another_rubric_puts_everything_on_the_desk_in_line_again(cast, autojump_clock, desk) -> None:
+async def test_another_rubric_puts_everything_on_the_desk_in_line_again(
+    cast, autojump_clock, desk, monkeypatch
+) -> None:
     """One record is scored, one is being scored, one waits: all three are scored under the rubric that is in force."""
+    monkeypatch.setattr(module, "MOST_TOGETHER", 1)
     records = [cast.record(name) for name in "abc"]
     for signed in records:
         desk.examiner.accept(signed)
@@ -241,3 +250,31 @@ async def test_an_abstention_under_a_rubric_that_is_no_more_is_not_said(cast, au
     await trio.sleep(1)
     assert desk.committer.abstentions == []
     assert len(desk.committer.rows) == 1
+
+
+async def test_what_waits_is_scored_together_as_far_as_that_is_quick(cast, autojump_clock, desk) -> None:
+    """The first go shows how long a record takes; from then on as many are taken as `TOGETHER_S` allows."""
+    desk.takes_s = module.TOGETHER_S / 2.5
+    for number in range(40):
+        assert desk.examiner.accept(cast.record(f"question {number}")) is None
+    await trio.sleep(3)
+    sizes = [len(questions) for questions in desk.together]
+    assert sizes == [1, *[3] * 13]
+    assert desk.scored == [f"question {number}" for number in range(40)]
+
+
+@pytest.mark.parametrize("how", ["hangs", "breaks", "unread"])
+async def test_a_record_that_cannot_be_scored_costs_no_other(cast, autojump_clock, desk, how: str) -> None:
+    setattr(desk, how, "b")
+    desk.takes_s = module.TOGETHER_S / 10
+    for name in ("first", *"abc"):
+        desk.examiner.accept(cast.record(name))
+    await trio.sleep(4 * module.SCORE_DEADLINE_S)
+    assert desk.together[:2] == [["first"], ["a", "b", "c"]]
+    assert all(len(questions) == 1 for questions in desk.together[2:]), "each by itself"
+    scored = {subject.record for subject, _ in desk.committer.rows}
+    assert scored == {cast.record(name).record.digest() for name in ("first", "a", "c")}
+    [(record, reason)] = desk.committer.abstentions
+    assert record == cast.record("b").record.digest()
+    assert reason == {"hangs": "too slow", "breaks": EngineError.code, "unread": "cannot be read"}[how]
+    assert desk.together.count(["b"]) == {"hangs": 1, "breaks": module.TRIES, "unread": 0}[how]
