@@ -92,7 +92,7 @@ def test_a_record_on_the_desk_when_the_rubric_changes_is_scored_under_the_new_on
             await stage.until(lambda peer=peer: bool(peer.ledger.motions()))
         await others[0].approve_motion(motion[:18])
         for peer in stage.peers:
-            peer.ledger._pending.pool.ready = list  # no block settles it as unscored meanwhile
+            peer.ledger._pending.pool.each_ready = list  # no block settles it as unscored meanwhile
         answer = await stage.ask(first, "How do tides work?")
         await stage.until(lambda: all(peer.parts.examiner.waiting() == 1 for peer in stage.peers))
         await trio.sleep(2)
