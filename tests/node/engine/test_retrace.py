@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 
+import claiming
 import msgspec
 import pytest
+from claiming import WARM
 
 from nsllm.governance.computation import computation_ppm
-from nsllm.governance.ports import Claim
-from nsllm.ids import Digest
 from nsllm.node.engine.fast.backend import FastBackend
 from nsllm.node.engine.port import EngineRequest
-from nsllm.node.engine.protocol import Cancel, Generate, Judge, Refused, Retrace, Retraced, Started, Step
+from nsllm.node.engine.protocol import Cancel, Generate, Judge, Refused, Retrace, Retraced
 from nsllm.node.engine.scheduler import Scheduler
 from nsllm.node.engine.tiny import build_tiny_models
-from nsllm.record import Guide, Message, Rendering, Request, Sampling, Tool
+from nsllm.record import Guide, Message, Rendering, Sampling, Tool
 
-WARM = Sampling(temperature_micro=800_000, top_p_micro=950_000, top_k=0, min_p_micro=0, min_tokens=0)
 KINDS = {
     "warm": {},
     "greedy": {"temperature_micro": 0},
@@ -37,28 +36,8 @@ KINDS = {
 
 def claims(backend, kinds, *, guide=None, max_tokens=24):
     """What a peer says of answers that it writes all at once."""
-    said, made = [], {}
-    scheduler = Scheduler(backend, said.append)
-    for job, changes in enumerate(kinds):
-        asked = msgspec.structs.replace(WARM, **{"seed": 11 + job, "max_tokens": max_tokens, **changes})
-        messages = (Message(role="user", content=f"question {job}"),)
-        made[job] = Request(model="m", model_digest=Digest(bytes(32)), messages=messages, sampling=asked, guide=guide)
-        scheduler.handle(Generate(job, EngineRequest(messages, asked, guide=guide), max_tokens_cap=99))
-    while scheduler.busy:
-        scheduler.step()
-    prompts = {message.job: message.prompt_token_ids for message in said if isinstance(message, Started)}
-    gains = [gain for message in said if isinstance(message, Step) for gain in message.gains]
-    return [
-        Claim(
-            request=request,
-            sampling=request.sampling,
-            prompt_token_ids=prompts[job],
-            token_ids=tuple(token for gain in gains if gain.job == job for token in gain.token_ids),
-            text="".join(gain.text for gain in gains if gain.job == job),
-            finish_reason=next(gain.reason for gain in gains if gain.job == job and gain.reason),
-        )
-        for job, request in made.items()
-    ]
+    said = []
+    return claiming.claims(Scheduler(backend, said.append), said, kinds, guide=guide, max_tokens=max_tokens)
 
 
 def reply(backend, message):

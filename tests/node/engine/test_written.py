@@ -7,19 +7,16 @@ import dataclasses
 import msgspec
 import pytest
 import torch
+from claiming import claims, finish
 
-from nsllm.governance.ports import Claim
-from nsllm.ids import Digest
 from nsllm.node.engine import written
 from nsllm.node.engine.fast.backend import FastBackend
 from nsllm.node.engine.generation import Generation
-from nsllm.node.engine.port import EngineRequest
-from nsllm.node.engine.protocol import Generate, Refused, Retrace, Retraced, Started, Step
+from nsllm.node.engine.protocol import Refused, Retrace, Retraced
 from nsllm.node.engine.scheduler import Scheduler
 from nsllm.node.engine.written import Written
-from nsllm.record import Guide, Message, Request, Sampling
+from nsllm.record import Guide, Message, Sampling
 
-WARM = Sampling(temperature_micro=800_000, top_p_micro=950_000, top_k=0, min_p_micro=0, min_tokens=0)
 BESIDE = (Message(role="user", content="Say something."),)
 
 
@@ -30,41 +27,14 @@ class Desk:
         self.said = []
         self.scheduler = Scheduler(backend, self.said.append)
 
-    def finish(self):
-        while self.scheduler.busy:
-            self.scheduler.step()
-            self.scheduler.side()
-
     def claims(self, kinds, guide=None, **asked):
         """Of answers that are written all at once."""
-        made = {}
-        for job, changes in enumerate(kinds):
-            sampling = msgspec.structs.replace(WARM, **{"seed": 11 + job, "max_tokens": 24, **changes})
-            messages = (Message(role="user", content=f"question {job}"),)
-            made[job] = Request(
-                model="m", model_digest=Digest(bytes(32)), messages=messages, sampling=sampling, guide=guide
-            )
-            request = EngineRequest(messages, sampling, guide=guide, **asked)
-            self.scheduler.handle(Generate(job, request, max_tokens_cap=99))
-        self.finish()
-        prompts = {message.job: message.prompt_token_ids for message in self.said if isinstance(message, Started)}
-        gains = [gain for message in self.said if isinstance(message, Step) for gain in message.gains]
-        return [
-            Claim(
-                request=request,
-                sampling=request.sampling,
-                prompt_token_ids=prompts[job],
-                token_ids=tuple(token for gain in gains if gain.job == job for token in gain.token_ids),
-                text="".join(gain.text for gain in gains if gain.job == job),
-                finish_reason=next(gain.reason for gain in gains if gain.job == job and gain.reason),
-            )
-            for job, request in made.items()
-        ]
+        return claims(self.scheduler, self.said, kinds, guide=guide, **asked)
 
     def trace(self, claim, beside=BESIDE):
         self.said.clear()
         self.scheduler.handle(Retrace(1, claim, Sampling(), beside))
-        self.finish()
+        finish(self.scheduler)
         (only,) = self.said
         assert isinstance(only, Retraced), only
         return only.trace
