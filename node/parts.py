@@ -104,7 +104,7 @@ class Parts:
             standing=ledger,
             key=identity.member,
             clock=world.clock,
-            offload=world.offload,
+            offload=world.offload.background(),
             rng=world.rng,
             events=EventBus(world.clock),
         )

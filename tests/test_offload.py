@@ -64,14 +64,33 @@ async def test_who_is_cancelled_waits_for_what_has_begun(autojump_clock) -> None
 
 
 async def test_background_work_interrupts_nobody(monkeypatch) -> None:
-    """Only the thread that works gives way, once and for all; not the peer's own."""
-    asked: list[tuple[int, int]] = []
-    monkeypatch.setattr(os, "sched_setscheduler", lambda _, policy, __: asked.append((threading.get_ident(), policy)))
+    """A thread gives way while it works in the background, and as little as any other when it does not."""
+    now: dict[int, int] = {}
+    monkeypatch.setattr(
+        os, "sched_setscheduler", lambda _, policy, __: now.__setitem__(threading.get_ident(), policy), raising=False
+    )
     monkeypatch.setattr("nsllm.offload._THREAD", threading.local())
-    offload = ThreadOffload()
-    threads = {await offload.run(threading.get_ident) for _ in range(3)}
-    assert sorted(asked) == sorted((thread, os.SCHED_BATCH) for thread in threads)
-    assert threading.get_ident() not in threads
+    offload = ThreadOffload(width=1)
+    background = offload.background()
+
+    def policy() -> int:
+        return now.get(threading.get_ident(), os.SCHED_OTHER)
+
+    for each, expected in ((offload, os.SCHED_OTHER), (background, os.SCHED_BATCH)) * 2:
+        assert await each.run(policy) == expected
+    assert threading.get_ident() not in now
+
+
+async def test_the_background_has_no_room_of_its_own() -> None:
+    offload = ThreadOffload(width=1)
+    go_on = threading.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(offload.run, go_on.wait)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(offload.background().run, threading.get_ident)
+        await trio.testing.wait_all_tasks_blocked()
+        assert offload._limiter.statistics().tasks_waiting == 1
+        go_on.set()
 
 
 async def test_work_is_done_where_threads_may_not_choose(monkeypatch) -> None:
@@ -80,4 +99,4 @@ async def test_work_is_done_where_threads_may_not_choose(monkeypatch) -> None:
 
     monkeypatch.setattr(os, "sched_setscheduler", forbidden, raising=False)
     monkeypatch.setattr("nsllm.offload._THREAD", threading.local())
-    assert await ThreadOffload().run(lambda: 1) == 1
+    assert await ThreadOffload().background().run(lambda: 1) == 1
